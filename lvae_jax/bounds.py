@@ -1,0 +1,193 @@
+"""Bounds on the log-likelihood, equations (6) and (20): KL, ELBO, importance weights, warm-up.
+
+Everything starts from the `Terms` of a model: one log density, one posterior and one prior a layer,
+for every sample of every example. Arrays are [samples, batch], or [samples, batch, units] by layer,
+in nats; tuples run from the bottom layer to the top.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lvae_jax import distributions
+from lvae_jax.distributions import Gaussian
+
+PerLayer = tuple[Float[Array, "samples batch units"], ...]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["log_px", "z", "posterior", "prior"],
+    meta_fields=["closed_form_kl"],
+)
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What a model says of a batch, before any term is summed or averaged.
+
+    A pytree; `closed_form_kl` is part of its structure, not a leaf.
+    """
+
+    log_px: Float[Array, "samples batch"]
+    """log p(x | z_1), summed over x."""
+
+    z: PerLayer
+    """A sample of every layer, drawn from `posterior`."""
+
+    posterior: tuple[Gaussian, ...]
+    """q(z_i | ...) of every layer, given the samples it is conditioned on."""
+
+    prior: tuple[Gaussian, ...]
+    """p(z_i | z_{i+1}) of every layer; N(0, I) at the top."""
+
+    closed_form_kl: tuple[bool, ...]
+    """By layer: is q(z_i | ...) conditioned on nothing drawn after z_{i+1}?
+
+    Then KL(q || p) given z_{i+1} is the closed form. It is, in every layer, where inference runs
+    downward as generation does; where it runs upward only the top layer's is, since there
+    p(z_i | z_{i+1}) depends on a z_{i+1} that was drawn after z_i.
+    """
+
+
+def log_ratio_per_unit(terms: Terms) -> PerLayer:
+    """log q(z_i | ...) - log p(z_i | z_{i+1}) of every unit at the sample drawn, in nats.
+
+    Its expectation under q is the KL divergence; it is the only choice under an importance-weighted
+    bound.
+    """
+    return tuple(
+        distributions.log_prob(q, z) - distributions.log_prob(p, z)
+        for q, p, z in zip(terms.posterior, terms.prior, terms.z, strict=True)
+    )
+
+
+def kl_per_unit(terms: Terms) -> PerLayer:
+    """KL(q || p) of every unit, in nats: closed form if there is one, else a one-sample estimate.
+
+    Args:
+      terms: of a model.
+
+    Returns:
+      A tuple over layers of [samples, batch, units]. A closed form is never negative; a one-sample
+      estimate (the lower layers of bottom-up inference) can be.
+    """
+    return tuple(
+        distributions.kl(q, p) if closed_form else log_ratio
+        for q, p, closed_form, log_ratio in zip(
+            terms.posterior,
+            terms.prior,
+            terms.closed_form_kl,
+            log_ratio_per_unit(terms),
+            strict=True,
+        )
+    )
+
+
+def sum_units(per_unit: PerLayer) -> tuple[Float[Array, "samples batch"], ...]:
+    """The sum over units of every layer, as a tuple over layers."""
+    return tuple(jnp.sum(layer, axis=-1) for layer in per_unit)
+
+
+def sum_layers(per_unit: PerLayer) -> Float[Array, "samples batch"]:
+    """The sum over the units of all layers, [samples, batch]."""
+    return functools.reduce(jnp.add, sum_units(per_unit))
+
+
+def elbo(terms: Terms, beta: float | Float[Array, ""] = 1.0) -> Float[Array, " batch"]:
+    """E_q[log p(x | z)] - beta KL(q || p), equation (20), averaged over the samples, in nats.
+
+    A lower bound on log p(x) for beta = 1; during warm-up beta is smaller.
+
+    Args:
+      terms: of a model, with any number of samples.
+      beta: weight of the KL terms.
+
+    Returns:
+      [batch].
+    """
+    return jnp.mean(terms.log_px - beta * sum_layers(kl_per_unit(terms)), axis=0)
+
+
+def log_weights(
+    terms: Terms, beta: float | Float[Array, ""] = 1.0
+) -> Float[Array, "samples batch"]:
+    """log p(x | z) + beta (log p(z) - log q(z | x)) of each sample, in nats.
+
+    For beta = 1 this is the logarithm of the importance weight p(x, z) / q(z | x).
+    """
+    return terms.log_px - beta * sum_layers(log_ratio_per_unit(terms))
+
+
+def log_mean_exp(log_values: Float[Array, " samples *rest"]) -> Float[Array, "*rest"]:
+    """The logarithm of the mean over the first axis of values given by their logarithms."""
+    return jax.nn.logsumexp(log_values, axis=0) - jnp.log(jnp.float32(log_values.shape[0]))
+
+
+def importance_weighted(
+    terms: Terms, beta: float | Float[Array, ""] = 1.0
+) -> Float[Array, " batch"]:
+    """The importance-weighted bound L_K, equation (6) with its 1/K, over all K samples, in nats.
+
+    Args:
+      terms: of a model, with K samples. K = 1 gives the one-sample ELBO without closed forms.
+      beta: weight of the KL terms within each log weight; 1 for a bound on log p(x).
+
+    Returns:
+      [batch]: log 1/K sum_k p(x, z_k) / q(z_k | x).
+    """
+    return log_mean_exp(log_weights(terms, beta))
+
+
+def objective(
+    terms: Terms, beta: float | Float[Array, ""], importance_samples: int
+) -> Float[Array, " batch"]:
+    """What training maximises: the mean of the bound over groups of importance samples, in nats.
+
+    Args:
+      terms: of a model, with mc_samples * importance_samples samples.
+      beta: weight of the KL terms.
+      importance_samples: K of equation (6). With K = 1 the ELBO, KL terms in closed form where
+        there is one; with more, the importance-weighted bound of each group of K samples.
+
+    Returns:
+      [batch], the mean over the groups.
+
+    Raises:
+      ValueError: the number of samples is not a multiple of importance_samples.
+    """
+    if importance_samples == 1:
+        return elbo(terms, beta)
+    samples = terms.log_px.shape[0]
+    if samples % importance_samples:
+        raise ValueError(
+            f"{samples} samples do not split into groups of importance_samples="
+            f"{importance_samples}; give a multiple"
+        )
+    groups = jax.tree.map(lambda a: a.reshape(-1, importance_samples, *a.shape[1:]), terms)
+    return jnp.mean(jax.vmap(importance_weighted, in_axes=(0, None))(groups, beta), axis=0)
+
+
+def effective_sample_size(log_weights: Float[Array, " samples *rest"]) -> Float[Array, "*rest"]:
+    """(sum w)^2 / sum w^2 of importance weights given by their logarithms; between 1 and K."""
+    return jnp.exp(
+        2 * jax.nn.logsumexp(log_weights, axis=0) - jax.nn.logsumexp(2 * log_weights, axis=0)
+    )
+
+
+def warm_up(epoch: int, warmup_epochs: int) -> float:
+    """beta of an epoch: linear from 0 to 1 over the first N_t epochs (section 3.1 of the paper).
+
+    Args:
+      epoch: counted from 0.
+      warmup_epochs: N_t; 0 means no warm-up, beta = 1 from the start.
+
+    Returns:
+      min(1, epoch / warmup_epochs).
+
+    Example:
+      >>> [warm_up(epoch, 4) for epoch in (0, 1, 4, 9)], warm_up(0, 0)
+      ([0.0, 0.25, 1.0, 1.0], 1.0)
+    """
+    return min(1.0, epoch / warmup_epochs) if warmup_epochs > 0 else 1.0
