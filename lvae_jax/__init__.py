@@ -1,0 +1,25 @@
+"""Ladder Variational Autoencoders (Sønderby et al., NeurIPS 2016) in JAX and Flax.
+
+Pure functions hold the mathematics (`distributions`, `bounds`, `normalization`), Flax modules
+compose them (`networks`, `models`), and `training` and `evaluation` drive a model over a data set.
+`lvae_jax.data` loads data sets and needs the extra `lvae-jax[experiments]`.
+"""
+
+from importlib import metadata
+
+from lvae_jax import bounds, distributions, evaluation, training
+from lvae_jax.distributions import Bernoulli, Gaussian
+from lvae_jax.models import VAE, LadderVAE
+
+__version__ = metadata.version("lvae-jax")
+
+__all__ = [
+    "VAE",
+    "Bernoulli",
+    "Gaussian",
+    "LadderVAE",
+    "bounds",
+    "distributions",
+    "evaluation",
+    "training",
+]

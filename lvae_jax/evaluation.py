@@ -1,0 +1,256 @@
+"""Evaluation: batch-norm re-estimation, ELBO and log-likelihood of a data set, active units.
+
+beta is always 1 here. Every draw is derived from (key, image, sample) alone, so that no result
+depends on how images or samples are grouped.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from lvae_jax import bounds
+from lvae_jax.bounds import Terms
+from lvae_jax.models import HierarchicalVAE
+from lvae_jax.normalization import Moments, pool
+from lvae_jax.training import Preprocess, named_key
+
+ACTIVE_VARIANCE = 0.01
+"""A unit is active if its posterior mean has a larger variance over the data (Burda, 2016)."""
+
+
+@functools.partial(jax.jit, static_argnames=("model", "preprocess", "batch_size"))
+def reestimate_batch_stats(
+    model: HierarchicalVAE,
+    params: Any,
+    preprocess: Preprocess,
+    images: Array,
+    key: Key[Array, ""],
+    *,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Variables for evaluation: the parameters with batch-norm statistics of the training set.
+
+    One pass in training mode with the parameters fixed, one sample an image; the moments of the
+    batches are pooled into those of all images by the law of total variance. As in training the
+    last partial batch is dropped (images are taken in a random order).
+
+    Args:
+      model: a model.
+      params: its parameters.
+      preprocess: makes x of a batch of images.
+      images: [n, ...], the training images as stored.
+      key: a PRNG key.
+      batch_size: that of training.
+
+    Returns:
+      {"params", "batch_stats"}; {"params"} for a model without batch norm.
+    """
+    if not model.batch_norm:
+        return {"params": params}
+    batch_size = min(batch_size, images.shape[0])
+    batches = images.shape[0] // batch_size
+    order = jax.random.permutation(named_key(key, "shuffle"), images.shape[0])
+
+    def batch_moments(_: None, batch: tuple[Array, Array]) -> tuple[None, Any]:
+        index, rows = batch
+        x = preprocess(named_key(key, "preprocess", index), images[rows])
+        _, updates = model.apply(
+            {"params": params},
+            x,
+            train=True,
+            rngs={"sample": named_key(key, "sample", index)},
+            mutable=["batch_stats"],
+        )
+        return None, updates["batch_stats"]
+
+    rows = order[: batches * batch_size].reshape(batches, batch_size)
+    _, moments = jax.lax.scan(batch_moments, None, (jnp.arange(batches), rows))
+    by_path = traverse_util.flatten_dict(moments)
+    pooled = {
+        (*layer, name): value
+        for layer in {path[:-1] for path in by_path}
+        for name, value in pool(Moments(by_path[*layer, "mean"], by_path[*layer, "variance"]))
+        ._asdict()
+        .items()
+    }
+    return {"params": params, "batch_stats": traverse_util.unflatten_dict(pooled)}
+
+
+class ElboResult(NamedTuple):
+    """Of a data set, averaged over its images, in nats."""
+
+    elbo: Float[Array, ""]
+    """L_1 with beta = 1."""
+
+    log_px: Float[Array, ""]
+    kl_per_unit: tuple[Float[Array, " units"], ...]
+    active: tuple[Bool[Array, " units"], ...]
+    """Burda's criterion: see `active_units`."""
+
+
+def active_units(means: Float[Array, "samples images units"]) -> Bool[Array, " units"]:
+    """Which units are active: Var_x(E_q[mean of q(z_i | ...)]) > 0.01 (Burda et al., 2016).
+
+    In a hierarchy the posterior mean of a layer depends on the samples it is conditioned on. Of two
+    independent samples, the covariance of the two means over the images is an unbiased estimate of
+    the variance of their expectation; one sample's variance would count that noise as activity.
+
+    Args:
+      means: posterior means for an even number of independent samples of every image.
+
+    Returns:
+      [units].
+    """
+    centred = means - jnp.mean(means, axis=1, keepdims=True)
+    one, other = centred[0::2], centred[1::2]
+    return jnp.mean(one * other, axis=(0, 1)) > ACTIVE_VARIANCE
+
+
+def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array) -> Any:
+    """`jax.vmap` of a function of one image, `batch_size` images at a time, for any number."""
+    n = arrays[0].shape[0]
+    batches = -(-n // batch_size)
+    # The last batch is filled up with copies of the first images, so that one program serves all.
+    rows = (jnp.arange(batches * batch_size) % n).reshape(batches, batch_size)
+    results = jax.lax.map(
+        lambda batch: jax.vmap(function)(*(array[batch] for array in arrays)), rows
+    )
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], results)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "preprocess", "num_samples", "batch_size"))
+def elbo(
+    model: HierarchicalVAE,
+    variables: Any,
+    preprocess: Preprocess,
+    images: Array,
+    key: Key[Array, ""],
+    *,
+    num_samples: int = 2,
+    batch_size: int = 250,
+) -> ElboResult:
+    """L_1 of a data set and what it consists of, by layer and unit.
+
+    Args:
+      model: a model.
+      variables: of `reestimate_batch_stats`.
+      preprocess: makes x of images; it draws for every image by itself.
+      images: [n, ...], as stored.
+      key: a PRNG key.
+      num_samples: samples an image that the bound is averaged over; an even number.
+      batch_size: images at a time; the result does not depend on it.
+
+    Returns:
+      Means over the images, and the active units.
+    """
+
+    def of_image(index: Int[Array, ""], image: Array) -> tuple[Any, ...]:
+        image_key = jax.random.fold_in(key, index)
+        x = preprocess(named_key(image_key, "preprocess"), image[None])
+        rngs = {"sample": named_key(image_key, "sample")}
+        terms = cast(Terms, model.apply(variables, x, num_samples, rngs=rngs))
+        kl_per_unit = tuple(jnp.mean(kl, axis=(0, 1)) for kl in bounds.kl_per_unit(terms))
+        means = tuple(q.mean[:, 0] for q in terms.posterior)
+        return bounds.elbo(terms)[0], jnp.mean(terms.log_px), kl_per_unit, means
+
+    bound, log_px, kl_per_unit, means = map_images(
+        of_image, batch_size, jnp.arange(images.shape[0]), images
+    )
+    return ElboResult(
+        elbo=jnp.mean(bound),
+        log_px=jnp.mean(log_px),
+        kl_per_unit=tuple(jnp.mean(kl, axis=0) for kl in kl_per_unit),
+        active=tuple(active_units(jnp.swapaxes(layer, 0, 1)) for layer in means),
+    )
+
+
+class LogLikelihood(NamedTuple):
+    """The importance-sampled estimate for every image."""
+
+    log_likelihood: Float[Array, " batch"]
+    """L_K in nats: log 1/K sum_k p(x, z_k) / q(z_k | x)."""
+
+    effective_sample_size: Float[Array, " batch"]
+    """(sum w)^2 / sum w^2, between 1 and K: how many samples the estimate rests on."""
+
+
+class _RunningSums(NamedTuple):
+    """Sums of w / e^largest and of its square over the samples seen, and the largest log w."""
+
+    largest: Float[Array, " batch"]
+    weights: Float[Array, " batch"]
+    squares: Float[Array, " batch"]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_samples", "chunk_size"))
+def log_likelihood(
+    model: HierarchicalVAE,
+    variables: Any,
+    x: Float[Array, "batch data_dim"],
+    key: Key[Array, "*batch"],
+    num_samples: int = 5000,
+    chunk_size: int = 100,
+) -> LogLikelihood:
+    """L_K, equation (6), of every image: log p(x) from below, and close to it for large K.
+
+    The encoding of an image, which no sample changes, is computed once. Samples are vmapped in
+    chunks and their weights added up as they come, relative to the largest so far, so that memory
+    depends on `chunk_size` and not on K. The estimate of an image depends on its key and K alone.
+
+    Args:
+      model: a model.
+      variables: its variables, batch-norm statistics included.
+      x: the images.
+      key: one key, from which image i takes `fold_in(key, i)`; or a key for every image.
+      num_samples: K.
+      chunk_size: samples an image at a time.
+
+    Returns:
+      [batch] each: the estimates, and their effective sample sizes.
+
+    Raises:
+      ValueError: num_samples or chunk_size is less than 1.
+    """
+    if num_samples < 1 or chunk_size < 1:
+        raise ValueError(f"num_samples={num_samples}, chunk_size={chunk_size}; give at least 1")
+    images = x.shape[0]
+    keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images))
+    chunk_size = min(chunk_size, num_samples)
+    encoded = model.apply(variables, x, method="encode")
+
+    def log_weight(x: Array, encoded: Any, key: Key[Array, ""], sample: Array) -> Array:
+        x, encoded = jax.tree.map(lambda a: a[None], (x, encoded))
+        rngs = {"sample": jax.random.fold_in(key, sample)}
+        terms = cast(Terms, model.apply(variables, x, encoded, rngs=rngs, method="infer"))
+        return bounds.log_weights(terms)[0, 0]
+
+    # [samples, images]; samples beyond K, in the last chunk, weigh nothing.
+    over_images = jax.vmap(log_weight, (0, 0, 0, None))
+    over_samples = jax.vmap(over_images, (None, None, None, 0))
+
+    def add_chunk(chunk: Array, sums: _RunningSums) -> _RunningSums:
+        samples = chunk * chunk_size + jnp.arange(chunk_size)
+        log_w = over_samples(x, encoded, keys, samples)
+        log_w = jnp.where((samples < num_samples)[:, None], log_w, -jnp.inf)
+        largest = jnp.maximum(sums.largest, jnp.max(log_w, axis=0))
+        scale = jnp.exp(sums.largest - largest)
+        w = jnp.exp(log_w - largest[None])
+        return _RunningSums(
+            largest,
+            sums.weights * scale + jnp.sum(w, axis=0),
+            sums.squares * scale**2 + jnp.sum(w**2, axis=0),
+        )
+
+    zeros = jnp.zeros((images,), jnp.float32)
+    start = _RunningSums(jnp.full((images,), -jnp.inf, jnp.float32), zeros, zeros)
+    chunks = -(-num_samples // chunk_size)
+    sums = jax.lax.fori_loop(0, chunks, add_chunk, start)
+    return LogLikelihood(
+        log_likelihood=sums.largest + jnp.log(sums.weights / num_samples),
+        effective_sample_size=sums.weights**2 / sums.squares,
+    )
