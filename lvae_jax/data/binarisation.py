@@ -1,0 +1,95 @@
+"""From images to what the model observes: grey values, and zeros and ones drawn from them.
+
+The paper's MNIST and OMNIGLOT are binary: a pixel is 1 with the probability of its grey value.
+Training images are drawn anew every epoch (`binarise`); test images are drawn once
+(`binarise_once`), so that every run, whatever its seed, is tested on the same images.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Key, UInt8
+
+TEST_BINARISATION_SEED = 20160207
+"""Seed of the fixed binarisation of test images; changing it changes every reported number."""
+
+GreyImages = Float32[Array, "batch *image_shape"]
+Images = UInt8[Array, "batch *image_shape"] | GreyImages
+
+
+def to_unit(images: Images) -> GreyImages:
+    """Grey values in [0, 1].
+
+    Args:
+      images: uint8 values 0..255, or float32.
+
+    Returns:
+      uint8 images divided by 255; float32 images unchanged.
+
+    Example:
+      >>> to_unit(np.array([[0, 255]], np.uint8)).tolist()
+      [[0.0, 1.0]]
+    """
+    images = jnp.asarray(images)
+    if images.dtype == jnp.uint8:
+        # A product, because backends round a quotient differently; 255 times this is exactly 1.
+        return images.astype(jnp.float32) * np.float32(1 / 255)
+    return images.astype(jnp.float32)
+
+
+def flatten(images: Images) -> Float32[Array, "batch data_dim"]:
+    """The images as rows of `x`, in [0, 1] if they are uint8: for data that is not binarised.
+
+    Also right for images that came binarised (`Dataset.binarisation == "fixed"`).
+
+    Args:
+      images: uint8 values 0..255, or float32.
+
+    Returns:
+      `to_unit(images)`, one row an image.
+    """
+    return to_unit(images).reshape(images.shape[0], -1)
+
+
+def as_stored(_: Key[Array, ""], images: Images) -> Float32[Array, "batch data_dim"]:
+    """`flatten`, where a function of a key and images is asked for, as `binarise` is one."""
+    return flatten(images)
+
+
+def binarise(key: Key[Array, ""], images: Images) -> Float32[Array, "batch data_dim"]:
+    """Draws zeros and ones; each pixel is 1 with the probability of its grey value.
+
+    A black pixel (0) is never 1 and a full one (255 in uint8, 1.0 in float32) always is. In between
+    the probability is exact to 2^-23, the resolution of a float32 uniform.
+
+    Args:
+      key: A JAX random key.
+      images: Grey images, uint8 values 0..255 or float32 in [0, 1].
+
+    Returns:
+      Zeros and ones, one row an image.
+    """
+    grey: Float[Array, "batch data_dim"] = flatten(images)
+    uniform = jax.random.uniform(key, grey.shape, jnp.float32)  # in [0, 1): below 1, never below 0
+    return (uniform < grey).astype(jnp.float32)
+
+
+def binarise_once(images: np.ndarray) -> np.ndarray:
+    """The fixed binarisation of test images, always the same for the same images.
+
+    Drawn with NumPy's legacy generator, whose stream is frozen: JAX's depends on its settings and
+    may change between versions. The draws run over images in order, so the first n images are
+    binarised alike however many follow.
+
+    Args:
+      images: Grey test images [n, *image_shape], uint8 values 0..255 or float32 in [0, 1].
+
+    Returns:
+      uint8 zeros and ones [n, data_dim]. They are values of `x`, not grey values: cast them to
+      float32; do not pass them through `to_unit` or `flatten`, which would read a 1 as 1/255.
+    """
+    images = np.asarray(images)
+    grey = images.reshape(images.shape[0], -1)
+    scale = 255.0 if grey.dtype == np.uint8 else 1.0
+    generator = np.random.RandomState(TEST_BINARISATION_SEED)
+    return (scale * generator.random_sample(grey.shape) < grey).astype(np.uint8)

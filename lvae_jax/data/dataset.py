@@ -1,0 +1,113 @@
+"""What a data set is: labelled images for training and testing, and how the model observes them."""
+
+import dataclasses
+from typing import Literal, get_args
+
+import numpy as np
+
+Observation = Literal["bernoulli", "gaussian"]
+Binarisation = Literal["dynamic", "fixed", "none"]
+
+
+class DataError(ValueError):
+    """A data set cannot be had; one line says what was given, what was expected and what to do."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels as host arrays.
+
+    Images are uint8 grey values 0..255 or float32; float32 images of a Bernoulli observation are
+    grey values in [0, 1].
+
+    Attributes:
+      name: What results are reported under, such as "mnist".
+      train_images: [n_train, *image_shape].
+      train_labels: int32 [n_train].
+      test_images: [n_test, *image_shape], of the same dtype as `train_images`.
+      test_labels: int32 [n_test].
+      observation: The distribution p(x | z_1).
+      binarisation: "dynamic": the images are grey, training images are binarised anew every epoch
+        and test images once. "fixed": they came binarised, every pixel is 0 or full (255 in uint8,
+        1.0 in float32). "none": the model sees the values as they are.
+
+    Raises:
+      DataError: The fields do not fit together.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    observation: Observation
+    binarisation: Binarisation
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self.train_images.shape[1:]
+
+    @property
+    def data_dim(self) -> int:
+        """Number of values in one image."""
+        return int(np.prod(self.image_shape))
+
+    def __post_init__(self) -> None:
+        for field, value, choices in (
+            ("observation", self.observation, get_args(Observation)),
+            ("binarisation", self.binarisation, get_args(Binarisation)),
+        ):
+            if value not in choices:
+                raise DataError(
+                    f"{self.name}: {field} is {value!r}; it must be one of {', '.join(choices)}"
+                )
+        if self.observation == "gaussian" and self.binarisation != "none":
+            raise DataError(
+                f"{self.name}: binarisation is {self.binarisation!r} with a gaussian observation; "
+                "zeros and ones need observation='bernoulli', other data binarisation='none'"
+            )
+        self._check_split("train", self.train_images, self.train_labels)
+        self._check_split("test", self.test_images, self.test_labels)
+        train, test = self.train_images, self.test_images
+        if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+            raise DataError(
+                f"{self.name}: train_images are {train.dtype} {list(train.shape[1:])} but "
+                f"test_images are {test.dtype} {list(test.shape[1:])}; both must have the same "
+                "dtype and image shape"
+            )
+
+    def _check_split(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+        where = f"{self.name}: {split}_images"
+        if not isinstance(images, np.ndarray) or images.dtype not in (np.uint8, np.float32):
+            given = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+            raise DataError(f"{where} are {given}; give a NumPy array of uint8 or float32")
+        if images.ndim < 2 or images.size == 0:
+            raise DataError(
+                f"{where} have the shape {list(images.shape)}; expected [n, *image_shape] with at "
+                "least one image of at least one value"
+            )
+        if not isinstance(labels, np.ndarray) or labels.dtype != np.int32:
+            given = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
+            raise DataError(f"{self.name}: {split}_labels are {given}; give a NumPy array of int32")
+        if labels.shape != images.shape[:1]:
+            raise DataError(
+                f"{self.name}: {split}_labels have the shape {list(labels.shape)}; expected "
+                f"[{images.shape[0]}], one label an image"
+            )
+        if images.dtype == np.float32:
+            low, high = float(images.min()), float(images.max())  # NaN if any value is NaN
+            if not (np.isfinite(low) and np.isfinite(high)):
+                raise DataError(f"{where} hold values that are not finite; remove or replace them")
+            if self.observation == "bernoulli" and (low < 0 or high > 1):
+                raise DataError(
+                    f"{where} run from {low:g} to {high:g}; a bernoulli observation needs values "
+                    "in [0, 1], so rescale them or use observation='gaussian'"
+                )
+        if self.binarisation == "fixed":
+            full = 255 if images.dtype == np.uint8 else 1
+            if not np.all((images == 0) | (images == full)):
+                raise DataError(
+                    f"{where} hold values other than 0 and {full}, the two of fixed binarisation "
+                    f"in {images.dtype}; rescale them or use binarisation='dynamic'"
+                )

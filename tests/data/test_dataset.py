@@ -1,0 +1,133 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lvae_jax.data import DataError, Dataset
+
+
+def make(**changes):
+    fields = {
+        "name": "toy",
+        "train_images": np.zeros((5, 2, 3), np.uint8),
+        "train_labels": np.zeros(5, np.int32),
+        "test_images": np.zeros((4, 2, 3), np.uint8),
+        "test_labels": np.zeros(4, np.int32),
+        "observation": "bernoulli",
+        "binarisation": "dynamic",
+    }
+    return Dataset(**(fields | changes))
+
+
+def make_float(values, **changes):
+    images = np.broadcast_to(np.asarray(values, np.float32), (4, 3)).copy()
+    labels = np.zeros(4, np.int32)
+    arrays = {"train_images": images, "train_labels": labels}
+    return make(**(arrays | {"test_images": images, "test_labels": labels} | changes))
+
+
+def test_image_shape_and_data_dim_are_those_of_one_image():
+    dataset = make()
+    assert dataset.image_shape == (2, 3)
+    assert dataset.data_dim == 6
+
+
+def test_a_dataset_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make().name = "other"
+
+
+def test_gaussian_images_may_have_any_finite_value():
+    dataset = make_float([-3.0, 0.5, 7.0], observation="gaussian", binarisation="none")
+    assert dataset.data_dim == 3
+
+
+def test_fixed_binarisation_is_zero_and_full():
+    make_float([0.0, 1.0, 0.0], binarisation="fixed")
+    images = np.full((5, 2, 3), 255, np.uint8)
+    make(train_images=images, binarisation="fixed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"observation": "poisson"},
+            "toy: observation is 'poisson'; it must be one of bernoulli, gaussian",
+        ),
+        (
+            {"binarisation": "static"},
+            "toy: binarisation is 'static'; it must be one of dynamic, fixed, none",
+        ),
+        (
+            {"observation": "gaussian"},
+            "toy: binarisation is 'dynamic' with a gaussian observation; zeros and ones need "
+            "observation='bernoulli', other data binarisation='none'",
+        ),
+        (
+            {"train_images": np.zeros((5, 2, 3))},
+            "toy: train_images are float64; give a NumPy array of uint8 or float32",
+        ),
+        (
+            {"test_images": [[0.0]]},
+            "toy: test_images are list; give a NumPy array of uint8 or float32",
+        ),
+        (
+            {"test_images": np.zeros((0, 2, 3), np.uint8), "test_labels": np.zeros(0, np.int32)},
+            "toy: test_images have the shape [0, 2, 3]; expected [n, *image_shape] with at least "
+            "one image of at least one value",
+        ),
+        (
+            {"train_images": np.zeros(5, np.uint8)},
+            "toy: train_images have the shape [5]; expected [n, *image_shape] with at least one "
+            "image of at least one value",
+        ),
+        (
+            {"train_labels": np.zeros(5, np.int64)},
+            "toy: train_labels are int64; give a NumPy array of int32",
+        ),
+        (
+            {"train_labels": np.zeros((5, 1), np.int32)},
+            "toy: train_labels have the shape [5, 1]; expected [5], one label an image",
+        ),
+        (
+            {"test_images": np.zeros((4, 3, 2), np.uint8)},
+            "toy: train_images are uint8 [2, 3] but test_images are uint8 [3, 2]; both must have "
+            "the same dtype and image shape",
+        ),
+        (
+            {"test_images": np.zeros((4, 2, 3), np.float32)},
+            "toy: train_images are uint8 [2, 3] but test_images are float32 [2, 3]; both must "
+            "have the same dtype and image shape",
+        ),
+        (
+            {"train_images": np.ones((5, 2, 3), np.uint8), "binarisation": "fixed"},
+            "toy: train_images hold values other than 0 and 255, the two of fixed binarisation in "
+            "uint8; rescale them or use binarisation='dynamic'",
+        ),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(changes, message):
+    with pytest.raises(DataError) as caught:
+        make(**changes)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
+def test_values_that_are_not_finite_are_refused(value, observation):
+    with pytest.raises(DataError) as caught:
+        make_float([0.0, value, 1.0], observation=observation, binarisation="none")
+    assert str(caught.value) == (
+        "toy: train_images hold values that are not finite; remove or replace them"
+    )
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-0.5, "-0.5 to 1"), (2.0, "0 to 2")])
+def test_bernoulli_values_outside_the_unit_interval_are_refused(value, shown):
+    with pytest.raises(DataError) as caught:
+        make_float([0.0, value, 1.0])
+    assert str(caught.value) == (
+        f"toy: train_images run from {shown}; a bernoulli observation needs values in [0, 1], so "
+        "rescale them or use observation='gaussian'"
+    )

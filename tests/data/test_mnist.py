@@ -1,0 +1,156 @@
+"""The real files are tested too where LVAE_JAX_TEST_DATA names a folder that has them in mnist/."""
+
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_mnist
+
+from lvae_jax.data import DataError, mnist
+from lvae_jax.data.mnist_builder import LvaeMnist
+
+# A digit's number of images. The small ones are 7 i modulo 10, i = 0..29 and 0..19.
+COUNTS = {
+    "small": ([3] * 10, [2] * 10),
+    "real": (
+        [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+        [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
+    ),
+}
+DATA = os.environ.get("LVAE_JAX_TEST_DATA")
+
+
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory):
+    return small_mnist.write_files(tmp_path_factory.mktemp("original"))
+
+
+@pytest.fixture(scope="module")
+def tfds_dirs(tmp_path_factory):
+    """A folder for each kind of files, so that each is prepared once."""
+    return {kind: tmp_path_factory.mktemp(kind) for kind in COUNTS}
+
+
+@pytest.fixture(params=["small", "real"] if DATA else ["small"])
+def files(request, small_files, tfds_dirs, monkeypatch):
+    """Which files, the folder that holds them and the folder where they are prepared."""
+    kind = request.param
+    if kind == "real":
+        return kind, Path(DATA) / "mnist", tfds_dirs[kind]
+    monkeypatch.setattr(mnist, "SOURCE", small_mnist.small_source(small_files))
+    return kind, small_files, tfds_dirs[kind]
+
+
+@pytest.fixture
+def small_dir(tmp_path):
+    return small_mnist.write_files(tmp_path / "original")
+
+
+def values(path, header):
+    """The values after an IDX header of known length."""
+    return np.frombuffer(gzip.decompress(path.read_bytes())[header:], np.uint8)
+
+
+def test_mnist_is_the_original_files_in_their_order(files):
+    _, folder, tfds_dir = files
+    dataset = mnist.load(folder, tfds_dir)
+    for prefix, images, labels in (
+        ("train", dataset.train_images, dataset.train_labels),
+        ("t10k", dataset.test_images, dataset.test_labels),
+    ):
+        grey = values(folder / f"{prefix}-images-idx3-ubyte.gz", 16)
+        digit = values(folder / f"{prefix}-labels-idx1-ubyte.gz", 8)
+        np.testing.assert_array_equal(images, grey.reshape(-1, 28, 28), strict=True)
+        np.testing.assert_array_equal(labels, digit.astype(np.int32), strict=True)
+
+
+def test_mnist_has_all_images_of_every_digit(files):
+    kind, folder, tfds_dir = files
+    dataset = mnist.load(folder, tfds_dir)
+    train, test = COUNTS[kind]
+    assert np.bincount(dataset.train_labels).tolist() == train
+    assert np.bincount(dataset.test_labels).tolist() == test
+    assert dataset.train_images.shape == (sum(train), 28, 28)
+    assert dataset.test_images.shape == (sum(test), 28, 28)
+
+
+def test_mnist_is_binary_and_binarised_dynamically(files):
+    _, folder, tfds_dir = files
+    dataset = mnist.load(folder, tfds_dir)
+    assert dataset.name == "mnist"
+    assert dataset.data_dim == 784
+    assert (dataset.observation, dataset.binarisation) == ("bernoulli", "dynamic")
+
+
+def test_a_second_load_imports_no_tensorflow_datasets(files):
+    kind, folder, tfds_dir = files
+    mnist.load(folder, tfds_dir)
+    code = """
+import sys
+from lvae_jax.data import mnist
+dataset = mnist.load(tfds_dir=sys.argv[1])
+assert len(dataset.train_images) == int(sys.argv[2])
+assert not {"tensorflow_datasets", "tensorflow", "sklearn"} & sys.modules.keys()
+"""
+    root = Path(mnist.__file__).parents[2]
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, str(tfds_dir), str(sum(COUNTS[kind][0]))],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        timeout=120,
+        check=True,
+    )
+
+
+def test_the_checksums_of_all_four_files_are_found():
+    # Sizes as published with the files.
+    sizes = {
+        "train-images-idx3-ubyte.gz": 9912422,
+        "train-labels-idx1-ubyte.gz": 28881,
+        "t10k-images-idx3-ubyte.gz": 1648877,
+        "t10k-labels-idx1-ubyte.gz": 4542,
+    }
+    infos = {url: (int(info.size), info.filename) for url, info in LvaeMnist.url_infos.items()}
+    for file, size in sizes.items():
+        assert infos[mnist.SOURCE.url + file] == (size, file)
+    assert set(mnist.SOURCE.files) == set(sizes)
+
+
+def test_files_that_are_not_mnist_are_refused(small_dir, tmp_path):
+    with pytest.raises(DataError) as caught:  # against the checksums of the real files
+        mnist.load(small_dir, tmp_path / "tfds")
+    message = str(caught.value)
+    assert message.startswith("lvae_mnist: Artifact https://storage.googleapis.com/cvdf-datasets/")
+    assert f"downloaded to {small_dir}" in message
+    assert message.endswith(
+        "has wrong checksum: it is cut short or not the original; delete it and download it again "
+        "from https://storage.googleapis.com/cvdf-datasets/mnist/"
+    )
+    assert not (tmp_path / "tfds" / "lvae_mnist" / "1.0.0").exists()
+
+
+def test_a_file_that_is_not_idx_is_refused(small_dir, tmp_path, monkeypatch):
+    path = small_dir / "train-labels-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(b"<html>"))
+    monkeypatch.setattr(mnist, "SOURCE", small_mnist.small_source(small_dir))
+    with pytest.raises(DataError) as caught:
+        mnist.load(small_dir, tmp_path / "tfds")
+    assert str(caught.value) == (
+        f"{path} starts with the bytes 3c68746d; expected 00000801, IDX with 1 dimensions of "
+        "uint8: download it again"
+    )
+    assert not (tmp_path / "tfds" / "lvae_mnist" / "1.0.0").exists()
+
+
+def test_images_without_labels_are_refused(tmp_path, monkeypatch):
+    folder = small_mnist.write_files(tmp_path / "original", num_train_labels=29)
+    monkeypatch.setattr(mnist, "SOURCE", small_mnist.small_source(folder))
+    with pytest.raises(DataError) as caught:
+        mnist.load(folder, tmp_path / "tfds")
+    assert str(caught.value) == (
+        f"{folder}/train-images-idx3-ubyte.gz holds 30 images but "
+        f"{folder}/train-labels-idx1-ubyte.gz 29 labels; download both again"
+    )

@@ -1,0 +1,393 @@
+import contextlib
+import dataclasses
+import functools
+import http.server
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_mnist
+from small_mnist import small_source
+
+from lvae_jax.data import DataError, prepared
+from lvae_jax.data.mnist_builder import LvaeMnist
+from lvae_jax.data.prepared import load_arrays, tfds_root
+
+FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+ORIGINAL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return small_mnist.write_files(tmp_path / "original")
+
+
+@pytest.fixture
+def tfds_dir(tmp_path):
+    return tmp_path / "tfds"
+
+
+@pytest.fixture
+def folder(tfds_dir):
+    """Where the prepared data set lives."""
+    return tfds_dir / "lvae_mnist" / "1.0.0"
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Serves a folder at an address of this machine."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with contextlib.ExitStack() as stack:
+
+        def start(directory):
+            handler = functools.partial(Handler, directory=directory)
+            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+            stack.enter_context(server)
+            threading.Thread(target=server.serve_forever).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}/"
+
+        yield start
+
+
+def failure(*args):
+    """The message of the DataError of loading with these arguments."""
+    with pytest.raises(DataError) as caught:
+        load_arrays(*args)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def without_builder():
+    raise AssertionError("the builder must not be needed")
+
+
+def assert_nothing_prepared(folder):
+    assert not folder.exists()
+    assert not list(folder.parent.glob("incomplete.*"))
+
+
+def assert_same(arrays, others):
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, others[name], strict=True)
+
+
+# Preparing
+
+
+def test_files_are_downloaded_where_no_folder_is_given(serve, data_dir, tfds_dir):
+    url = serve(data_dir)
+    downloaded = load_arrays(small_source(data_dir, url), None, tfds_dir)
+    from_folder = load_arrays(small_source(data_dir), data_dir, tfds_dir.with_name("other"))
+    assert_same(downloaded, from_folder)
+
+
+def test_files_in_the_given_folder_keep_the_network_unused(data_dir, tfds_dir):
+    source = small_source(data_dir, "http://127.0.0.1:9/")  # where nothing answers
+    assert len(load_arrays(source, data_dir, tfds_dir)["train_images"]) == small_mnist.NUM_TRAIN
+
+
+def test_both_folders_may_start_with_a_tilde(data_dir, tfds_dir, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(tfds_dir.parent))
+    load_arrays(small_source(data_dir), "~/original", "~/tfds")
+    assert (folder / "arrays.npz").is_file()
+
+
+def test_the_records_say_what_they_are(data_dir, tfds_dir, folder):
+    load_arrays(small_source(data_dir), data_dir, tfds_dir)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    assert info["name"] == "lvae_mnist"
+    assert info["version"] == "1.0.0"
+    assert info["fileFormat"] == "array_record"
+    assert [split["shardLengths"] for split in info["splits"]] == [["30"], ["20"]]
+
+
+def run_python(code, *arguments):
+    """Runs code in a process of its own, where every warning is an error."""
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(Path(prepared.__file__).parents[2])])
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_preparing_is_silent_and_needs_no_tensorflow(data_dir, tfds_dir):
+    finished = run_python(
+        """
+        import sys
+        from small_mnist import Path, small_source
+        from lvae_jax.data.prepared import load_arrays
+
+        data_dir, tfds_dir = map(Path, sys.argv[1:])
+        load_arrays(small_source(data_dir), data_dir, tfds_dir)
+        assert "tensorflow_datasets" in sys.modules
+        assert "tensorflow" not in sys.modules
+        """,
+        data_dir,
+        tfds_dir,
+    )
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+
+def test_a_preparation_killed_half_way_is_started_anew(data_dir, tfds_dir, folder):
+    killed = run_python(
+        """
+        import os, signal, sys
+        from small_mnist import Path, LvaeMnist, small_source
+        from lvae_jax.data.prepared import load_arrays
+
+        class Killed(LvaeMnist, skip_registration=True):
+            def _generate_examples(self, images, labels):
+                last = len(images) - 1
+                for index, example in super()._generate_examples(images, labels):
+                    if index == last and len(images) == 20:  # in the test split
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    yield index, example
+
+        data_dir, tfds_dir = map(Path, sys.argv[1:])
+        load_arrays(small_source(data_dir, base=Killed), data_dir, tfds_dir)
+        """,
+        data_dir,
+        tfds_dir,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not folder.exists()
+    assert list(folder.parent.glob("incomplete.*"))  # it had begun
+
+    arrays = load_arrays(small_source(data_dir), data_dir, tfds_dir)
+    assert len(arrays["train_images"]) == small_mnist.NUM_TRAIN
+    assert len(arrays["test_images"]) == small_mnist.NUM_TEST
+
+
+def test_two_processes_may_prepare_at_once(data_dir, tfds_dir):
+    class Slower(LvaeMnist, skip_registration=True):
+        def _split_generators(self, dl_manager):
+            load_arrays(small_source(data_dir), data_dir, tfds_dir)  # the other one finishes
+            return super()._split_generators(dl_manager)
+
+    arrays = load_arrays(small_source(data_dir, base=Slower), data_dir, tfds_dir)
+    assert len(arrays["train_images"]) == small_mnist.NUM_TRAIN
+
+
+# Loading what is prepared
+
+
+def test_a_second_load_needs_neither_files_nor_network_nor_builder(data_dir, tfds_dir):
+    source = small_source(data_dir)
+    first = load_arrays(source, data_dir, tfds_dir)
+    again = dataclasses.replace(source, builder_class=without_builder)
+    assert_same(load_arrays(again, None, tfds_dir), first)
+    assert_same(load_arrays(again, "/no/such/folder", tfds_dir), first)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "pickled"])
+def test_arrays_are_rebuilt_from_the_records(data_dir, tfds_dir, folder, damage):
+    source = small_source(data_dir)
+    first = load_arrays(source, data_dir, tfds_dir)
+    path = folder / "arrays.npz"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        middle = content.index(first["train_images"].tobytes()) + 5000
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        np.savez(path, **{name: np.array([None], object) for name in first})
+    assert_same(load_arrays(source, None, tfds_dir), first)
+    assert path.read_bytes() == content
+
+
+def test_records_are_enough_where_the_arrays_cannot_be_written(
+    data_dir, tfds_dir, folder, monkeypatch, caplog
+):
+    def refuse(path, arrays):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(prepared, "write_arrays", refuse)
+    with caplog.at_level(logging.WARNING, "lvae_jax"):
+        arrays = load_arrays(small_source(data_dir), data_dir, tfds_dir)
+    assert len(arrays["train_images"]) == small_mnist.NUM_TRAIN
+    assert not (folder / "arrays.npz").exists()
+    (record,) = [record for record in caplog.records if record.name == prepared.__name__]
+    assert record.message == (
+        f"{folder} cannot be written ([Errno 13] Permission denied): loading stays slow"
+    )
+
+
+def test_damaged_records_are_named(data_dir, tfds_dir, folder):
+    load_arrays(small_source(data_dir), data_dir, tfds_dir)
+    (folder / "arrays.npz").unlink()
+    (records,) = folder.glob("*-train.array_record*")
+    records.write_bytes(records.read_bytes()[:100])
+    message = failure(small_source(data_dir), None, tfds_dir)
+    assert message.startswith(f"the records in {folder} cannot be read (")
+    assert message.endswith("); delete that folder and run again")
+
+
+def test_the_default_folder_is_that_of_tensorflow_datasets(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    assert tfds_root(None) == tmp_path / "tensorflow_datasets"
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "shared"))
+    assert tfds_root(None) == tmp_path / "shared"
+    assert tfds_root(tmp_path / "own") == tmp_path / "own"
+
+
+# Refusals
+
+
+def test_a_folder_elsewhere_is_refused(monkeypatch, data_dir):
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/data")
+    assert failure(small_source(data_dir)) == (
+        "prepared data sets are to be kept in gs://bucket/data, which is not a local folder; give "
+        "one with --tfds_dir"
+    )
+
+
+def test_without_network_and_files_the_message_says_how_to_get_them(
+    monkeypatch, data_dir, tfds_dir, folder
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
+        message = failure(small_source(data_dir, url), None, tfds_dir)
+    assert message == (
+        f"lvae_mnist is not in {folder} and {url}{FILES[0]} cannot be reached (ConnectionError); "
+        f"download {', '.join(FILES)} from {url} and give their folder with --data_dir, or run "
+        "experiments.digits, which needs no files"
+    )
+    assert_nothing_prepared(folder)
+
+
+def test_an_address_that_has_no_such_file_is_named(serve, data_dir, tfds_dir, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    url = serve(empty)
+    message = failure(small_source(data_dir, url), None, tfds_dir)
+    assert f"{url}{FILES[0]} cannot be reached (HTTPError)" in message
+
+
+@pytest.mark.parametrize("damage", ["other", "cut"])
+def test_a_wrong_checksum_names_the_file(data_dir, tfds_dir, folder, damage):
+    source = small_source(data_dir)
+    path = data_dir / FILES[2]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"x" if damage == "other" else content[:-500])
+    assert failure(source, data_dir, tfds_dir) == (
+        f"lvae_mnist: Artifact {ORIGINAL}{FILES[2]}, downloaded to {path}, has wrong checksum: it "
+        f"is cut short or not the original; delete it and download it again from {ORIGINAL}"
+    )
+    assert_nothing_prepared(folder)
+
+    path.write_bytes(content)  # and with the right file all is well
+    assert len(load_arrays(source, data_dir, tfds_dir)["test_images"]) == small_mnist.NUM_TEST
+
+
+def test_a_wrong_checksum_of_a_download_names_the_address(serve, data_dir, tfds_dir, folder):
+    url = serve(data_dir)
+    source = small_source(data_dir, url)
+    (data_dir / FILES[0]).write_bytes(b"<html>log in first</html>")
+    message = failure(source, None, tfds_dir)
+    assert message.startswith(f"lvae_mnist: Artifact {url}{FILES[0]}, downloaded to {tfds_dir}")
+    assert "has wrong checksum" in message
+    assert_nothing_prepared(folder)
+    small_mnist.write_files(data_dir)
+    assert len(load_arrays(source, None, tfds_dir)["test_images"]) == small_mnist.NUM_TEST
+
+
+def test_a_missing_file_is_named(data_dir, tfds_dir, folder):
+    source = small_source(data_dir)
+    (data_dir / FILES[1]).unlink()
+    (data_dir / FILES[3]).unlink()
+    assert failure(source, data_dir, tfds_dir) == (
+        f"--data_dir={data_dir} lacks {FILES[1]}, {FILES[3]}; download what is missing from "
+        f"{ORIGINAL} into it, under the same names and not unpacked"
+    )
+    assert_nothing_prepared(folder)
+
+
+def test_a_missing_data_dir_is_named(data_dir, tfds_dir, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    assert failure(small_source(data_dir), nowhere, tfds_dir) == (
+        f"--data_dir={nowhere} is not a folder; expected one that holds {', '.join(FILES)} from "
+        f"{ORIGINAL}"
+    )
+
+
+def test_a_tfds_dir_that_cannot_be_made_is_named(data_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "tfds"
+    assert failure(small_source(data_dir), data_dir, below) == (
+        f"{below} cannot be made (Not a directory); give a folder that can be written to with "
+        "--tfds_dir"
+    )
+
+
+def test_a_tfds_dir_that_cannot_be_written_to_is_named(data_dir, tfds_dir, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert failure(small_source(data_dir), data_dir, tfds_dir) == (
+        f"{tfds_dir} cannot be written to; give a folder that can be written to with --tfds_dir"
+    )
+
+
+def test_a_folder_without_a_whole_data_set_is_named(data_dir, tfds_dir, folder):
+    folder.mkdir(parents=True)
+    assert failure(small_source(data_dir), data_dir, tfds_dir) == (
+        f"{folder} holds no whole data set (dataset_info.json is missing); delete that folder and "
+        "run again"
+    )
+
+
+def test_a_preparation_that_fails_keeps_nothing_and_the_cause(data_dir, tfds_dir, folder):
+    class Failing(LvaeMnist, skip_registration=True):
+        def _generate_examples(self, images, labels):
+            yield from list(super()._generate_examples(images, labels))[:3]
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(DataError) as caught:
+        load_arrays(small_source(data_dir, base=Failing), data_dir, tfds_dir)
+    assert str(caught.value) == (
+        f"lvae_mnist could not be prepared in {folder}: [Errno 28] No space left on device; "
+        "nothing was kept, run again"
+    )
+    assert isinstance(caught.value.__cause__, OSError)
+    assert_nothing_prepared(folder)
+
+
+@pytest.mark.parametrize("module", ["tensorflow_datasets", "array_record.python"])
+def test_a_missing_package_is_named(data_dir, tfds_dir, monkeypatch, module):
+    source = small_source(data_dir)
+    monkeypatch.setitem(sys.modules, module, None)
+    message = failure(source, data_dir, tfds_dir)
+    assert message.startswith("lvae_mnist needs tensorflow-datasets and array-record (")
+    assert module in message
+    assert message.endswith('); pip install "lvae-jax[experiments]"')
