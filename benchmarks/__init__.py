@@ -1,0 +1,1 @@
+"""Speed of lvae_jax, as ratios against references measured in the same run."""
