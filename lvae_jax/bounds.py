@@ -171,9 +171,8 @@ def objective(
 
 def effective_sample_size(log_weights: Float[Array, " samples *rest"]) -> Float[Array, "*rest"]:
     """(sum w)^2 / sum w^2 of importance weights given by their logarithms; between 1 and K."""
-    return jnp.exp(
-        2 * jax.nn.logsumexp(log_weights, axis=0) - jax.nn.logsumexp(2 * log_weights, axis=0)
-    )
+    # Of weights that sum to one: logarithms of sums, as large as log p(x), have few digits left.
+    return 1 / jnp.sum(jax.nn.softmax(log_weights, axis=0) ** 2, axis=0)
 
 
 def warm_up(epoch: int, warmup_epochs: int) -> float:

@@ -97,7 +97,10 @@ def log_prob(p: Gaussian | Bernoulli, x: Float[Array, "*shape"]) -> Float[Array,
     """
     if isinstance(p, Gaussian):
         return -0.5 * (jnp.log(2 * jnp.pi * p.variance) + (x - p.mean) ** 2 / p.variance)
-    return x * p.logits - jnp.maximum(p.logits, 0.0) - jnp.log1p(jnp.exp(-jnp.abs(p.logits)))
+    logits = p.logits
+    # -|l| as min(l, -l), whose derivative at 0 is 0. That of jnp.abs is 1 there and would make the
+    # gradient at a logit of exactly 0 come out as x instead of x - 1/2.
+    return x * logits - jnp.maximum(logits, 0.0) - jnp.log1p(jnp.exp(jnp.minimum(logits, -logits)))
 
 
 def kl(q: Gaussian, p: Gaussian) -> Float[Array, "*shape"]:

@@ -1,9 +1,21 @@
-"""Strictness for every test: no silent broadcasting between ranks."""
+"""What holds for every test: strict ranks, and one compilation of each program a session."""
+
+import os
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compilation_cache(tmp_path_factory):
+    """A compilation cache of the session's own, for the subprocesses that tests start too."""
+    cache = str(tmp_path_factory.mktemp("compilation_cache"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture

@@ -1,0 +1,48 @@
+"""Progress for a person: a bar on a terminal, a line now and then in a log."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts steps of a known total; use as a context manager.
+
+    On a terminal a bar with the time left; elsewhere a line of its own at most every `interval`
+    seconds and at the end.
+    """
+
+    def __init__(self, description: str, total: int, done: int = 0, interval: float = 30.0):
+        self.description, self.total, self.done, self.interval = description, total, done, interval
+        self.first, self.started = done, time.monotonic()
+        self.reported = self.started
+        self.bar = (
+            tqdm(desc=description, total=total, initial=done, dynamic_ncols=True, leave=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def update(self, done: int, note: str = "") -> None:
+        """Says that `done` of the total are done, with a note on the latest."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(done - self.done)
+        self.done = done
+        now = time.monotonic()
+        if self.bar is None and (now - self.reported >= self.interval or done == self.total):
+            self.reported = now
+            left = (now - self.started) / max(done - self.first, 1) * (self.total - done)
+            minutes, seconds = divmod(round(left), 60)
+            print(
+                f"{self.description} {done}/{self.total}  {note}  {minutes}:{seconds:02d} left",
+                file=sys.stderr,
+                flush=True,
+            )

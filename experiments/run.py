@@ -1,0 +1,353 @@
+"""A whole run: settings, data, model, training, evaluation, results."""
+
+import functools
+import math
+import os
+import platform
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tensorboardX import SummaryWriter
+
+import lvae_jax
+from experiments.progress import Progress
+from experiments.settings import Settings, SettingsError
+from experiments.workdir import Workdir, read_trained, remove_tensorboard
+from lvae_jax import VAE, LadderVAE, bounds, evaluation, training
+from lvae_jax.data import Dataset, as_stored, binarise, binarise_once, flatten
+from lvae_jax.models import HierarchicalVAE
+from lvae_jax.training import TrainState, named_key
+
+EVAL_BATCH_SIZE = 250
+"""Images at a time in evaluation; no result depends on it."""
+
+EVAL_CHUNK_SIZE = 10
+"""Importance samples an image at a time; no result depends on it."""
+
+
+class NonFiniteError(ArithmeticError):
+    """Training arrived at a number that is not finite; the message is one line."""
+
+
+def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None = None) -> None:
+    """Trains and evaluates one model, from the beginning or from where an earlier start got to.
+
+    Args:
+      settings: checked settings.
+      dataset: what to train and test on.
+      paper_log_likelihood: the paper's number for this data set and model, where it has one.
+
+    Raises:
+      SettingsError: settings that do not fit the data set.
+      WorkdirError: a workdir that cannot be used.
+      NonFiniteError: training diverged.
+    """
+    started = time.monotonic()
+
+    # Settings that only the data can refuse.
+    images = len(dataset.train_images)
+    if settings.batch_size > images:
+        raise SettingsError(
+            f"--batch_size={settings.batch_size}: {dataset.name} has {images} training images; "
+            "give at most that"
+        )
+
+    # The run's folder.
+    model = make_model(settings, dataset)
+    optimizer = training.make_optimizer(
+        max_gradient_norm=settings.max_gradient_norm or None,
+        max_gradient=settings.max_gradient or None,
+        adam_epsilon=settings.adam_epsilon,
+    )
+    key = jax.random.key(settings.seed)
+    name = f"{dataset.name}-{settings.model}{model.depth}"
+    workdir = Workdir(Path(settings.workdir or f"runs/{name}"), make_config(settings, dataset))
+    results = workdir.results()
+    if results is not None:
+        print(f"{workdir.path} is finished.")
+        print(describe(results, paper_log_likelihood))
+        return
+    initial = _initial_state(settings, dataset, model, optimizer, key)
+    workdir.create()
+
+    # Data, on the device from here on.
+    preprocess = binarise if dataset.binarisation == "dynamic" else as_stored
+    train_images = jnp.asarray(dataset.train_images)
+    test_x = jnp.asarray(
+        binarise_once(dataset.test_images).astype(np.float32)
+        if dataset.binarisation == "dynamic"
+        else flatten(jnp.asarray(dataset.test_images))
+    )
+
+    def variables_of(params: Any, epoch: int) -> dict[str, Any]:
+        return evaluation.reestimate_batch_stats(
+            model,
+            params,
+            preprocess,
+            train_images,
+            named_key(key, "batch_stats", epoch),
+            batch_size=settings.batch_size,
+        )
+
+    def evaluate(variables: dict[str, Any], epoch: int) -> dict[str, Any]:
+        test = evaluation.elbo(
+            model,
+            variables,
+            as_stored,
+            test_x,
+            named_key(key, "test_elbo", epoch),
+            batch_size=EVAL_BATCH_SIZE,
+        )
+        return {
+            "test_elbo": float(test.elbo),
+            "active_units": [int(jnp.sum(active)) for active in test.active],
+            "kl_per_unit": [kl.tolist() for kl in test.kl_per_unit],
+        }
+
+    # Train.
+    state, epoch = workdir.restore(initial)
+    lines = workdir.truncate_metrics(epoch)
+    trained_seconds = sum(line["seconds"] for line in lines)
+    remove_tensorboard(workdir.path)
+    steps = images // settings.batch_size
+    print(
+        f"{name}: {images} training and {len(test_x)} test images, "
+        f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, "
+        f"{settings.epochs} epochs of {steps} steps, on {device()}"
+        + (f"; going on after epoch {epoch}" if epoch else ""),
+        file=sys.stderr,
+    )
+    with (
+        SummaryWriter(str(workdir.path / "tensorboard")) as tensorboard,
+        Progress("epoch", settings.epochs, done=epoch) as progress,
+    ):
+        for line in lines:
+            write_scalars(tensorboard, line)
+        saved = time.monotonic()
+        while epoch < settings.epochs:
+            epoch_started = time.monotonic()
+            beta = bounds.warm_up(epoch, settings.warmup_epochs)
+            learning_rate = training.scheduled_learning_rate(
+                settings.schedule, settings.learning_rate, epoch, settings.epochs
+            )
+            state, metrics = training.train_epoch(
+                model,
+                optimizer,
+                preprocess,
+                state,
+                train_images,
+                key,
+                jnp.float32(beta),
+                jnp.float32(learning_rate),
+                batch_size=settings.batch_size,
+                mc_samples=settings.mc_samples,
+                importance_samples=settings.iw_samples,
+            )
+            line = {
+                "epoch": epoch,
+                "step": (epoch + 1) * steps,
+                "beta": beta,
+                "learning_rate": learning_rate,
+                "train_elbo": float(metrics.train_elbo),
+                "log_px": float(metrics.log_px),
+                "kl_per_layer": metrics.kl_per_layer.tolist(),
+            }
+            if not math.isfinite(line["train_elbo"]):
+                raise NonFiniteError(
+                    f"epoch {epoch}: the training ELBO is {line['train_elbo']}; the last "
+                    f"checkpoint in {workdir.path} is kept. Try a smaller --learning_rate or "
+                    "--max_gradient_norm=4 in a new --workdir"
+                )
+            epoch += 1
+            last = epoch == settings.epochs
+            if settings.eval_every and epoch % settings.eval_every == 0 and not last:
+                line |= evaluate(variables_of(state.params, epoch), epoch)
+            line["seconds"] = time.monotonic() - epoch_started
+            trained_seconds += line["seconds"]
+            workdir.append_metrics(line)
+            write_scalars(tensorboard, line)
+            if last or time.monotonic() - saved >= settings.checkpoint_seconds:
+                workdir.save(state, epoch)
+                saved = time.monotonic()
+            progress.update(epoch, f"beta {beta:.2f}  ELBO {line['train_elbo']:.2f}")
+
+    # Evaluate, with batch-norm statistics of the final parameters.
+    evaluation_started = time.monotonic()
+    variables = variables_of(state.params, epoch)
+    test = evaluate(variables, epoch)
+    train = evaluation.elbo(
+        model,
+        variables,
+        preprocess,
+        train_images,
+        named_key(key, "train_elbo", epoch),
+        batch_size=EVAL_BATCH_SIZE,
+    )
+    log_likelihood, effective_sample_size = test_log_likelihood(
+        model, variables, test_x, named_key(key, "log_likelihood"), settings.eval_samples
+    )
+    results = {
+        "dataset": dataset.name,
+        "model": settings.model,
+        "epochs": epoch,
+        "seed": settings.seed,
+        "test_elbo": test["test_elbo"],
+        "test_log_likelihood": float(np.mean(log_likelihood)),
+        "test_log_likelihood_standard_error": float(
+            np.std(log_likelihood, ddof=1) / math.sqrt(len(log_likelihood))
+        ),
+        "eval_samples": settings.eval_samples,
+        "train_elbo": float(train.elbo),
+        "kl_per_layer": [sum(layer) for layer in test["kl_per_unit"]],
+        "active_units": test["active_units"],
+        "kl_per_unit": test["kl_per_unit"],
+        "effective_sample_size": float(np.mean(effective_sample_size)),
+        "wall_seconds": trained_seconds + time.monotonic() - evaluation_started,
+        "training_seconds": trained_seconds,
+        "device": device(),
+    }
+    workdir.write_results(results)
+    workdir.close()
+    print(describe(results, paper_log_likelihood))
+    print(f"{workdir.path} is finished, {time.monotonic() - started:.0f} s after this start.")
+
+
+def make_model(settings: Settings, dataset: Dataset) -> HierarchicalVAE:
+    """The model of the settings, for the data set's dimension and observation."""
+    latent_sizes, hidden_sizes = settings.layers()
+    ladder = functools.partial(
+        LadderVAE, own_top_down=settings.own_top_down, mean_upward=settings.mean_upward
+    )
+    model_class: Any = {"lvae": ladder, "vae": VAE}[settings.model]
+    return model_class(
+        data_dim=dataset.data_dim,
+        latent_sizes=latent_sizes,
+        hidden_sizes=hidden_sizes,
+        observation=dataset.observation,
+        activation=settings.activation,
+        batch_norm=settings.batch_norm,
+        variance_floor=settings.variance_floor,
+    )
+
+
+def _initial_state(
+    settings: Settings,
+    dataset: Dataset,
+    model: HierarchicalVAE,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+) -> TrainState:
+    """Fresh parameters, or with --init_from those of another run; the optimiser starts afresh."""
+    state = training.init_state(model, optimizer, key)
+    if not settings.init_from:
+        return state
+    config, params = read_trained(Path(settings.init_from))
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, state.params):
+        was, now = config["settings"], settings.changing_results()
+        names = ("model", "latent_sizes", "hidden_sizes", "batch_norm", "own_top_down")
+        differences = [f"{n} {was[n]} there, {now[n]} here" for n in names if was[n] != now[n]]
+        if config["dataset"] != dataset.name:
+            differences.append(f"trained on {config['dataset']}, not on {dataset.name}")
+        raise SettingsError(
+            f"--init_from={settings.init_from}: its model is another one "
+            f"({'; '.join(differences)}); give the same model settings"
+        )
+    return state._replace(params=jax.tree.map(jnp.asarray, params))
+
+
+def make_config(settings: Settings, dataset: Dataset) -> dict[str, Any]:
+    """What config.json says: every setting, and the versions and device of the first start."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "dataset": dataset.name,
+        "settings": settings.changing_results(),
+        "versions": {
+            "python": platform.python_version(),
+            "lvae_jax": lvae_jax.__version__,
+            **{package: metadata.version(package) for package in packages},
+        },
+        "device": device(),
+    }
+
+
+def device() -> str:
+    """The devices in words: how many of which kind."""
+    devices = jax.devices()
+    cores = f" ({os.cpu_count()} cores)" if devices[0].platform == "cpu" else ""
+    return f"{len(devices)} x {devices[0].device_kind}{cores}"
+
+
+def test_log_likelihood(
+    model: HierarchicalVAE,
+    variables: dict[str, Any],
+    test_x: jax.Array,
+    key: jax.Array,
+    num_samples: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """L_K and the effective sample size of every test image, with progress."""
+    n = len(test_x)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
+    estimates, sizes = [], []
+    with Progress(f"test log-likelihood, K = {num_samples}, image", n) as progress:
+        for start in range(0, n, EVAL_BATCH_SIZE):
+            # A smaller last batch is filled up with the first images: one program serves all.
+            rows = np.arange(start, start + EVAL_BATCH_SIZE) % n
+            result = evaluation.log_likelihood(
+                model, variables, test_x[rows], keys[rows], num_samples, EVAL_CHUNK_SIZE
+            )
+            estimates.append(np.asarray(result.log_likelihood))
+            sizes.append(np.asarray(result.effective_sample_size))
+            done = min(start + EVAL_BATCH_SIZE, n)
+            progress.update(done, f"{np.mean(np.concatenate(estimates)[:done]):.2f} nats")
+    return np.concatenate(estimates)[:n], np.concatenate(sizes)[:n]
+
+
+def write_scalars(tensorboard: SummaryWriter, line: dict[str, Any]) -> None:
+    """Writes a line of metrics.jsonl to TensorBoard, a scalar a number, a layer a curve."""
+    for name, value in line.items():
+        if name in ("kl_per_layer", "active_units"):
+            for i, layer_value in enumerate(value, start=1):
+                tensorboard.add_scalar(f"{name}/z_{i}", layer_value, line["epoch"])
+        elif isinstance(value, float):
+            tensorboard.add_scalar(name, value, line["epoch"])
+
+
+def describe(results: dict[str, Any], paper_log_likelihood: float | None) -> str:
+    """results.json for a person."""
+    paper = (
+        f"   (the paper, after 2,000 epochs: {paper_log_likelihood})"
+        if paper_log_likelihood
+        else ""
+    )
+    layers = "\n".join(
+        f"  z_{i}: KL {kl:6.2f} nats, {active} of {len(per_unit)} units active"
+        for i, (kl, active, per_unit) in enumerate(
+            zip(
+                results["kl_per_layer"],
+                results["active_units"],
+                results["kl_per_unit"],
+                strict=True,
+            ),
+            start=1,
+        )
+    )
+    return (
+        f"{results['dataset']}, {results['model']} with {len(results['active_units'])} layers, "
+        f"{results['epochs']} epochs, seed {results['seed']}\n"
+        f"test log-likelihood {results['test_log_likelihood']:.2f} "
+        f"± {results['test_log_likelihood_standard_error']:.2f} nats "
+        f"(L_{results['eval_samples']}; the standard error is over the test images){paper}\n"
+        f"test ELBO {results['test_elbo']:.2f} nats, train ELBO {results['train_elbo']:.2f} nats\n"
+        f"effective sample size {results['effective_sample_size']:.0f} "
+        f"of {results['eval_samples']}\n"
+        f"{layers}\n"
+        f"{results['training_seconds']:.0f} s of training, {results['wall_seconds']:.0f} s in all, "
+        f"on {results['device']}"
+    )

@@ -1,0 +1,179 @@
+"""A run's folder: config.json, metrics.jsonl, results.json, checkpoints/, tensorboard/."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from lvae_jax.training import TrainState
+
+
+class WorkdirError(ValueError):
+    """A workdir that cannot be used; the message is one line: what is there, what to do."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; None if there is none.
+
+    Raises:
+      WorkdirError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise WorkdirError(
+            f"{path} is damaged ({error}); restore it, or give another --workdir"
+        ) from error
+
+
+class Workdir:
+    """The files of one run: looked at when opened, written to only after `create`."""
+
+    def __init__(self, path: Path, config: dict[str, Any]):
+        """Checks that the folder, if it is there, belongs to this run.
+
+        Args:
+          path: the folder.
+          config: what config.json says; its "dataset" and "settings" are those of the run.
+
+        Raises:
+          WorkdirError: the folder belongs to another run, or is no run's.
+        """
+        self.path, self.config = path, config
+        existing = read_json(path / "config.json")
+        if existing is None and path.is_dir() and any(path.iterdir()):
+            raise WorkdirError(
+                f"{path} holds files but no config.json, so it is no run's; give another --workdir"
+            )
+        if existing is not None:
+            _refuse_another_run(path, existing, config)
+
+    def create(self) -> None:
+        """Creates what is missing, and opens the checkpoints.
+
+        Raises:
+          WorkdirError: the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not (self.path / "config.json").exists():
+                write_json(self.path / "config.json", self.config)
+        except OSError as error:
+            raise WorkdirError(
+                f"cannot write to {self.path} ({error.strerror}); give another --workdir"
+            ) from error
+        self._checkpoints = _checkpoint_manager(self.path)
+
+    def results(self) -> dict[str, Any] | None:
+        """results.json of a finished run."""
+        return read_json(self.path / "results.json")
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Writes results.json: the run is finished."""
+        write_json(self.path / "results.json", results)
+
+    def restore(self, like: TrainState) -> tuple[TrainState, int]:
+        """The newest checkpoint and its number of finished epochs, or `like` and 0."""
+        epoch = self._checkpoints.latest_step()
+        if epoch is None:
+            return like, 0
+        return self._checkpoints.restore(epoch, args=ocp.args.StandardRestore(like)), epoch
+
+    def save(self, state: TrainState, epoch: int) -> None:
+        """Saves the state after `epoch` epochs, on disk when this returns."""
+        self._checkpoints.save(epoch, args=ocp.args.StandardSave(state))
+        self._checkpoints.wait_until_finished()
+
+    def truncate_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """Drops the lines of epochs that no checkpoint remembers, and a half-written last line.
+
+        Args:
+          epochs: number of epochs finished at the checkpoint.
+
+        Returns:
+          The lines that stay.
+        """
+        path = self.path / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    values = json.loads(line)
+                except json.JSONDecodeError:
+                    break
+                if values["epoch"] < epochs:
+                    kept.append(values)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(values) + "\n" for values in kept))
+        temporary.replace(path)
+        return kept
+
+    def append_metrics(self, values: dict[str, Any]) -> None:
+        """Appends a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._checkpoints.close()
+
+
+def _checkpoint_manager(path: Path) -> ocp.CheckpointManager:
+    """The orbax checkpoints of a workdir; a step of theirs is a number of finished epochs."""
+    return ocp.CheckpointManager(
+        (path / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=3)
+    )
+
+
+def read_trained(path: Path) -> tuple[dict[str, Any], Any]:
+    """config.json and the newest parameters of a run, its optimiser state left out.
+
+    Raises:
+      WorkdirError: there are none.
+    """
+    config = read_json(path / "config.json")
+    if config is not None and (path / "checkpoints").is_dir():
+        with _checkpoint_manager(path) as checkpoints:
+            epoch = checkpoints.latest_step()
+            if epoch is not None:
+                tree = checkpoints.restore(epoch, args=ocp.args.StandardRestore())
+                return config, tree["params"]
+    raise WorkdirError(
+        f"{path} holds no run with a checkpoint; give the --workdir of one that was trained"
+    )
+
+
+def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, Any]) -> None:
+    was = {"dataset": existing["dataset"], **existing["settings"]}
+    now = {"dataset": config["dataset"], **config["settings"]}
+    differences = [
+        f"{name} was {was.get(name)} and is now {now.get(name)}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    ]
+    if differences:
+        raise WorkdirError(
+            f"{path} holds a run with other settings: {'; '.join(differences)}. "
+            "Give those settings again, or another --workdir"
+        )
+
+
+def remove_tensorboard(path: Path) -> None:
+    """Removes the event files, which are written again from metrics.jsonl."""
+    shutil.rmtree(path / "tensorboard", ignore_errors=True)

@@ -1,0 +1,247 @@
+"""Whole runs: their files, resuming, refusing, starting from another run's parameters."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from experiments.run import NonFiniteError, run
+from experiments.settings import Settings, SettingsError
+from experiments.workdir import Workdir, WorkdirError
+from lvae_jax.data import Dataset
+
+ROOT = Path(__file__).parents[2]
+
+SETTINGS = Settings(
+    depth=2,
+    latent_sizes=(3, 2),
+    hidden_sizes=(8, 6),
+    epochs=4,
+    warmup_epochs=2,
+    batch_size=16,
+    eval_every=2,
+    eval_samples=30,
+)
+
+
+def stripes() -> Dataset:
+    """Images of 4×3 grey values that fall off from a bright row, whose number is the label."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 4, 60).astype(np.int32)
+    distance = np.abs(np.arange(4)[None, :, None] - labels[:, None, None])
+    images = np.broadcast_to(255 // (1 + 3 * distance), (60, 4, 3)).astype(np.uint8)
+    return Dataset(
+        "stripes", images[:50], labels[:50], images[50:], labels[50:], "bernoulli", "dynamic"
+    )
+
+
+def lines_of(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(values: dict) -> dict:
+    return {name: value for name, value in values.items() if "seconds" not in name}
+
+
+def checkpoint_of(workdir: Path) -> dict[str, np.ndarray]:
+    manager = ocp.CheckpointManager(workdir / "checkpoints")
+    tree = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
+    manager.close()
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "stripes"
+    run(dataclasses.replace(SETTINGS, workdir=str(workdir)), stripes(), paper_log_likelihood=-1.5)
+    return workdir
+
+
+def test_metrics_hold_a_line_an_epoch_with_beta_and_learning_rate(finished):
+    lines = lines_of(finished)
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]  # 50 images, 16 a step
+    assert [line["beta"] for line in lines] == [0.0, 0.5, 1.0, 1.0]
+    assert [line["learning_rate"] for line in lines] == [1e-3] * 4
+    for line in lines:
+        assert np.isfinite([line["train_elbo"], line["log_px"], *line["kl_per_layer"]]).all()
+        np.testing.assert_allclose(
+            line["train_elbo"], line["log_px"] - sum(line["kl_per_layer"]), rtol=1e-5
+        )
+    assert [line["epoch"] for line in lines if "test_elbo" in line] == [1]
+    assert [len(layer) for layer in lines[1]["kl_per_unit"]] == [3, 2]
+
+
+def test_results_hold_what_the_run_found_and_its_settings_say(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert results.keys() >= {
+        "dataset",
+        "model",
+        "epochs",
+        "seed",
+        "test_elbo",
+        "test_log_likelihood",
+        "test_log_likelihood_standard_error",
+        "eval_samples",
+        "train_elbo",
+        "kl_per_layer",
+        "active_units",
+        "effective_sample_size",
+        "wall_seconds",
+        "device",
+    }
+    assert (results["dataset"], results["model"], results["epochs"]) == ("stripes", "lvae", 4)
+    # An untrained model of 12 binary pixels: somewhere around 12 log 2, and L_30 above L_1.
+    assert -20 < results["test_elbo"] < results["test_log_likelihood"] < -2
+    assert 1 <= results["effective_sample_size"] <= 30
+    config = json.loads((finished / "config.json").read_text())
+    assert config["settings"]["latent_sizes"] == [3, 2]
+    assert config["settings"]["warmup_epochs"] == 2
+    assert config["versions"]["jax"] == jax.__version__
+
+
+def test_tensorboard_holds_the_scalars_of_metrics_written_without_tensorflow(finished):
+    assert "tensorflow" not in sys.modules
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    lines = lines_of(finished)
+    for name in ("beta", "train_elbo", "log_px"):
+        scalars = events.Scalars(name)
+        assert [scalar.step for scalar in scalars] == [0, 1, 2, 3]
+        np.testing.assert_allclose(
+            [scalar.value for scalar in scalars], [line[name] for line in lines], rtol=1e-6
+        )
+    assert len(events.Scalars("kl_per_layer/z_2")) == 4
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    run(dataclasses.replace(SETTINGS, workdir=str(finished)), stripes(), paper_log_likelihood=-1.5)
+    out = capsys.readouterr().out
+    assert f"{finished} is finished." in out
+    assert "(the paper, after 2,000 epochs: -1.5)" in out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_other_settings_on_the_same_workdir_are_refused_with_the_difference(finished):
+    other = dataclasses.replace(SETTINGS, workdir=str(finished), seed=1, epochs=5)
+    with pytest.raises(WorkdirError) as refusal:
+        run(other, stripes())
+    assert str(refusal.value) == (
+        f"{finished} holds a run with other settings: epochs was 4 and is now 5; seed was 0 and is "
+        "now 1. Give those settings again, or another --workdir"
+    )
+
+
+def test_a_folder_that_is_no_runs_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(WorkdirError, match=r"holds files but no config\.json"):
+        run(dataclasses.replace(SETTINGS, workdir=str(tmp_path)), stripes())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"dataset": ')
+    with pytest.raises(WorkdirError, match=r"config\.json is damaged"):
+        run(dataclasses.replace(SETTINGS, workdir=str(tmp_path)), stripes())
+
+
+def test_metrics_of_epochs_that_no_checkpoint_remembers_are_dropped(tmp_path):
+    workdir = Workdir(tmp_path / "run", {"dataset": "stripes", "settings": {}})
+    workdir.create()
+    for epoch in range(5):
+        workdir.append_metrics({"epoch": epoch, "seconds": 1.0})
+    with (workdir.path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 5, "sec')  # the process was killed while it wrote
+    kept = workdir.truncate_metrics(3)
+    workdir.close()
+    assert [line["epoch"] for line in kept] == [0, 1, 2]
+    assert lines_of(workdir.path) == kept
+
+
+def test_init_from_starts_from_the_other_runs_parameters(finished, tmp_path):
+    settings = dataclasses.replace(
+        SETTINGS, workdir=str(tmp_path / "tuned"), init_from=str(finished), epochs=1,
+        warmup_epochs=0, learning_rate=1e-30, eval_every=0,
+    )  # fmt: skip
+    run(settings, stripes())
+    before, after = checkpoint_of(finished), checkpoint_of(tmp_path / "tuned")
+    params = [path for path in before if path.startswith("['params']")]
+    assert params
+    for path in params:
+        np.testing.assert_array_equal(before[path], after[path])
+    assert after["['step']"] == 3
+
+
+def test_init_from_another_model_is_refused_with_the_difference(finished, tmp_path):
+    settings = dataclasses.replace(
+        SETTINGS, workdir=str(tmp_path / "tuned"), init_from=str(finished), hidden_sizes=(8, 5)
+    )
+    with pytest.raises(SettingsError) as refusal:
+        run(settings, stripes())
+    assert str(refusal.value) == (
+        f"--init_from={finished}: its model is another one (hidden_sizes [8, 6] there, [8, 5] "
+        "here); give the same model settings"
+    )
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_a_run_that_diverges_stops_and_says_where(tmp_path):
+    settings = dataclasses.replace(
+        SETTINGS, workdir=str(tmp_path / "run"), learning_rate=1e30, eval_every=0
+    )
+    with pytest.raises(NonFiniteError, match=r"epoch \d: the training ELBO is (nan|-inf)"):
+        run(settings, stripes())
+
+
+def start(workdir: Path) -> subprocess.Popen:
+    arguments = [
+        "--latent_sizes=4,2", "--hidden_sizes=16,8", "--epochs=150", "--warmup_epochs=20",
+        "--eval_every=40", "--eval_samples=20", "--checkpoint_seconds=0.3", f"--workdir={workdir}",
+    ]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.digits", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_run_goes_on_and_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(whole)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+    for least in (30, 80):  # killed twice, with at least so many epochs logged
+        process = start(killed)
+        metrics = killed / "metrics.jsonl"
+        while process.poll() is None:
+            if metrics.exists() and metrics.read_text().count("\n") >= least:
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.01)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(killed)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "going on after epoch" in errors
+
+    expected, found = checkpoint_of(whole), checkpoint_of(killed)
+    assert expected.keys() == found.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(value, found[path], err_msg=path)
+    assert list(map(without_times, lines_of(whole))) == list(map(without_times, lines_of(killed)))
+    results = [json.loads((path / "results.json").read_text()) for path in (whole, killed)]
+    assert without_times(results[0]) == without_times(results[1])

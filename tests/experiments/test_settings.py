@@ -1,0 +1,117 @@
+"""The command line: what is accepted, and the one line that refuses what is not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def digits(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.digits", *arguments],
+        cwd=cwd,
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HOME": str(cwd)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--depth=0"], "flag --depth=0: give a whole number of at least 1"),
+        (["--depth=two"], "flag --depth=two: give a whole number of at least 1"),
+        (
+            ["--depth=4"],
+            "--depth=4: there are sizes for 3 layers; give at most as many, or longer "
+            "--latent_sizes and --hidden_sizes",
+        ),
+        (
+            ["--latent_sizes=3,0"],
+            "flag --latent_sizes=3,0: give whole numbers of at least 1, separated by commas, from "
+            "the bottom layer to the top",
+        ),
+        (
+            ["--latent_sizes=8,4", "--hidden_sizes=8"],
+            "--latent_sizes=8,4 --hidden_sizes=8: give as many of the one as of the other, and at "
+            "least one",
+        ),
+        (["--model=gan"], "flag --model=gan: give one of lvae, vae"),
+        (["--schedule=linear"], "give one of constant, staircase, cosine"),
+        (["--batch_norm=maybe"], "flag --batch_norm=maybe: give true or false"),
+        (["--learning_rate=nan"], "flag --learning_rate=nan: give a number greater than 0"),
+        (["--learning_rate=-1"], "flag --learning_rate=-1: give a number greater than 0"),
+        (["--warmup_epochs=-5"], "flag --warmup_epochs=-5: give a whole number of at least 0"),
+        (["--max_gradient_norm=-1"], "give a number of at least 0"),
+        (["--dept=3"], "Unknown command line flag 'dept'. Did you mean: depth ?"),
+        (["mnist"], "unexpected argument 'mnist': every setting is given as --name=value"),
+        (["--model=vae", "--mean_upward"], "--mean_upward are variants of the ladder"),
+    ],
+)
+def test_a_bad_flag_is_refused_in_one_line_with_status_2_and_nothing_created(
+    tmp_path, arguments, message
+):
+    result = digits(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--batch_size=1501"],
+            "error: --batch_size=1501: digits has 1500 training images; give at most that\n",
+        ),
+        (
+            ["--init_from=nowhere"],
+            "error: nowhere holds no run with a checkpoint; give the --workdir of one that was "
+            "trained\n",
+        ),
+    ],
+)
+def test_what_only_the_data_or_the_disk_can_refuse_is_refused_the_same_way(
+    tmp_path, arguments, message
+):
+    result = digits(*arguments, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (2, message)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_lists_every_setting_of_the_experiment_with_its_default(tmp_path):
+    result = digits("--help", cwd=tmp_path)
+    assert "jax" not in result.stderr
+    for name in Settings.__dataclass_fields__:
+        assert f"--{name}:" in result.stdout or f"--[no]{name}:" in result.stdout
+    assert "--hidden_sizes: units of the two hidden layers" in result.stdout
+    assert "(default: '128,64,32')" in result.stdout
+
+
+def test_the_flags_table_of_the_readme_names_every_flag_with_the_default_of_mnist():
+    rows = {
+        line.split("`")[1]: line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("| `--")
+    }
+    settings = Settings()
+    assert rows.keys() == {f"--{name}" for name in Settings.__dataclass_fields__}
+    for name, field in Settings.__dataclass_fields__.items():
+        default = getattr(settings, name)
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        assert f"| {shown and f'`{shown}`'} |" in rows[f"--{name}"]
+        assert field.metadata["help"] in rows[f"--{name}"]
+
+
+def test_depth_keeps_the_lowest_layers():
+    assert Settings(depth=2).layers() == ((64, 32), (512, 256))
+    assert Settings(depth=5).layers()[1] == (512, 256, 128, 64, 32)

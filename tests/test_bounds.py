@@ -1,0 +1,389 @@
+"""KL terms and bounds, against sums in float64, quadrature and a model with known p(x)."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from lvae_jax import bounds, distributions
+from lvae_jax.bounds import Terms
+from lvae_jax.distributions import Gaussian
+
+# Compiled whole, which is quicker than operation by operation; test_jit_equals_eager ties the two.
+elbo = jax.jit(bounds.elbo)
+log_weights = jax.jit(bounds.log_weights)
+importance_weighted = jax.jit(bounds.importance_weighted)
+objective = jax.jit(bounds.objective, static_argnums=2)
+effective_sample_size = jax.jit(bounds.effective_sample_size)
+
+FLAGS = list(itertools.product([False, True], repeat=2))
+
+
+def float32(a):
+    return jnp.asarray(a, jnp.float32)
+
+
+def make_terms(samples=6, batch=3, units=(4, 2), closed_form_kl=(True, True), seed=0):
+    """Terms with random fields, the same ones whatever the flags."""
+    rng = np.random.default_rng(seed)
+    shapes = [(samples, batch, n) for n in units]
+
+    def gaussians():
+        return tuple(
+            Gaussian(float32(rng.normal(size=shape)), float32(rng.uniform(0.2, 3.0, shape)))
+            for shape in shapes
+        )
+
+    return Terms(
+        log_px=float32(rng.normal(-90, 5, (samples, batch))),
+        z=tuple(float32(rng.normal(size=shape)) for shape in shapes),
+        posterior=gaussians(),
+        prior=gaussians(),
+        closed_form_kl=closed_form_kl,
+    )
+
+
+def terms_of_log_weights(log_weights):
+    """Terms whose log weights are the given ones: the posterior is the prior."""
+    p = (distributions.standard_gaussian((*np.shape(log_weights), 1)),)
+    return Terms(float32(log_weights), (jnp.zeros_like(p[0].mean),), p, p, (False,))
+
+
+def kl_in_float64(terms):
+    """By layer, closed form or log ratio at the sample, from float64 formulas and scipy."""
+    layers = []
+    for q, p, z, closed_form in zip(
+        terms.posterior, terms.prior, terms.z, terms.closed_form_kl, strict=True
+    ):
+        (mean_q, var_q), (mean_p, var_p) = np.asarray(q, np.float64), np.asarray(p, np.float64)
+        if closed_form:
+            kl = ((mean_q - mean_p) ** 2 + var_q) / var_p - 1 + np.log(var_p) - np.log(var_q)
+            layers.append(kl / 2)
+        else:
+            log_q = stats.norm.logpdf(z, mean_q, np.sqrt(var_q))
+            layers.append(log_q - stats.norm.logpdf(z, mean_p, np.sqrt(var_p)))
+    return layers
+
+
+def log_weights_in_float64(terms, beta=1.0):
+    without = Terms(terms.log_px, terms.z, terms.posterior, terms.prior, (False,) * len(terms.z))
+    return np.float64(terms.log_px) - beta * sum(kl.sum(-1) for kl in kl_in_float64(without))
+
+
+# --- KL terms ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed_form_kl", FLAGS)
+def test_kl_per_unit_is_closed_form_where_the_flag_says_so_else_the_log_ratio(closed_form_kl):
+    terms = make_terms(closed_form_kl=closed_form_kl)
+    actual = bounds.kl_per_unit(terms)
+    assert len(actual) == 2
+    for layer, expected in zip(actual, kl_in_float64(terms), strict=True):
+        np.testing.assert_allclose(layer, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("closed_form_kl", FLAGS)
+def test_log_ratio_per_unit_ignores_the_flags(closed_form_kl):
+    terms = make_terms(closed_form_kl=closed_form_kl)
+    expected = kl_in_float64(make_terms(closed_form_kl=(False, False)))
+    for layer, ratio in zip(bounds.log_ratio_per_unit(terms), expected, strict=True):
+        np.testing.assert_allclose(layer, ratio, rtol=1e-5, atol=1e-5)
+
+
+def test_the_closed_form_is_the_mean_of_the_log_ratio_over_posterior_samples():
+    samples = 20_000
+    one = make_terms(samples=1, batch=2, units=(3,), closed_form_kl=(True,))
+    posterior, prior = jax.tree.map(
+        lambda a: jnp.broadcast_to(a, (samples, 2, 3)), (one.posterior[0], one.prior[0])
+    )
+    z = distributions.sample(jax.random.key(0), posterior)
+    terms = Terms(jnp.zeros((samples, 2)), (z,), (posterior,), (prior,), (True,))
+    ratio = np.float64(bounds.log_ratio_per_unit(terms)[0])
+    standard_error = ratio.std(axis=0) / np.sqrt(samples)
+    assert np.all(np.abs(ratio.mean(axis=0) - bounds.kl_per_unit(one)[0][0]) < 4 * standard_error)
+
+
+def test_sum_units_and_sum_layers_add_what_they_say():
+    per_unit = (float32([[[1, 2, 3], [4, 5, 6]]]), float32([[[10, 20], [30, 40]]]))
+    by_layer = bounds.sum_units(per_unit)
+    assert np.array_equal(by_layer[0], [[6, 15]])
+    assert np.array_equal(by_layer[1], [[30, 70]])
+    assert np.array_equal(bounds.sum_layers(per_unit), [[36, 85]])
+
+
+# --- ELBO ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed_form_kl", FLAGS)
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_elbo_is_log_px_minus_beta_kl_averaged_over_samples(beta, closed_form_kl):
+    terms = make_terms(closed_form_kl=closed_form_kl)
+    kl = sum(layer.sum(-1) for layer in kl_in_float64(terms))
+    expected = (np.float64(terms.log_px) - beta * kl).mean(axis=0)
+    np.testing.assert_allclose(elbo(terms, beta), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("closed_form_kl", FLAGS)
+def test_beta_zero_leaves_no_gradient_of_the_kl_terms(closed_form_kl):
+    terms = make_terms(closed_form_kl=closed_form_kl)
+    gradient = jax.jit(jax.grad(lambda terms, beta: bounds.elbo(terms, beta).sum()))
+    without, within = gradient(terms, 0.0), gradient(terms, 1.0)
+    for leaf in jax.tree.leaves((without.z, without.posterior, without.prior)):
+        assert not np.any(leaf)
+    for leaf in jax.tree.leaves((within.posterior, within.prior)):
+        assert np.all(leaf != 0)
+    np.testing.assert_allclose(without.log_px, np.full((6, 3), 1 / 6), rtol=1e-6)
+
+
+# --- Importance-weighted bound -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_importance_weighted_is_the_log_mean_of_the_weights(beta):
+    terms = make_terms()
+    expected = log_weights_in_float64(terms, beta)
+    np.testing.assert_allclose(log_weights(terms, beta), expected, rtol=1e-6)
+    expected = special.logsumexp(expected, axis=0) - np.log(6)
+    np.testing.assert_allclose(importance_weighted(terms, beta), expected, rtol=1e-6)
+
+
+def test_one_importance_sample_gives_the_elbo_without_closed_forms():
+    terms = make_terms(samples=1, closed_form_kl=(False, False))
+    bound = importance_weighted(terms)
+    np.testing.assert_allclose(bound, elbo(terms), rtol=1e-6)
+    np.testing.assert_allclose(bound, log_weights_in_float64(terms)[0], rtol=1e-6)
+
+
+def test_more_importance_samples_never_loosen_the_bound():
+    # By Jensen's inequality this holds for every draw, not just on average.
+    terms = make_terms(samples=12, batch=50, closed_form_kl=(False, False))
+    by_k = [objective(terms, 1.0, k) for k in (1, 2, 4, 12)]
+    for fewer, more in itertools.pairwise(by_k):
+        assert np.all(more > fewer)
+
+
+class LinearGaussian:
+    """z ~ N(0, 1), x | z ~ N(z, noise): p(x) is N(0, 1 + noise), the posterior is known too."""
+
+    x, noise = 1.3, 0.4
+    log_px = stats.norm.logpdf(x, 0, np.sqrt(1 + noise))
+    posterior_mean, posterior_variance = x / (1 + noise), noise / (1 + noise)
+
+    def terms(self, z, mean, variance):
+        """Terms at samples z, [samples, batch], of the posterior N(mean, variance)."""
+        z = float32(z)[..., None]
+        q = Gaussian(jnp.full_like(z, mean), jnp.full_like(z, variance))
+        p = Gaussian(jnp.zeros_like(z), jnp.ones_like(z))
+        log_px = float32(stats.norm.logpdf(self.x, z[..., 0], np.sqrt(self.noise)))
+        return Terms(log_px, (z,), (q,), (p,), (False,))
+
+
+def test_with_the_exact_posterior_every_sample_gives_the_log_likelihood():
+    model = LinearGaussian()
+    z = np.random.default_rng(1).normal(size=(5, 7))
+    terms = model.terms(z, model.posterior_mean, model.posterior_variance)
+    np.testing.assert_allclose(importance_weighted(terms), model.log_px, rtol=1e-5)
+    np.testing.assert_allclose(elbo(terms), model.log_px, rtol=1e-5)
+
+
+def test_expected_bounds_rise_with_k_from_the_elbo_to_the_log_likelihood():
+    model, mean, variance = LinearGaussian(), 0.5, 0.5
+    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    weights /= weights.sum()
+    expected_bound = []
+    for k in (1, 2, 3):
+        # The expectation over K posterior samples, by quadrature: every K-tuple of nodes an example.
+        z = np.array(list(itertools.product(mean + np.sqrt(variance) * nodes, repeat=k))).T
+        probability = np.prod(list(itertools.product(weights, repeat=k)), axis=1)
+        bound = importance_weighted(model.terms(z, mean, variance))
+        expected_bound.append(np.float64(bound) @ probability)
+    expected_log_px = -0.5 * (
+        np.log(2 * np.pi * model.noise) + ((model.x - mean) ** 2 + variance) / model.noise
+    )
+    expected_elbo = expected_log_px - 0.5 * (mean**2 + variance - 1 - np.log(variance))
+    assert expected_bound[0] == pytest.approx(expected_elbo, abs=1e-5)
+    assert expected_elbo < expected_bound[1] - 0.01 < expected_bound[2] - 0.02 < model.log_px
+
+
+def test_many_importance_samples_give_the_log_likelihood():
+    model, mean, variance, samples = LinearGaussian(), 0.5, 0.5, 50_000
+    z = np.random.default_rng(2).normal(mean, np.sqrt(variance), (samples, 1))
+    terms = model.terms(z, mean, variance)
+    weights = np.exp(log_weights_in_float64(terms) - model.log_px)
+    standard_error = weights.std() / np.sqrt(samples)
+    assert standard_error < 0.005
+    assert abs(importance_weighted(terms)[0] - model.log_px) < 4 * standard_error
+
+
+def test_log_weights_of_a_hundred_nats_and_more_apart_stay_finite():
+    given = np.float32(
+        [[-1000, -90, 1e4, 0], [-850, -200, -1e4, 0], [-1200, -90.5, 3, 0], [-851, -300, 0, 0]]
+    )
+    terms = terms_of_log_weights(given)
+    expected = special.logsumexp(given.astype(np.float64), axis=0) - np.log(4)
+    np.testing.assert_allclose(importance_weighted(terms), expected, rtol=1e-6)
+    gradient = jax.jit(jax.grad(lambda terms: bounds.importance_weighted(terms).sum()))(terms)
+    # The gradient shares itself out as the normalised weights do.
+    expected = special.softmax(given.astype(np.float64), axis=0)
+    np.testing.assert_allclose(gradient.log_px, expected, rtol=1e-5, atol=1e-30)
+    for leaf in jax.tree.leaves(gradient):
+        assert np.all(np.isfinite(leaf))
+
+
+def test_log_mean_exp_is_the_logarithm_of_the_mean():
+    values = np.random.default_rng(3).uniform(0.1, 5.0, (7, 2, 3))
+    actual = bounds.log_mean_exp(float32(np.log(values)))
+    np.testing.assert_allclose(actual, np.log(values.mean(axis=0)), rtol=1e-5, atol=1e-6)
+    assert bounds.log_mean_exp(float32([-np.inf, 0.0])) == pytest.approx(-np.log(2))
+
+
+# --- The objective of training -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("importance_samples", "expected"),
+    [
+        (1, np.log(1 * 3 * 2 * 6) / 4),
+        (2, (np.log(2) + np.log(4)) / 2),
+        (4, np.log(3)),
+    ],
+)
+def test_objective_averages_the_bounds_of_groups_of_samples(importance_samples, expected):
+    terms = terms_of_log_weights(np.log([[1.0], [3.0], [2.0], [6.0]]))
+    actual = objective(terms, 1.0, importance_samples)
+    np.testing.assert_allclose(actual, [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("importance_samples", [2, 3, 6])
+@pytest.mark.parametrize("beta", np.float32([0.25, 1.0]))
+def test_objective_of_every_field_in_groups_is_the_float64_one(importance_samples, beta):
+    terms = make_terms()
+    groups = log_weights_in_float64(terms, beta).reshape(-1, importance_samples, 3)
+    expected = special.logsumexp(groups, axis=1) - np.log(importance_samples)
+    actual = objective(terms, beta, importance_samples)
+    np.testing.assert_allclose(actual, expected.mean(axis=0), rtol=1e-6)
+
+
+def test_objective_with_one_importance_sample_is_the_elbo_with_closed_forms():
+    terms = make_terms(closed_form_kl=(True, True))
+    kl = sum(layer.sum(-1) for layer in kl_in_float64(terms))
+    expected = (np.float64(terms.log_px) - 0.7 * kl).mean(axis=0)
+    np.testing.assert_allclose(objective(terms, 0.7, 1), expected, rtol=1e-6)
+
+
+def test_objective_refuses_samples_that_do_not_form_groups():
+    message = "6 samples do not split into groups of importance_samples=4; give a multiple"
+    with pytest.raises(ValueError, match=message):
+        objective(make_terms(), 1.0, 4)
+
+
+# --- Effective sample size, warm-up --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0.0, -90.0, -123_456.7, 1e6])
+def test_effective_sample_size_of_equal_weights_is_their_number(offset):
+    actual = effective_sample_size(float32(np.full((5, 2), offset)))
+    np.testing.assert_allclose(actual, [5.0, 5.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("lead", [50.0, 200.0, 1e5])
+def test_effective_sample_size_is_one_where_one_weight_dominates(lead):
+    given = np.zeros((100, 1))
+    given[17] = lead
+    actual = effective_sample_size(float32(given - 90))
+    np.testing.assert_allclose(actual, [1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, -90.0, -3000.0, -200_000.0])
+def test_effective_sample_size_is_the_squared_sum_over_the_sum_of_squares(offset):
+    spread = np.random.default_rng(4).normal(0, 1.5, (200, 3))
+    given = np.float32(offset + spread)
+    weights = np.exp(given.astype(np.float64) - offset)
+    expected = weights.sum(axis=0) ** 2 / (weights**2).sum(axis=0)
+    actual = effective_sample_size(given)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "warmup_epochs", "beta"),
+    [
+        (0, 200, 0.0),
+        (1, 200, 0.005),
+        (100, 200, 0.5),
+        (199, 200, 0.995),
+        (200, 200, 1.0),
+        (2000, 200, 1.0),
+        (0, 1, 0.0),
+        (1, 1, 1.0),
+        (0, 0, 1.0),
+        (7, 0, 1.0),
+    ],
+)
+def test_warm_up_rises_linearly_to_one_and_stays(epoch, warmup_epochs, beta):
+    actual = bounds.warm_up(epoch, warmup_epochs)
+    assert isinstance(actual, float)
+    assert actual == beta
+
+
+# --- Terms as a pytree, transformations, dtypes --------------------------------------------------
+
+
+def test_terms_are_a_pytree_whose_flags_are_structure():
+    terms = make_terms(closed_form_kl=(False, True))
+    assert len(jax.tree.leaves(terms)) == 1 + 2 + 2 * 2 + 2 * 2
+    doubled = jax.tree.map(lambda a: 2 * a, terms)
+    assert isinstance(doubled, Terms)
+    assert doubled.closed_form_kl == (False, True)
+    assert np.array_equal(doubled.log_px, 2 * terms.log_px)
+    assert np.array_equal(doubled.prior[1].variance, 2 * terms.prior[1].variance)
+    other = make_terms(closed_form_kl=(True, True))
+    assert jax.tree.structure(terms) != jax.tree.structure(other)
+
+
+def test_terms_pass_through_jit_with_their_flags():
+    returned = jax.jit(lambda terms: terms)(make_terms(closed_form_kl=(False, True)))
+    assert returned.closed_form_kl == (False, True)
+    # One jitted function serves all flags, each with its own terms.
+    for closed_form_kl in FLAGS:
+        terms = make_terms(closed_form_kl=closed_form_kl)
+        kl = sum(layer.sum(-1) for layer in kl_in_float64(terms))
+        expected = (np.float64(terms.log_px) - 0.3 * kl).mean(axis=0)
+        np.testing.assert_allclose(elbo(terms, jnp.float32(0.3)), expected, rtol=1e-6)
+
+
+BOUNDS = {
+    "elbo": bounds.elbo,
+    "importance_weighted": bounds.importance_weighted,
+    "objective of pairs": lambda terms, beta: bounds.objective(terms, beta, 2),
+    "log_weights": bounds.log_weights,
+    "effective_sample_size": lambda terms, beta: bounds.effective_sample_size(
+        bounds.log_weights(terms, beta)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_jit_equals_eager(name):
+    terms, beta = make_terms(closed_form_kl=(False, True)), jnp.float32(0.5)
+    actual, expected = jax.jit(BOUNDS[name])(terms, beta), BOUNDS[name](terms, beta)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_vmap_over_models_equals_a_loop(name):
+    beta = jnp.float32(0.5)
+    models = [make_terms(closed_form_kl=(False, True), seed=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+    actual = jax.jit(jax.vmap(BOUNDS[name], in_axes=(0, None)))(stacked, beta)
+    expected = np.stack([jax.jit(BOUNDS[name])(terms, beta) for terms in models])
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("strict_dtypes")
+@pytest.mark.parametrize("beta", [0.5, np.float32(0.5)], ids=["python", "float32"])
+@pytest.mark.parametrize("name", BOUNDS)
+def test_float32_stays_float32(name, beta):
+    assert jax.eval_shape(BOUNDS[name], make_terms(), beta).dtype == jnp.float32

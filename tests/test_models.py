@@ -1,0 +1,686 @@
+"""The models against dense linear algebra and a forward pass in NumPy float64."""
+
+import dataclasses
+import functools
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import linear_gaussian as lg
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from lvae_jax import VAE, LadderVAE, bounds
+from lvae_jax.models import HierarchicalVAE
+
+BATCH_NORM_EPSILON = 1e-5
+# The models here are tiny, and most of their time would go into optimising the programs.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+VARIANTS = {
+    "vae": functools.partial(VAE),
+    "ladder": functools.partial(LadderVAE),
+    "own_top_down": functools.partial(LadderVAE, own_top_down=True),
+    "mean_upward": functools.partial(LadderVAE, mean_upward=True),
+}
+LINEAR = {VAE: lg.ONE_UNIT_LAYERS, LadderVAE: lg.LADDER}
+
+all_variants = pytest.mark.parametrize("variant", VARIANTS)
+both_models = pytest.mark.parametrize("model_class", [VAE, LadderVAE])
+
+
+@functools.partial(jit, static_argnames=("model", "num_samples", "train"))
+def infer(model, variables, x, key, num_samples=1, train=False):
+    return model.apply(variables, x, num_samples=num_samples, train=train, rngs={"sample": key})
+
+
+@functools.partial(jit, static_argnames=("model", "layer", "num_samples"))
+def generate(model, variables, z_or_key, key=None, layer=None, num_samples=1):
+    rngs = {} if key is None else {"sample": key}
+    return model.apply(
+        variables, z_or_key, layer=layer, num_samples=num_samples, rngs=rngs, method="generate"
+    )
+
+
+@functools.partial(jit, static_argnames="model")
+def init(model, seed):
+    key = jax.random.key(seed, impl="unsafe_rbg")  # compiles faster than the default generator
+    return model.init({"params": key, "sample": key}, jnp.zeros((2, model.data_dim), jnp.float32))
+
+
+def shapes(model, x_rows=5, **kwargs):
+    """Abstract variables and the abstract result of applying the model to them."""
+    x = jax.ShapeDtypeStruct((x_rows, model.data_dim), jnp.float32)
+    key = jax.random.key(0)
+    variables = jax.eval_shape(model.init, {"params": key, "sample": key}, x)
+    call = functools.partial(model.apply, rngs={"sample": key}, **kwargs)
+    return variables, jax.eval_shape(call, variables, x)
+
+
+def random_variables(model, seed=0, scale=0.7):
+    """Variables of the model's structure with every leaf random, variances between 0.5 and 1.5."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, like):
+        values = scale * rng.standard_normal(like.shape)
+        if path[-1].key == "variance":
+            values = rng.uniform(0.5, 1.5, like.shape)
+        return jnp.asarray(values, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes(model)[0])
+
+
+def paths(tree):
+    return {
+        "/".join(part.key for part in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+# Linear-Gaussian models
+
+
+@functools.cache
+def linear_terms(model_class, exact, num_samples=4000):
+    """Terms, in float64, of a three-layer model whose inference is exact, or is a little off."""
+    generative = LINEAR[model_class]
+    inference = lg.perfectly(generative, model_class)
+    inference = inference if exact else lg.worsened(inference)
+    model, variables = lg.model_and_variables(model_class, generative, inference)
+    return infer(model, variables, jnp.float32(lg.X), jax.random.key(1), num_samples)
+
+
+def in_groups(terms, size):
+    """Terms with their samples split into groups, [groups, size, batch, ...]."""
+    return jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), terms)
+
+
+@both_models
+def test_inference_by_the_exact_posterior_makes_every_weight_the_evidence(model_class):
+    log_weights = bounds.log_weights(linear_terms(model_class, exact=True))
+    evidence = lg.log_evidence(LINEAR[model_class], lg.X)
+    assert log_weights.shape == (4000, 4)
+    np.testing.assert_allclose(
+        log_weights, np.broadcast_to(evidence, log_weights.shape), rtol=2e-5, atol=5e-5
+    )
+
+
+@both_models
+def test_one_layer_with_the_exact_posterior_has_the_evidence_as_bound(model_class):
+    generative = lg.LADDER[:1]
+    inference = lg.perfectly(generative, model_class)
+    model, variables = lg.model_and_variables(model_class, generative, inference)
+    terms = infer(model, variables, jnp.float32(lg.X), jax.random.key(2), 500)
+    evidence = lg.log_evidence(generative, lg.X)
+    one_sample_bounds = jax.vmap(bounds.importance_weighted)(in_groups(terms, 1))
+    np.testing.assert_allclose(
+        one_sample_bounds, np.broadcast_to(evidence, (500, 4)), rtol=2e-5, atol=5e-5
+    )
+    # With the KL in closed form log p(x | z) alone varies: the mean over samples is the evidence.
+    one_sample_elbos = np.float64(jax.vmap(bounds.elbo)(in_groups(terms, 1)))
+    standard_error = one_sample_elbos.std(0, ddof=1) / np.sqrt(500)
+    np.testing.assert_array_less(np.abs(one_sample_elbos.mean(0) - evidence), 5 * standard_error)
+
+
+@both_models
+def test_mean_elbo_is_the_evidence_less_the_kl_from_the_posterior(model_class):
+    generative = LINEAR[model_class]
+    inference = lg.worsened(lg.perfectly(generative, model_class))
+    expected = lg.expected_elbo(model_class, generative, inference, lg.X)
+    terms = linear_terms(model_class, exact=False)
+    elbos = np.float64(jax.vmap(bounds.elbo)(in_groups(terms, 1)))
+    standard_error = elbos.std(0, ddof=1) / np.sqrt(len(elbos))
+    np.testing.assert_array_less(np.abs(elbos.mean(0) - expected), 5 * standard_error)
+    evidence = lg.log_evidence(generative, lg.X)
+    np.testing.assert_array_less(elbos.mean(0) + 5 * standard_error, evidence)
+
+
+@both_models
+def test_importance_weighted_bound_rises_with_samples_towards_the_evidence(model_class):
+    terms = linear_terms(model_class, exact=False)
+    bound = {
+        size: jnp.mean(jax.vmap(bounds.importance_weighted)(in_groups(terms, size)), axis=0)
+        for size in (1, 5, 50, 4000)
+    }
+    evidence = lg.log_evidence(LINEAR[model_class], lg.X)
+    for smaller, larger in ((1, 5), (5, 50)):
+        np.testing.assert_array_less(bound[smaller], bound[larger])
+    np.testing.assert_array_less(bound[5], evidence)
+    # Standard error of a log mean: the relative one of the mean weight.
+    weights = np.exp(np.float64(bounds.log_weights(terms)))
+    relative_error = weights.std(0, ddof=1) / weights.mean(0) / np.sqrt(4000)
+    np.testing.assert_array_less(np.abs(bound[4000] - evidence), 5 * relative_error)
+
+
+@both_models
+def test_samples_have_the_mean_and_covariance_of_the_joint_posterior(model_class):
+    generative = LINEAR[model_class]
+    inference = lg.worsened(lg.perfectly(generative, model_class))
+    z = np.concatenate(linear_terms(model_class, exact=False).z[::-1], axis=-1).astype(np.float64)
+    n = len(z)
+    for image, x in enumerate(lg.X):
+        expected = lg.joint_posterior(model_class, generative, inference, x)
+        variances = np.diag(expected.covariance)
+        standard_error = np.sqrt(variances / n)
+        assert np.all(np.abs(z[:, image].mean(0) - expected.mean) < 5 * standard_error)
+        standard_error = np.sqrt((np.outer(variances, variances) + expected.covariance**2) / n)
+        difference = np.cov(z[:, image].T) - expected.covariance
+        assert np.all(np.abs(difference) < 5 * standard_error)
+
+
+# A forward pass in NumPy, float64, given the samples
+
+
+def np_linear(params, batch_stats, y):
+    y = y @ np.float64(params["Dense_0"]["kernel"])
+    if "BatchNorm_0" not in params:
+        return y + np.float64(params["Dense_0"]["bias"])
+    moments = jax.tree.map(np.float64, batch_stats["BatchNorm_0"])
+    y_hat = (y - moments["mean"]) / np.sqrt(moments["variance"] + BATCH_NORM_EPSILON)
+    return y_hat * np.float64(params["BatchNorm_0"]["scale"]) + np.float64(
+        params["BatchNorm_0"]["shift"]
+    )
+
+
+class NumpyModel:
+    """The networks of a model's variables, by the names of its parameters."""
+
+    def __init__(self, model, variables):
+        self.model = model
+        self.params = variables["params"]
+        self.batch_stats = variables.get("batch_stats", {})
+
+    def _parts(self, part, name):
+        return self.params[part][name], self.batch_stats.get(part, {}).get(name, {})
+
+    def mlp(self, part, index, y):
+        params, batch_stats = self._parts(part, index)
+        for name in ("Linear_0", "Linear_1"):
+            y = np_linear(params[name], batch_stats.get(name), y)
+            y = np.tanh(y) if self.model.activation == "tanh" else np.where(y > 0, y, 0.1 * y)
+        return y
+
+    def head(self, part, index, d):
+        params, batch_stats = self._parts(part, index)
+        y = np_linear(params["Linear_0"], batch_stats.get("Linear_0"), d)
+        mean, raw_variance = np.split(y, 2, axis=-1)
+        return mean, np.logaddexp(0, raw_variance) + self.model.variance_floor
+
+    def prior(self, layer, z_above):
+        d = self.mlp("generative", f"mlps_{layer}", z_above)
+        return self.head("generative", f"heads_{layer - 1}", d)
+
+    def log_px(self, x, z_1):
+        d = self.mlp("generative", "mlps_0", z_1)
+        if self.model.observation == "gaussian":
+            mean, variance = self.head("generative", "observation_head", d)
+            return stats.norm.logpdf(x, mean, np.sqrt(variance)).sum(-1)
+        probability = special.expit(np_linear(self.params["generative"]["observation_head"], {}, d))
+        return stats.bernoulli.logpmf(x.astype(int), probability).sum(-1)
+
+    def likelihoods(self, x):
+        d, likelihoods = x, []
+        for i in range(self.model.depth):
+            d = self.mlp("inference", f"mlps_{i}", d)
+            likelihoods.append(self.head("inference", f"heads_{i}", d))
+            d = likelihoods[-1][0] if self.model.mean_upward else d
+        return likelihoods
+
+
+def check_gaussian(actual, expected, shape):
+    assert actual.mean.shape == actual.variance.shape == shape
+    for field, by_hand in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(field, np.broadcast_to(by_hand, shape), rtol=2e-5, atol=2e-5)
+
+
+FORWARD = {
+    "ladder": {"activation": "leaky_relu", "observation": "bernoulli", "batch_norm": False},
+    "own_top_down": {"activation": "tanh", "observation": "gaussian", "batch_norm": True},
+    "mean_upward": {"activation": "leaky_relu", "observation": "gaussian", "batch_norm": True},
+    "vae": {"activation": "tanh", "observation": "bernoulli", "batch_norm": True},
+}
+
+
+@functools.cache
+def forward(variant):
+    """A model, its parameters in NumPy, x, and the terms of 6 samples."""
+    model = VARIANTS[variant](4, (3, 2), (5, 3), variance_floor=1e-3, **FORWARD[variant])
+    variables = random_variables(model)
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((5, 4))
+    x = x if model.observation == "gaussian" else (x > 0).astype(float)
+    terms = infer(model, variables, jnp.float32(x), jax.random.key(4), 6)
+    return NumpyModel(model, variables), np.float64(np.float32(x)), terms
+
+
+@all_variants
+def test_log_px_is_that_of_a_forward_pass_by_hand(variant):
+    by_hand, x, terms = forward(variant)
+    assert terms.log_px.shape == (6, 5)
+    expected = by_hand.log_px(x[None], np.float64(terms.z[0]))
+    np.testing.assert_allclose(terms.log_px, expected, rtol=2e-5)
+
+
+@all_variants
+def test_priors_are_those_of_a_forward_pass_by_hand(variant):
+    by_hand, _, terms = forward(variant)
+    check_gaussian(terms.prior[0], by_hand.prior(1, np.float64(terms.z[1])), (6, 5, 3))
+    check_gaussian(terms.prior[1], (0.0, 1.0), (6, 5, 2))
+
+
+@pytest.mark.parametrize("variant", ["ladder", "own_top_down", "mean_upward"])
+def test_ladder_posterior_is_likelihood_times_what_comes_down(variant):
+    by_hand, x, terms = forward(variant)
+    (mean, variance), top = by_hand.likelihoods(x)
+    check_gaussian(terms.posterior[1], top, (6, 5, 2))
+    z_2 = np.float64(terms.z[1])
+    if variant == "own_top_down":
+        d = by_hand.mlp("inference", "top_down_mlps_0", z_2)
+        mean_down, variance_down = by_hand.head("inference", "top_down_heads_0", d)
+    else:
+        mean_down, variance_down = by_hand.prior(1, z_2)
+    product_variance = 1 / (1 / variance + 1 / variance_down)
+    product_mean = product_variance * (mean / variance + mean_down / variance_down)
+    check_gaussian(terms.posterior[0], (product_mean, product_variance), (6, 5, 3))
+
+
+def test_bottom_up_posterior_is_that_of_a_forward_pass_by_hand():
+    by_hand, x, terms = forward("vae")
+    for layer, below in enumerate((x, np.float64(terms.z[0]))):
+        d = by_hand.mlp("inference", f"mlps_{layer}", below)
+        expected = by_hand.head("inference", f"heads_{layer}", d)
+        check_gaussian(terms.posterior[layer], expected, terms.z[layer].shape)
+
+
+@all_variants
+def test_noise_of_every_unit_sample_and_example_is_its_own(variant):
+    *_, terms = forward(variant)
+    noise = np.concatenate(
+        [
+            ((z - q.mean) / np.sqrt(q.variance)).ravel()
+            for z, q in zip(terms.z, terms.posterior, strict=True)
+        ]
+    )
+    assert noise.size == 6 * 5 * (3 + 2)
+    assert np.min(np.diff(np.sort(noise))) > 0  # no two are the same draw
+    assert stats.kstest(noise, "norm").pvalue > 0.01
+
+
+# Structure of terms and parameters
+
+
+@all_variants
+@pytest.mark.parametrize("depth", [1, 2, 5])
+@pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_terms_are_of_samples_by_batch_by_units(
+    variant, depth, observation, activation, batch_norm, strict_dtypes
+):
+    units = (4, 1, 3, 2, 1)[:depth]
+    model = VARIANTS[variant](
+        6,
+        units,
+        (5, 1, 4, 3, 2)[:depth],
+        observation=observation,
+        activation=activation,
+        batch_norm=batch_norm,
+    )
+    variables, terms = shapes(model, num_samples=3)
+    assert set(variables) == ({"params", "batch_stats"} if batch_norm else {"params"})
+    assert terms.log_px.shape == (3, 5)
+    assert model.depth == len(terms.z) == len(terms.posterior) == len(terms.prior) == depth
+    for i, width in enumerate(units):
+        of_layer = (terms.z[i], *terms.posterior[i], *terms.prior[i])
+        assert all(field.shape == (3, 5, width) for field in of_layer)
+    assert all(
+        leaf.dtype == jnp.float32 and not leaf.weak_type
+        for leaf in jax.tree.leaves((variables, terms))
+    )
+
+
+@all_variants
+def test_every_method_applies_without_promotion_of_dtypes(variant, strict_dtypes):
+    model = VARIANTS[variant](6, (3, 2), (5, 4))
+    variables, (_, updates) = shapes(model, train=True, mutable=["batch_stats"])
+    assert jax.tree.map(jnp.shape, updates["batch_stats"]) == jax.tree.map(
+        jnp.shape, variables["batch_stats"]
+    )
+    key = jax.random.key(0)
+    call = functools.partial(model.apply, rngs={"sample": key})
+    x = jnp.zeros((5, 6), jnp.float32)
+    from_z = functools.partial(call, method="generate")
+    assert jax.eval_shape(from_z, variables, key).shape == (1, 6)
+    assert jax.eval_shape(from_z, variables, jnp.zeros((7, 2), jnp.float32)).shape == (7, 6)
+    reconstruct = functools.partial(call, method="reconstruct")
+    assert jax.eval_shape(reconstruct, variables, x).shape == (5, 6)
+
+
+@all_variants
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_kl_has_a_closed_form_in_every_layer_of_a_ladder_and_only_on_top_of_a_vae(variant, depth):
+    model = VARIANTS[variant](3, (2,) * depth, (3,) * depth)
+    lower = (variant != "vae",) * (depth - 1)
+    assert shapes(model)[1].closed_form_kl == (*lower, True)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_with_one_layer_vae_and_ladder_are_the_same_model(batch_norm):
+    fields = {"data_dim": 4, "latent_sizes": (2,), "hidden_sizes": (3,), "batch_norm": batch_norm}
+    vae, ladder = VAE(**fields), LadderVAE(**fields)
+    variables = random_variables(vae)
+    assert jax.tree.structure(variables) == jax.tree.structure(shapes(ladder)[0])
+    x = jnp.float32([[0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    terms = [infer(model, variables, x, jax.random.key(5), 3) for model in (vae, ladder)]
+    assert terms[0].closed_form_kl == terms[1].closed_form_kl
+    for one, other in zip(*map(jax.tree.leaves, terms), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_own_top_down_adds_networks_to_the_inference_of_all_layers_but_the_top():
+    sizes = (4, (3, 2, 1), (5, 4, 3))
+    shared = shapes(LadderVAE(*sizes, batch_norm=False))[0]
+    own = shapes(LadderVAE(*sizes, batch_norm=False, own_top_down=True))[0]
+    added = {
+        f"params/inference/top_down_{network}/Dense_0/{leaf}"
+        for i in (0, 1)
+        for network in (f"mlps_{i}/Linear_0", f"mlps_{i}/Linear_1", f"heads_{i}/Linear_0")
+        for leaf in ("kernel", "bias")
+    }
+    assert paths(own) - paths(shared) == added
+    assert paths(shared) < paths(own)
+    top_down, generative = own["params"]["inference"], own["params"]["generative"]
+    for i in (0, 1):
+        assert top_down[f"top_down_mlps_{i}"] == generative[f"mlps_{i + 1}"]
+        assert top_down[f"top_down_heads_{i}"] == generative[f"heads_{i}"]
+
+
+def test_mean_upward_changes_only_what_the_upper_mlps_take_in():
+    sizes = (4, (3, 2, 1), (6, 5, 4))
+    deterministic = shapes(LadderVAE(*sizes))[0]["params"]
+    mean = shapes(LadderVAE(*sizes, mean_upward=True))[0]["params"]
+    flat, flat_mean = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (deterministic, mean))
+    )
+    assert flat.keys() == flat_mean.keys()
+    differing = {
+        path: (flat[path], flat_mean[path]) for path in flat if flat[path] != flat_mean[path]
+    }
+    kernel = "['inference']['mlps_{}']['Linear_0']['Dense_0']['kernel']"
+    assert differing == {
+        kernel.format(1): ((6, 5), (3, 5)),
+        kernel.format(2): ((5, 4), (2, 4)),
+    }
+
+
+def test_the_papers_mnist_ladder_has_1_86_million_parameters():
+    latents, hidden = (64, 32, 16, 8, 4), (512, 256, 128, 64, 32)
+    params = shapes(LadderVAE(784, latents, hidden))[0]["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    def normalised(inputs, units):  # a kernel, and scale and shift of its batch norm
+        return inputs * units + 2 * units
+
+    def mlp(inputs, units):
+        return normalised(inputs, units) + normalised(units, units)
+
+    upward = sum(mlp(a, b) for a, b in itertools.pairwise((784, *hidden)))
+    upward += sum(normalised(h, 2 * z) for h, z in zip(hidden, latents, strict=True))
+    downward = sum(mlp(z, h) for h, z in zip(hidden, latents, strict=True))
+    downward += sum(normalised(h, 2 * z) for h, z in zip(hidden[1:], latents[:-1], strict=True))
+    assert count == upward + downward + 512 * 784 + 784
+    assert round(count / 1e6, 2) == 1.86
+
+
+@pytest.mark.parametrize("model_class", [VAE, LadderVAE])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"latent_sizes": (2, 1)},
+            "latent_sizes=(2, 1) and hidden_sizes=(3,): give one of each a layer, "
+            "and at least one layer",
+        ),
+        (
+            {"latent_sizes": (), "hidden_sizes": ()},
+            "latent_sizes=() and hidden_sizes=(): give one of each a layer, and at least one layer",
+        ),
+        (
+            {"latent_sizes": (0,)},
+            "data_dim=4, latent_sizes=(0,), hidden_sizes=(3,): every size must be at least 1",
+        ),
+        (
+            {"data_dim": 0},
+            "data_dim=0, latent_sizes=(2,), hidden_sizes=(3,): every size must be at least 1",
+        ),
+        (
+            {"hidden_sizes": (-1,)},
+            "data_dim=4, latent_sizes=(2,), hidden_sizes=(-1,): every size must be at least 1",
+        ),
+        ({"observation": "poisson"}, "observation='poisson'; give one of bernoulli, gaussian"),
+        ({"activation": "relu"}, "activation='relu'; give one of leaky_relu, tanh"),
+    ],
+)
+def test_bad_fields_are_refused(model_class, fields, message):
+    model = model_class(**{"data_dim": 4, "latent_sizes": (2,), "hidden_sizes": (3,), **fields})
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        shapes(model)
+    assert str(error.value) == message
+
+
+def test_the_base_class_is_not_a_model():
+    with pytest.raises(TypeError, match="use LadderVAE or VAE"):
+        shapes(HierarchicalVAE(4, (2,), (3,)))
+
+
+# Transformations
+
+
+def test_jit_equals_eager():
+    by_hand, x, terms = forward("ladder")
+    variables = {"params": by_hand.params}
+    eager = by_hand.model.apply(
+        variables, jnp.float32(x), num_samples=6, rngs={"sample": jax.random.key(4)}
+    )
+    for one, other in zip(jax.tree.leaves(terms), jax.tree.leaves(eager), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_vmap_over_examples_equals_a_loop():
+    by_hand, x, _ = forward("ladder")
+    model, variables = by_hand.model, {"params": by_hand.params}
+    keys = jax.random.split(jax.random.key(6), len(x))
+
+    def of_one(x, key):
+        return model.apply(variables, x[None], num_samples=2, rngs={"sample": key})
+
+    vmapped = jit(jax.vmap(of_one))(jnp.float32(x), keys)
+    looped = [jit(of_one)(*pair) for pair in zip(jnp.float32(x), keys, strict=True)]
+    looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)
+    for one, other in zip(jax.tree.leaves(vmapped), jax.tree.leaves(looped), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+GRADIENTS = {
+    "vae": {"batch_norm": True, "observation": "bernoulli"},
+    "ladder": {"batch_norm": False, "observation": "gaussian", "activation": "tanh"},
+    "own_top_down": {"batch_norm": True, "observation": "gaussian"},
+    "mean_upward": {"batch_norm": False, "observation": "bernoulli"},
+}
+
+
+@all_variants
+def test_gradients_of_fresh_parameters_are_finite_and_reach_every_parameter(variant):
+    model = VARIANTS[variant](4, (2, 2), (3, 3), **GRADIENTS[variant])
+    params = init(model, 7)["params"]
+    x = jnp.float32(np.random.default_rng(8).random((6, 4)) > 0.5)
+
+    @jit
+    def gradient(params):
+        def bound(params):
+            rngs = {"sample": jax.random.key(9)}
+            terms = model.apply({"params": params}, x, num_samples=2, train=True, rngs=rngs)
+            return jnp.mean(bounds.elbo(terms))
+
+        return jax.grad(bound)(params)
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
+        name = jax.tree_util.keystr(path)
+        assert np.all(np.isfinite(leaf)), name
+        assert np.any(leaf != 0), name
+
+
+# Batch norm
+
+
+@functools.cache
+def in_training():
+    model = LadderVAE(4, (3, 2), (5, 3))
+    variables = random_variables(model)
+    x = jnp.float32(np.random.default_rng(10).random((6, 4)))
+    call = jit(functools.partial(model.apply, num_samples=7, train=True, mutable=["batch_stats"]))
+    terms, updates = call(variables, x, rngs={"sample": jax.random.key(11)})
+    return model, variables, x, terms, updates["batch_stats"]
+
+
+def test_batch_statistics_run_over_samples_and_batch_together():
+    _, variables, x, terms, batch_stats = in_training()
+    for part, network, inputs in (
+        ("inference", "mlps_0", np.float64(x)),
+        ("generative", "mlps_0", np.float64(terms.z[0]).reshape(7 * 6, 3)),
+        ("generative", "mlps_1", np.float64(terms.z[1]).reshape(7 * 6, 2)),
+    ):
+        kernel = variables["params"][part][network]["Linear_0"]["Dense_0"]["kernel"]
+        y = inputs @ np.float64(kernel)
+        moments = batch_stats[part][network]["Linear_0"]["BatchNorm_0"]
+        np.testing.assert_allclose(moments["mean"], y.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(moments["variance"], y.var(0), rtol=1e-4)
+
+
+def test_training_takes_the_moments_of_the_batch_whatever_is_stored():
+    model, variables, x, terms, _ = in_training()
+    without_statistics = {"params": variables["params"]}
+    again = infer(model, without_statistics, x, jax.random.key(11), 7, train=True)
+    for one, other in zip(jax.tree.leaves(terms), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+# Generation and reconstruction
+
+SAMPLES = 20_000
+
+
+@functools.cache
+def linear_ladder():
+    return lg.model_and_variables(LadderVAE, lg.LADDER, lg.perfectly(lg.LADDER, LadderVAE))
+
+
+def check_moments(samples, mean, covariance):
+    """Mean and covariance of samples within five of their standard errors, and float32 rounding."""
+    samples = np.float64(samples)
+    variances = np.diag(covariance)
+    tolerance = 5 * np.sqrt(variances / len(samples)) + 1e-5
+    assert np.all(np.abs(samples.mean(0) - mean) < tolerance)
+    tolerance = 5 * np.sqrt((np.outer(variances, variances) + covariance**2) / len(samples)) + 1e-5
+    assert np.all(np.abs(np.cov(samples.T) - covariance) < tolerance)
+
+
+def test_generated_means_of_x_follow_the_prior():
+    model, variables = linear_ladder()
+    samples = generate(model, variables, jax.random.key(12), num_samples=SAMPLES)
+    assert samples.shape == (SAMPLES, 3)
+    marginal = lg.marginal_of_x(lg.LADDER)
+    # The means of p(x | z_1) lack the variance of x around them.
+    check_moments(samples, marginal.mean, marginal.covariance - np.diag(lg.LADDER[0].variance))
+
+
+@pytest.mark.parametrize("layer", [2, 3])
+def test_generation_from_a_layer_draws_the_layers_below_it(layer):
+    model, variables = linear_ladder()
+    z = np.array([0.7])
+    samples = generate(
+        model, variables, jnp.full((SAMPLES, 1), 0.7, jnp.float32), jax.random.key(13), layer=layer
+    )
+    below = lg.chain(lg.Dense(z, np.zeros((1, 1))), lg.LADDER[:layer][::-1])
+    covariance = below.covariance[-3:, -3:] - np.diag(lg.LADDER[0].variance)
+    check_moments(samples, below.mean[-3:], covariance)
+
+
+def test_generation_from_the_lowest_layer_draws_nothing():
+    model, variables = linear_ladder()
+    z = np.array([[0.3, -1.2], [2.0, 0.1]])
+    decoder = lg.LADDER[0]
+    samples = generate(model, variables, jnp.float32(z), layer=1)
+    np.testing.assert_allclose(samples, z @ decoder.weight.T + decoder.offset, rtol=1e-5, atol=1e-5)
+
+
+def test_generation_is_from_the_top_unless_a_layer_is_given():
+    model, variables = linear_ladder()
+    z, key = jnp.float32([[0.5], [-1.0]]), jax.random.key(14)
+    default = generate(model, variables, z, key)
+    np.testing.assert_array_equal(default, generate(model, variables, z, key, layer=3))
+    assert np.all(default != generate(model, variables, z, key, layer=2))
+
+
+def test_generation_is_reproducible_from_its_key():
+    model, variables = linear_ladder()
+    one, again, other = (
+        generate(model, variables, jax.random.key(seed), num_samples=3) for seed in (15, 15, 16)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert np.all(one != other)
+    assert len(np.unique(one[:, 0])) == 3
+
+
+def test_generation_of_binary_data_gives_probabilities():
+    by_hand, _, _ = forward("ladder")
+    z = np.random.default_rng(17).standard_normal((4, 3)).astype("float32")
+    samples = generate(by_hand.model, {"params": by_hand.params}, jnp.asarray(z), layer=1)
+    ones = np.ones((1, 4))
+    # log p(x | z) of all ones, one pixel at a time: with the others at zero, by differences.
+    logits = [
+        by_hand.log_px(np.eye(4)[i] * ones, np.float64(z)) - by_hand.log_px(0 * ones, np.float64(z))
+        for i in range(4)
+    ]
+    np.testing.assert_allclose(samples, special.expit(np.stack(logits, axis=1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer", "message"),
+    [
+        ((2, 1), 0, "layer=0; this model has layers 1 to 3"),
+        ((2, 1), 4, "layer=4; this model has layers 1 to 3"),
+        ((2, 2), None, "z has shape (2, 2); layer 3 takes [samples, 1]"),
+        ((2, 1), 1, "z has shape (2, 1); layer 1 takes [samples, 2]"),
+        ((1,), 2, "z has shape (1,); layer 2 takes [samples, 1]"),
+    ],
+)
+def test_generation_refuses_what_no_layer_takes(shape, layer, message):
+    model, variables = linear_ladder()
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        generate(model, variables, jnp.zeros(shape, jnp.float32), jax.random.key(18), layer=layer)
+    assert str(error.value) == message
+
+
+def test_reconstruction_is_close_to_data_that_hardly_varies_around_the_decoder():
+    decoder = lg.LADDER[0]._replace(variance=1e-4 * lg.LADDER[0].variance)
+    generative = (decoder, *lg.LADDER[1:])
+    model, variables = lg.model_and_variables(
+        LadderVAE, generative, lg.perfectly(generative, LadderVAE)
+    )
+    z = np.random.default_rng(19).standard_normal((50, 2))
+    x = z @ decoder.weight.T + decoder.offset
+    reconstruction = jit(functools.partial(model.apply, method="reconstruct"))(
+        variables, jnp.float32(x), rngs={"sample": jax.random.key(20)}
+    )
+    assert np.all(np.abs(reconstruction - x) < 6 * np.sqrt(decoder.variance))
+    assert not np.any(reconstruction == np.float32(x))  # from a sample, not from the mean
+
+
+def test_models_are_values():
+    fields = {"data_dim": 4, "latent_sizes": (2,), "hidden_sizes": (3,)}
+    assert LadderVAE(**fields) == LadderVAE(**fields)
+    assert hash(LadderVAE(**fields)) == hash(LadderVAE(**fields))
+    assert LadderVAE(**fields) != dataclasses.replace(LadderVAE(**fields), mean_upward=True)
