@@ -112,7 +112,10 @@ class Settings:
         "", _PATH, "folder of the run; runs/DATASET-MODELDEPTH if not given", changes_results=False
     )
     checkpoint_seconds: float = _flag(
-        60.0, _NOT_NEGATIVE, "a checkpoint at most this often", changes_results=False
+        60.0,
+        _NOT_NEGATIVE,
+        "time between checkpoints: at most so much work is lost",
+        changes_results=False,
     )
     data_dir: str = _flag(
         "", _PATH, "folder with the data set's original files as downloaded", changes_results=False

@@ -105,7 +105,13 @@ def active_units(means: Float[Array, "samples images units"]) -> Bool[Array, " u
 
     Returns:
       [units].
+
+    Raises:
+      ValueError: the samples cannot be paired.
     """
+    samples = means.shape[0]
+    if samples < 2 or samples % 2:
+        raise ValueError(f"{samples} samples an image; give an even number, for pairs")
     centred = means - jnp.mean(means, axis=1, keepdims=True)
     one, other = centred[0::2], centred[1::2]
     return jnp.mean(one * other, axis=(0, 1)) > ACTIVE_VARIANCE
@@ -247,7 +253,9 @@ def log_likelihood(
         )
 
     zeros = jnp.zeros((images,), jnp.float32)
-    start = _RunningSums(jnp.full((images,), -jnp.inf, jnp.float32), zeros, zeros)
+    # The least float, not -inf: a chunk whose weights are all zero must not give inf - inf.
+    least = jnp.finfo(jnp.float32).min
+    start = _RunningSums(jnp.full((images,), least, jnp.float32), zeros, zeros)
     chunks = -(-num_samples // chunk_size)
     sums = jax.lax.fori_loop(0, chunks, add_chunk, start)
     return LogLikelihood(

@@ -154,7 +154,7 @@ def exact_bottom_up(generative):
 
 def worsened(inference):
     """An inference model that is off: its means are shifted and its variances wrong."""
-    return tuple(Layer(one.weight, one.offset + 0.15, 1.4 * one.variance) for one in inference)
+    return tuple(Layer(one.weight, one.offset + 0.3, 1.4 * one.variance) for one in inference)
 
 
 # A model's parameters.

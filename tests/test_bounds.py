@@ -195,7 +195,7 @@ def test_expected_bounds_rise_with_k_from_the_elbo_to_the_log_likelihood():
     weights /= weights.sum()
     expected_bound = []
     for k in (1, 2, 3):
-        # The expectation over K posterior samples, by quadrature: every K-tuple of nodes an example.
+        # The expectation over K samples by quadrature: every K-tuple of nodes is an example.
         z = np.array(list(itertools.product(mean + np.sqrt(variance) * nodes, repeat=k))).T
         probability = np.prod(list(itertools.product(weights, repeat=k)), axis=1)
         bound = importance_weighted(model.terms(z, mean, variance))

@@ -16,9 +16,6 @@ from lvae_jax import VAE, LadderVAE, bounds
 from lvae_jax.models import HierarchicalVAE
 
 BATCH_NORM_EPSILON = 1e-5
-# The models here are tiny, and most of their time would go into optimising the programs.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 VARIANTS = {
     "vae": functools.partial(VAE),
     "ladder": functools.partial(LadderVAE),
@@ -31,12 +28,21 @@ all_variants = pytest.mark.parametrize("variant", VARIANTS)
 both_models = pytest.mark.parametrize("model_class", [VAE, LadderVAE])
 
 
-@functools.partial(jit, static_argnames=("model", "num_samples", "train"))
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    """The models here are tiny: most of their time would go into optimising the programs."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_samples", "train"))
 def infer(model, variables, x, key, num_samples=1, train=False):
     return model.apply(variables, x, num_samples=num_samples, train=train, rngs={"sample": key})
 
 
-@functools.partial(jit, static_argnames=("model", "layer", "num_samples"))
+@functools.partial(jax.jit, static_argnames=("model", "layer", "num_samples"))
 def generate(model, variables, z_or_key, key=None, layer=None, num_samples=1):
     rngs = {} if key is None else {"sample": key}
     return model.apply(
@@ -44,7 +50,7 @@ def generate(model, variables, z_or_key, key=None, layer=None, num_samples=1):
     )
 
 
-@functools.partial(jit, static_argnames="model")
+@functools.partial(jax.jit, static_argnames="model")
 def init(model, seed):
     key = jax.random.key(seed, impl="unsafe_rbg")  # compiles faster than the default generator
     return model.init({"params": key, "sample": key}, jnp.zeros((2, model.data_dim), jnp.float32))
@@ -311,10 +317,17 @@ def test_noise_of_every_unit_sample_and_example_is_its_own(variant):
 
 
 @all_variants
-@pytest.mark.parametrize("depth", [1, 2, 5])
-@pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
-@pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
-@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize(
+    ("depth", "observation", "activation", "batch_norm"),
+    [
+        (1, "bernoulli", "leaky_relu", True),
+        (1, "gaussian", "tanh", False),
+        (2, "bernoulli", "tanh", True),
+        (2, "gaussian", "leaky_relu", True),
+        (2, "bernoulli", "tanh", False),
+        (5, "gaussian", "leaky_relu", False),
+    ],
+)
 def test_terms_are_of_samples_by_batch_by_units(
     variant, depth, observation, activation, batch_norm, strict_dtypes
 ):
@@ -496,8 +509,8 @@ def test_vmap_over_examples_equals_a_loop():
     def of_one(x, key):
         return model.apply(variables, x[None], num_samples=2, rngs={"sample": key})
 
-    vmapped = jit(jax.vmap(of_one))(jnp.float32(x), keys)
-    looped = [jit(of_one)(*pair) for pair in zip(jnp.float32(x), keys, strict=True)]
+    vmapped = jax.jit(jax.vmap(of_one))(jnp.float32(x), keys)
+    looped = [jax.jit(of_one)(*pair) for pair in zip(jnp.float32(x), keys, strict=True)]
     looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)
     for one, other in zip(jax.tree.leaves(vmapped), jax.tree.leaves(looped), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
@@ -517,7 +530,7 @@ def test_gradients_of_fresh_parameters_are_finite_and_reach_every_parameter(vari
     params = init(model, 7)["params"]
     x = jnp.float32(np.random.default_rng(8).random((6, 4)) > 0.5)
 
-    @jit
+    @jax.jit
     def gradient(params):
         def bound(params):
             rngs = {"sample": jax.random.key(9)}
@@ -540,7 +553,9 @@ def in_training():
     model = LadderVAE(4, (3, 2), (5, 3))
     variables = random_variables(model)
     x = jnp.float32(np.random.default_rng(10).random((6, 4)))
-    call = jit(functools.partial(model.apply, num_samples=7, train=True, mutable=["batch_stats"]))
+    call = jax.jit(
+        functools.partial(model.apply, num_samples=7, train=True, mutable=["batch_stats"])
+    )
     terms, updates = call(variables, x, rngs={"sample": jax.random.key(11)})
     return model, variables, x, terms, updates["batch_stats"]
 
@@ -672,7 +687,7 @@ def test_reconstruction_is_close_to_data_that_hardly_varies_around_the_decoder()
     )
     z = np.random.default_rng(19).standard_normal((50, 2))
     x = z @ decoder.weight.T + decoder.offset
-    reconstruction = jit(functools.partial(model.apply, method="reconstruct"))(
+    reconstruction = jax.jit(functools.partial(model.apply, method="reconstruct"))(
         variables, jnp.float32(x), rngs={"sample": jax.random.key(20)}
     )
     assert np.all(np.abs(reconstruction - x) < 6 * np.sqrt(decoder.variance))

@@ -1,0 +1,525 @@
+"""Evaluation against exact evidence, quadrature, NumPy moments and plain loops over samples."""
+
+import functools
+import itertools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import linear_gaussian as lg
+import numpy as np
+import pytest
+from jax.extend import core
+from scipy import integrate, special, stats
+
+from lvae_jax import VAE, LadderVAE, evaluation
+from lvae_jax.data import binarisation
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    """The models here are tiny: most of their time would go into optimising the programs."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+LINEAR = {VAE: lg.ONE_UNIT_LAYERS, LadderVAE: lg.LADDER}
+
+
+def fold_in_name(key, name, step=0):
+    """The key of a name and a step, as documented."""
+    return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)
+
+
+def identity(key, images):
+    return images
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_samples"))
+def terms_of(model, variables, x, key, num_samples=1):
+    return model.apply(variables, x, num_samples=num_samples, rngs={"sample": key})
+
+
+def random_params(model, seed=0, scale=0.7):
+    """Parameters of the model's structure, every leaf random."""
+    key = jax.random.key(0)
+    x = jnp.zeros((1, model.data_dim), jnp.float32)
+    like = jax.eval_shape(model.init, {"params": key, "sample": key}, x)["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32), like
+    )
+
+
+def np_normal_logpdf(z, p):
+    return stats.norm.logpdf(np.float64(z), np.float64(p.mean), np.sqrt(np.float64(p.variance)))
+
+
+def np_log_weights(terms):
+    """log p(x, z) - log q(z | x) of terms in float64, [samples, batch]."""
+    log_ratio = sum(
+        (np_normal_logpdf(z, q) - np_normal_logpdf(z, p)).sum(-1)
+        for z, q, p in zip(terms.z, terms.posterior, terms.prior, strict=True)
+    )
+    return np.float64(terms.log_px) - log_ratio
+
+
+# log_likelihood against the exact evidence
+
+
+@functools.cache
+def linear(model_class):
+    """A linear-Gaussian model whose inference is a little off, and its variables."""
+    generative = LINEAR[model_class]
+    inference = lg.worsened(lg.perfectly(generative, model_class))
+    return lg.model_and_variables(model_class, generative, inference)
+
+
+def independent_estimates(model_class, num_samples, repeats):
+    """L_K of every image of `lg.X` from independent sets of samples, [repeats, images]."""
+    model, variables = linear(model_class)
+    x = jnp.float32(np.tile(lg.X, (repeats, 1)))
+    result = evaluation.log_likelihood(
+        model, variables, x, jax.random.key(1), num_samples=num_samples, chunk_size=50
+    )
+    return np.float64(result.log_likelihood).reshape(repeats, -1)
+
+
+@pytest.mark.parametrize("model_class", [VAE, LadderVAE])
+def test_log_likelihood_of_many_samples_is_the_evidence(model_class):
+    estimates = independent_estimates(model_class, num_samples=3000, repeats=8)
+    standard_error = estimates.std(0, ddof=1) / np.sqrt(8)
+    assert np.all(standard_error < 0.02)
+    difference = estimates.mean(0) - lg.log_evidence(LINEAR[model_class], lg.X)
+    # Six standard errors: they are themselves estimates, with 7 degrees of freedom.
+    np.testing.assert_array_less(np.abs(difference), 6 * standard_error)
+
+
+@pytest.mark.parametrize("model_class", [VAE, LadderVAE])
+def test_log_likelihood_of_few_samples_is_below_the_evidence_and_rises(model_class):
+    generative = LINEAR[model_class]
+    inference = lg.worsened(lg.perfectly(generative, model_class))
+    evidence = lg.log_evidence(generative, lg.X)
+    one, five = (independent_estimates(model_class, k, repeats=2000) for k in (1, 5))
+    one_error, five_error = (e.std(0, ddof=1) / np.sqrt(2000) for e in (one, five))
+    expected = lg.expected_elbo(model_class, generative, inference, lg.X)
+    np.testing.assert_array_less(np.abs(one.mean(0) - expected), 5 * one_error)
+    np.testing.assert_array_less(one.mean(0) + 3 * one_error, five.mean(0) - 3 * five_error)
+    np.testing.assert_array_less(five.mean(0) + 3 * five_error, evidence)
+
+
+def test_log_likelihood_of_a_non_linear_decoder_is_the_integral_over_z():
+    model = LadderVAE(4, (1,), (3,), activation="tanh", batch_norm=False)
+    params = random_params(model, seed=2, scale=0.9)
+    # A posterior wider than the prior, so that no weight is large.
+    head = params["inference"]["heads_0"]["Linear_0"]["Dense_0"]
+    head.update(kernel=jnp.zeros_like(head["kernel"]), bias=jnp.float32([0.2, 1.0]))
+    networks = jax.tree.map(np.float64, params["generative"])
+
+    def logits(z):
+        d = np.atleast_1d(z)
+        for name in ("Linear_0", "Linear_1"):
+            dense = networks["mlps_0"][name]["Dense_0"]
+            d = np.tanh(d @ dense["kernel"] + dense["bias"])
+        dense = networks["observation_head"]["Dense_0"]
+        return d @ dense["kernel"] + dense["bias"]
+
+    def joint(z, x):
+        probability = special.expit(logits(z))
+        return stats.norm.pdf(z) * stats.bernoulli.pmf(x, probability).prod()
+
+    x = np.array(list(itertools.product((0, 1), repeat=4)))
+    evidence = np.array([integrate.quad(joint, -9, 9, args=(one,), limit=200)[0] for one in x])
+    np.testing.assert_allclose(evidence.sum(), 1, rtol=1e-6)  # over all 16 images there are
+    repeats = 8
+    result = evaluation.log_likelihood(
+        model,
+        {"params": params},
+        jnp.float32(np.tile(x, (repeats, 1))),
+        jax.random.key(3),
+        num_samples=4000,
+        chunk_size=100,
+    )
+    estimates = np.float64(result.log_likelihood).reshape(repeats, 16)
+    standard_error = estimates.std(0, ddof=1) / np.sqrt(repeats)
+    assert np.all(standard_error < 0.05)
+    np.testing.assert_array_less(np.abs(estimates.mean(0) - np.log(evidence)), 6 * standard_error)
+
+
+# log_likelihood against a loop
+
+
+@functools.cache
+def looped():
+    """A model, images, a key, and the log weights of 23 samples, one at a time, in float64."""
+    model = LadderVAE(5, (2, 1), (4, 3), batch_norm=False)
+    variables = {"params": random_params(model, seed=4)}
+    x = jnp.float32(np.random.default_rng(5).random((3, 5)) > 0.5)
+    key = jax.random.key(6)
+    log_weights = np.empty((23, 3))
+    for image, sample in itertools.product(range(3), range(23)):
+        sample_key = jax.random.fold_in(jax.random.fold_in(key, image), sample)
+        terms = terms_of(model, variables, x[image : image + 1], sample_key)
+        log_weights[sample, image] = np_log_weights(terms)[0, 0]
+    return model, variables, x, key, log_weights
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 23, 100])
+def test_log_likelihood_of_any_chunk_size_is_that_of_a_loop_over_the_documented_keys(chunk_size):
+    model, variables, x, key, log_weights = looped()
+    result = evaluation.log_likelihood(model, variables, x, key, 23, chunk_size)
+    expected = special.logsumexp(log_weights, axis=0) - np.log(23)
+    np.testing.assert_allclose(result.log_likelihood, expected, rtol=3e-6)
+    weights = np.exp(log_weights)
+    effective = weights.sum(0) ** 2 / (weights**2).sum(0)
+    assert np.all((effective > 1.5) & (effective < 22))
+    np.testing.assert_allclose(result.effective_sample_size, effective, rtol=3e-5)
+
+
+def test_estimate_of_an_image_depends_on_its_key_and_not_on_its_company():
+    model, variables, x, key, _ = looped()
+    together = evaluation.log_likelihood(model, variables, x, key, 23, 7)
+    keys = jnp.stack([jax.random.fold_in(key, image) for image in range(3)])
+    with_keys = evaluation.log_likelihood(model, variables, x, keys, 23, 7)
+    backwards = evaluation.log_likelihood(model, variables, x[::-1], keys[::-1], 23, 7)
+    for image in range(3):
+        row = slice(image, image + 1)
+        alone = evaluation.log_likelihood(model, variables, x[row], keys[row], 23, 7)
+        for of_all, of_one in zip(together, alone, strict=True):
+            np.testing.assert_allclose(of_all[row], of_one, rtol=3e-6)
+    for one, same, reversed_ in zip(together, with_keys, backwards, strict=True):
+        np.testing.assert_allclose(one, same, rtol=3e-6)
+        np.testing.assert_allclose(one, reversed_[::-1], rtol=3e-6)
+
+
+def test_estimates_of_other_keys_are_independent():
+    model, variables, x, key, _ = looped()
+    same_image = jnp.repeat(x[:1], 3, axis=0)
+    result = evaluation.log_likelihood(model, variables, same_image, key, 23, 7)
+    assert len(np.unique(result.log_likelihood)) == 3
+
+
+@pytest.mark.parametrize(("num_samples", "chunk_size"), [(0, 100), (-1, 1), (10, 0)])
+def test_log_likelihood_needs_a_sample(num_samples, chunk_size):
+    model, variables, x, key, _ = looped()
+    message = f"num_samples={num_samples}, chunk_size={chunk_size}; give at least 1"
+    with pytest.raises(ValueError, match=message):
+        evaluation.log_likelihood(model, variables, x, key, num_samples, chunk_size)
+
+
+def far_off(offset):
+    """A model of data within 0.01 of `offset`, all its images at zero; samples differ a little."""
+    decoder = lg.LADDER[0]._replace(offset=np.full(3, offset), variance=np.full(3, 1e-4))
+    inference = lg.exact_likelihoods(lg.LADDER[:1])
+    return lg.model_and_variables(VAE, (decoder,), inference)
+
+
+def test_log_weights_of_any_size_give_a_finite_estimate():
+    model, variables = far_off(1e6)  # log weights of about -1e16, far apart
+    key, x = jax.random.key(7), jnp.zeros((2, 3), jnp.float32)
+    result = evaluation.log_likelihood(model, variables, x, key, 30, 7)
+    largest = [
+        max(
+            np_log_weights(
+                terms_of(
+                    model,
+                    variables,
+                    x[:1],
+                    jax.random.fold_in(jax.random.fold_in(key, image), sample),
+                )
+            )[0, 0]
+            for sample in range(30)
+        )
+        for image in range(2)
+    ]
+    assert max(largest) < -1e15
+    np.testing.assert_allclose(result.log_likelihood, largest, rtol=1e-5)
+    assert np.all((result.effective_sample_size >= 1) & (result.effective_sample_size <= 30))
+
+
+def test_weights_too_small_for_a_float_are_zeros():
+    model, variables = far_off(1e30)
+    x = jnp.zeros((2, 3), jnp.float32)
+    result = evaluation.log_likelihood(model, variables, x, jax.random.key(7), 30, 7)
+    np.testing.assert_array_equal(result.log_likelihood, -np.inf)
+
+
+def test_memory_of_the_log_likelihood_depends_on_the_chunk_and_not_on_the_samples():
+    model, variables, x, key, _ = looped()
+
+    def temporary_bytes(num_samples, chunk_size):
+        lowered = evaluation.log_likelihood.lower(model, variables, x, key, num_samples, chunk_size)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporary_bytes(100, 50), temporary_bytes(5000, 50)
+    # The index of the last chunk is all that may differ.
+    assert abs(many - few) <= 64
+    assert temporary_bytes(5000, 500) > 5 * many
+
+
+def products_with(jaxpr, weight_shape, in_loop=False):
+    """(shape of the left factor, inside a loop?) of all products with such a right factor."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            left, right = (v.aval.shape for v in equation.invars)
+            if right == weight_shape:
+                found.append((left, in_loop))
+        looping = in_loop or equation.primitive.name in ("scan", "while")
+        for inner in core.jaxprs_in_params(equation.params):
+            found += products_with(inner, weight_shape, looping)
+    return found
+
+
+@pytest.mark.parametrize("model_class", [VAE, LadderVAE])
+def test_an_image_is_encoded_once_whatever_the_number_of_samples(model_class):
+    model = model_class(11, (2, 1), (7, 3), batch_norm=False)
+    variables = {"params": random_params(model)}
+    x = jnp.zeros((4, 11), jnp.float32)
+    jaxpr = jax.make_jaxpr(
+        functools.partial(evaluation.log_likelihood, model, num_samples=20, chunk_size=5)
+    )(variables, x, jax.random.key(0))
+    assert products_with(jaxpr.jaxpr, weight_shape=(11, 7)) == [((4, 11), False)]
+    # The decoder, in contrast, is applied to every sample: within the loop over chunks.
+    decoded = products_with(jaxpr.jaxpr, weight_shape=(7, 11))
+    assert [(shape[:2], in_loop) for shape, in_loop in decoded] == [((5, 4), True)]
+
+
+# Batch-norm statistics
+
+
+@functools.cache
+def reestimated(n, batch_size, seed=8):
+    """A ladder with batch norm, its training images, and its re-estimated variables."""
+    model = LadderVAE(5, (2, 1), (4, 3))
+    params = random_params(model, seed=9)
+    images = np.float32(np.random.default_rng(10).standard_normal((n, 5)))
+    variables = evaluation.reestimate_batch_stats(
+        model, params, identity, jnp.asarray(images), jax.random.key(seed), batch_size=batch_size
+    )
+    return model, params, np.float64(images), variables
+
+
+def moments_of(variables, *path):
+    return functools.reduce(lambda tree, name: tree[name], path, variables["batch_stats"])[
+        "BatchNorm_0"
+    ]
+
+
+def test_statistics_of_the_first_layer_are_the_moments_of_the_training_set():
+    _, params, images, variables = reestimated(n=24, batch_size=8)
+    y = images @ np.float64(params["inference"]["mlps_0"]["Linear_0"]["Dense_0"]["kernel"])
+    moments = moments_of(variables, "inference", "mlps_0", "Linear_0")
+    np.testing.assert_allclose(moments["mean"], y.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(moments["variance"], y.var(0), rtol=1e-5)
+
+
+def test_statistics_of_all_layers_are_those_of_full_batches_in_training_mode():
+    _, params, images, variables = reestimated(n=27, batch_size=8)
+    params = jax.tree.map(np.float64, params)
+    order = jax.random.permutation(fold_in_name(jax.random.key(8), "shuffle"), 27)
+    # Batch norm of each batch by its own moments; the moments of all batches' inputs together.
+    collected = {}
+
+    def linear(y, network, name):
+        layer = params["inference"][network][name]
+        y = y @ layer["Dense_0"]["kernel"]
+        collected.setdefault((network, name), []).append(y)
+        y = (y - y.mean(0)) / np.sqrt(y.var(0) + 1e-5)
+        return y * layer["BatchNorm_0"]["scale"] + layer["BatchNorm_0"]["shift"]
+
+    for rows in np.asarray(order)[:24].reshape(3, 8):
+        d = images[rows]
+        for network, head in (("mlps_0", "heads_0"), ("mlps_1", "heads_1")):
+            for name in ("Linear_0", "Linear_1"):
+                y = linear(d, network, name)
+                d = np.where(y > 0, y, 0.1 * y)
+            linear(d, head, "Linear_0")
+    assert len(collected) == 6
+    for (network, name), batches in collected.items():
+        y = np.concatenate(batches)
+        moments = moments_of(variables, "inference", network, name)
+        np.testing.assert_allclose(moments["mean"], y.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(moments["variance"], y.var(0), rtol=1e-4)
+
+
+def test_statistics_are_deterministic_for_a_key_and_cover_every_layer():
+    model, params, images, variables = reestimated(n=24, batch_size=8)
+    again, other = (
+        evaluation.reestimate_batch_stats(
+            model, params, identity, jnp.float32(images), jax.random.key(seed), batch_size=8
+        )
+        for seed in (8, 11)
+    )
+    for one, same in zip(jax.tree.leaves(variables), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, same)
+    sampled = ("generative", "mlps_0", "Linear_0")
+    assert np.all(moments_of(variables, *sampled)["mean"] != moments_of(other, *sampled)["mean"])
+    key = jax.random.key(0)
+    like = jax.eval_shape(model.init, {"params": key, "sample": key}, jnp.float32(images))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, like)
+
+
+def test_a_batch_larger_than_the_training_set_is_the_training_set():
+    _, params, images, variables = reestimated(n=6, batch_size=100)
+    y = images @ np.float64(params["inference"]["mlps_0"]["Linear_0"]["Dense_0"]["kernel"])
+    moments = moments_of(variables, "inference", "mlps_0", "Linear_0")
+    np.testing.assert_allclose(moments["mean"], y.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(moments["variance"], y.var(0), rtol=1e-5)
+
+
+def test_preprocessing_of_every_batch_has_a_key_of_its_own():
+    model = LadderVAE(5, (1,), (2,))
+    params = random_params(model)
+
+    def noise_alone(key, images):
+        return jax.random.normal(key, (len(images), 5), jnp.float32)
+
+    key = jax.random.key(12)
+    variables = evaluation.reestimate_batch_stats(
+        model, params, noise_alone, jnp.zeros((12, 1)), key, batch_size=4
+    )
+    x = np.concatenate(
+        [noise_alone(fold_in_name(key, "preprocess", batch), range(4)) for batch in range(3)]
+    )
+    y = np.float64(x) @ np.float64(params["inference"]["mlps_0"]["Linear_0"]["Dense_0"]["kernel"])
+    moments = moments_of(variables, "inference", "mlps_0", "Linear_0")
+    np.testing.assert_allclose(moments["mean"], y.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(moments["variance"], y.var(0), rtol=1e-4)
+
+
+def test_a_model_without_batch_norm_has_no_statistics():
+    model, variables, x, key, _ = looped()
+    result = evaluation.reestimate_batch_stats(
+        model, variables["params"], identity, x, key, batch_size=2
+    )
+    assert result.keys() == {"params"}
+    for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(variables), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_with_statistics_an_image_is_evaluated_alone_as_among_others():
+    model, _, images, variables = reestimated(n=24, batch_size=8)
+    x = jnp.float32(images[:3] > 0)
+    keys = jax.random.split(jax.random.key(13), 3)
+    together = evaluation.log_likelihood(model, variables, x, keys, 20, 6)
+    for image in range(3):
+        row = slice(image, image + 1)
+        alone = evaluation.log_likelihood(model, variables, x[row], keys[row], 20, 6)
+        for of_all, of_one in zip(together, alone, strict=True):
+            np.testing.assert_allclose(of_all[row], of_one, rtol=3e-6)
+
+
+# The ELBO of a data set
+
+IMAGES = np.random.default_rng(14).integers(0, 256, (10, 5), np.uint8)
+SAMPLES = 4
+
+
+@functools.cache
+def elbo(batch_size):
+    model, _, _, variables = reestimated(n=24, batch_size=8)
+    return evaluation.elbo(
+        model,
+        variables,
+        binarisation.binarise,
+        jnp.asarray(IMAGES),
+        jax.random.key(15),
+        num_samples=SAMPLES,
+        batch_size=batch_size,
+    )
+
+
+@functools.cache
+def elbo_looped():
+    """bound, log p(x | z), KL per unit, posterior means of every image, in float64, by a loop."""
+    model, _, _, variables = reestimated(n=24, batch_size=8)
+    bounds, log_px, kl_per_unit, means = [], [], [], []
+    for index, image in enumerate(IMAGES):
+        key = jax.random.fold_in(jax.random.key(15), index)
+        x = binarisation.binarise(fold_in_name(key, "preprocess"), image[None])
+        terms = terms_of(model, variables, x, fold_in_name(key, "sample"), SAMPLES)
+        kl = []
+        for q, p in zip(terms.posterior, terms.prior, strict=True):
+            (m_q, v_q), (m_p, v_p) = (jax.tree.map(np.float64, tuple(g)) for g in (q, p))
+            kl.append(0.5 * (v_q / v_p + (m_q - m_p) ** 2 / v_p - 1 + np.log(v_p / v_q)))
+        log_px.append(np.float64(terms.log_px).mean())
+        kl_per_unit.append([one.mean((0, 1)) for one in kl])
+        bounds.append(log_px[-1] - sum(one.sum() for one in kl_per_unit[-1]))
+        means.append([np.float64(q.mean[:, 0]) for q in terms.posterior])
+    return np.array(bounds), np.array(log_px), kl_per_unit, means
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 10, 250])
+def test_elbo_of_any_batch_size_is_that_of_a_loop_over_the_images(batch_size):
+    result = elbo(batch_size)
+    bounds, log_px, kl_per_unit, _ = elbo_looped()
+    np.testing.assert_allclose(result.elbo, bounds.mean(), rtol=1e-5)
+    np.testing.assert_allclose(result.log_px, log_px.mean(), rtol=1e-5)
+    for actual, *by_image in zip(result.kl_per_unit, *kl_per_unit, strict=True):
+        np.testing.assert_allclose(actual, np.mean(by_image, axis=0), rtol=1e-4, atol=1e-6)
+
+
+def test_elbo_finds_the_units_whose_mean_moves_with_the_image():
+    *_, means = elbo_looped()
+    for actual, *by_image in zip(elbo(4).active, *means, strict=True):
+        # Samples 0 and 1, and 2 and 3, are independent pairs.
+        centred = np.array(by_image) - np.mean(by_image, axis=0)
+        one, other = centred[:, 0::2], centred[:, 1::2]
+        np.testing.assert_array_equal(actual, (one * other).mean((0, 1)) > 0.01)
+
+
+def np_means(spread, noise, images=400, samples=2):
+    """Posterior means of one unit: of variance spread^2 over the images, plus noise a sample."""
+    rng = np.random.default_rng(16)
+    data = rng.standard_normal(images)
+    data = spread * (data - data.mean()) / data.std()
+    return data + noise * rng.standard_normal((samples, images))
+
+
+def test_units_are_active_if_their_mean_varies_with_the_data_and_not_with_the_samples():
+    units = {
+        "above the threshold": (np_means(spread=0.12, noise=0.0), True),
+        "below the threshold": (np_means(spread=0.09, noise=0.0), False),
+        "active under noise": (np_means(spread=0.5, noise=1.0), True),
+        # 2,000 images: the covariance of independent noise is 1 / sqrt(400,000) there, 0.0016.
+        "noise of the samples": (np_means(0.0, noise=1.0, images=400_000), False),
+        "constant": (np.full((2, 400), 3.0), False),
+    }
+    for name, (means, expected) in units.items():
+        assert evaluation.active_units(jnp.float32(means[..., None])).tolist() == [expected], name
+    # One sample's variance would call the noise active.
+    assert units["noise of the samples"][0].var(axis=1).min() > 0.01
+
+
+def test_active_units_average_over_pairs_of_samples():
+    means = np.random.default_rng(17).standard_normal((6, 7, 5)) * np.array([0.1, 0.3, 1, 2, 3])
+    covariances = [
+        [np.cov(means[s, :, u], means[s + 1, :, u], bias=True)[0, 1] for s in (0, 2, 4)]
+        for u in range(5)
+    ]
+    expected = np.mean(covariances, axis=1) > 0.01
+    assert set(expected) == {True, False}
+    np.testing.assert_array_equal(evaluation.active_units(jnp.float32(means)), expected)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 3])
+def test_active_units_need_pairs_of_samples(samples):
+    message = f"{samples} samples an image; give an even number, for pairs"
+    with pytest.raises(ValueError, match=message):
+        evaluation.active_units(jnp.zeros((samples, 7, 5), jnp.float32))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 20])
+def test_images_are_mapped_in_order_whatever_the_batch_size(batch_size):
+    values = np.arange(14.0, dtype=np.float32).reshape(7, 2)
+    squares, sums = evaluation.map_images(
+        lambda index, row: (row**2, jnp.sum(row) + index),
+        batch_size,
+        jnp.arange(7, dtype=jnp.float32),
+        jnp.asarray(values),
+    )
+    np.testing.assert_array_equal(squares, values**2)
+    np.testing.assert_array_equal(sums, values.sum(1) + np.arange(7))

@@ -1,0 +1,221 @@
+"""Moments and batch normalisation against NumPy in float64, and a gradient against two others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lvae_jax import normalization
+from lvae_jax.normalization import EPSILON, Moments
+
+SHAPES = [(16, 3), (4, 5, 3)]
+
+
+def float32(a):
+    return jnp.asarray(a, jnp.float32)
+
+
+def random_inputs(shape, seed=0):
+    """y, scale, shift, and a gradient arriving at the output."""
+    rng = np.random.default_rng(seed)
+    units = shape[-1]
+    y = 2 + rng.normal(size=shape) * np.array([0.1, 1.0, 5.0])[:units]
+    scale, shift = rng.uniform(0.5, 2.0, units), rng.normal(size=units)
+    return tuple(float32(a) for a in (y, scale, shift, rng.normal(size=shape)))
+
+
+def batch_normalize_in_float64(y, scale, shift):
+    """The definition, in NumPy."""
+    y, scale, shift = (np.asarray(a, np.float64) for a in (y, scale, shift))
+    axes = tuple(range(y.ndim - 1))
+    return (y - y.mean(axes)) / np.sqrt(y.var(axes) + EPSILON) * scale + shift
+
+
+def naive_batch_normalize(y, scale, shift):
+    """The definition, in JAX, for automatic differentiation."""
+    rows = y.reshape(-1, y.shape[-1])
+    mean = jnp.mean(rows, axis=0, keepdims=True)
+    variance = jnp.mean((rows - mean) ** 2, axis=0, keepdims=True)
+    normalized = (rows - mean) / jnp.sqrt(variance + EPSILON) * scale[None] + shift[None]
+    return normalized.reshape(y.shape)
+
+
+def pull_back(function, y, scale, shift, g):
+    """The gradients of sum(g function(y, scale, shift)) with respect to y, scale and shift."""
+    loss = jax.jit(jax.grad(lambda *inputs: jnp.sum(g * function(*inputs)), argnums=(0, 1, 2)))
+    return loss(y, scale, shift)
+
+
+def finite_differences(function, arguments, step):
+    """Central differences of a scalar float64 function, element by element of every argument."""
+    arguments = [np.asarray(a, np.float64) for a in arguments]
+    gradients = []
+    for a in arguments:
+        gradient = np.zeros_like(a)
+        for index in np.ndindex(a.shape):
+            kept = a[index]
+            a[index] = kept + step
+            above = function(*arguments)
+            a[index] = kept - step
+            gradient[index] = (above - function(*arguments)) / (2 * step)
+            a[index] = kept
+        gradients.append(gradient)
+    return gradients
+
+
+# --- Moments -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [(0.0, 1.0), (1e4, 1.0), (-1e4, 1.0), (3.0, 1e-3), (0.0, 1e4)]
+)
+@pytest.mark.parametrize("shape", [(1000, 3), (10, 100, 3)])
+def test_moments_are_the_mean_and_biased_variance_even_far_from_zero(shape, mean, std):
+    y = np.float32(np.random.default_rng(0).normal(mean, std, shape))
+    rows = y.reshape(-1, 3).astype(np.float64)
+    actual = normalization.moments(jnp.asarray(y))
+    # A one-pass variance, E[y^2] - E[y]^2, would be off by several units at a mean of 1e4.
+    np.testing.assert_allclose(actual.mean, rows.mean(axis=0), rtol=1e-6, atol=1e-6 * std)
+    np.testing.assert_allclose(actual.variance, rows.var(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 20, 3), (6, 4, 5, 3)])
+def test_pooled_moments_are_those_of_the_concatenated_batches(shape):
+    rng = np.random.default_rng(1)
+    # Batches that differ in mean and spread, so that the variance between them matters.
+    tail = (1,) * (len(shape) - 2)
+    offset = rng.normal(0, 3, (6, *tail, 3))
+    y = np.float32(offset + rng.normal(size=shape) * rng.uniform(0.1, 2.0, (6, *tail, 3)))
+    pooled = normalization.pool(jax.vmap(normalization.moments)(y))
+    rows = y.reshape(-1, 3).astype(np.float64)
+    assert isinstance(pooled, Moments)
+    np.testing.assert_allclose(pooled.mean, rows.mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pooled.variance, rows.var(axis=0), rtol=1e-5)
+
+
+def test_pooling_a_single_batch_changes_nothing():
+    batch = Moments(float32([[1.5, -2.0]]), float32([[3.0, 0.25]]))
+    pooled = normalization.pool(batch)
+    assert np.array_equal(pooled.mean, batch.mean[0])
+    assert np.array_equal(pooled.variance, batch.variance[0])
+
+
+# --- Normalisation -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (3,)])
+def test_normalize_uses_the_statistics_it_is_given(shape):
+    y, scale, shift, _ = random_inputs(shape)
+    statistics = Moments(float32([5.0, -1.0, 0.0]), float32([4.0, 0.3, 0.0]))
+    mean, variance = (np.float64(a) for a in statistics)
+    expected = (np.float64(y) - mean) / np.sqrt(variance + EPSILON) * np.float64(scale)
+    actual = normalization.normalize(y, statistics, scale, shift)
+    np.testing.assert_allclose(actual, expected + np.float64(shift), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_batch_normalize_is_the_definition(shape, transform):
+    y, scale, shift, _ = random_inputs(shape)
+    actual = transform(normalization.batch_normalize)(y, scale, shift)
+    expected = batch_normalize_in_float64(y, scale, shift)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_batch_normalize_gives_every_unit_the_mean_shift_and_the_deviation_scale():
+    y, scale, shift, _ = random_inputs((4, 50, 3))
+    output = np.float64(normalization.batch_normalize(y, scale, shift))
+    np.testing.assert_allclose(output.mean(axis=(0, 1)), shift, rtol=1e-5, atol=1e-6)
+    # EPSILON is 1e-3 of the smallest variance here, 0.01.
+    np.testing.assert_allclose(output.std(axis=(0, 1)), scale, rtol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_written_out_is_that_of_automatic_differentiation(shape, seed):
+    inputs = random_inputs(shape, seed)
+    written_out = pull_back(normalization.batch_normalize, *inputs)
+    automatic = pull_back(naive_batch_normalize, *inputs)
+    for actual, expected in zip(written_out, automatic, strict=True):
+        assert actual.shape == expected.shape
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_written_out_is_that_of_finite_differences_in_float64(shape):
+    y, scale, shift, g = random_inputs(shape)
+    weight = np.float64(g)
+    expected = finite_differences(
+        lambda *inputs: np.sum(weight * batch_normalize_in_float64(*inputs)),
+        (y, scale, shift),
+        step=1e-5,
+    )
+    actual = pull_back(normalization.batch_normalize, y, scale, shift, g)
+    for a, e in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.5, 3.7, -20.25])
+def test_a_unit_constant_over_the_batch_normalises_to_its_shift(constant):
+    y, scale, shift, g = random_inputs((16, 3))
+    y = y.at[:, 1].set(constant)
+    output = np.asarray(normalization.batch_normalize(y, scale, shift))
+    # The float32 mean of equal numbers is off by a rounding or two, over sqrt(EPSILON).
+    rounding = 2**-22 * abs(constant) / np.sqrt(EPSILON) * float(scale[1])
+    np.testing.assert_allclose(output[:, 1], shift[1], rtol=1e-6, atol=rounding)
+    d_y, d_scale, d_shift = pull_back(normalization.batch_normalize, y, scale, shift, g)
+    # y_hat is zero, so what is left of dL/dy is the centred g, over sqrt(EPSILON).
+    centred = (g[:, 1] - g[:, 1].mean()) * scale[1] / np.sqrt(EPSILON)
+    np.testing.assert_allclose(d_y[:, 1], centred, rtol=1e-3, atol=1e-2)
+    assert abs(d_scale[1]) <= 16 * rounding
+    np.testing.assert_allclose(d_shift[1], np.float64(g[:, 1]).sum(), rtol=1e-5)
+    for gradient in (d_y, d_scale, d_shift):
+        assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 1, 3)])
+def test_a_batch_of_one_normalises_to_the_shift_with_no_gradient_to_its_input(shape):
+    y, scale, shift, g = random_inputs(shape)
+    output = normalization.batch_normalize(y, scale, shift)
+    assert np.array_equal(
+        output, jnp.broadcast_to(shift.reshape((1,) * (y.ndim - 1) + (3,)), shape)
+    )
+    d_y, d_scale, d_shift = pull_back(normalization.batch_normalize, y, scale, shift, g)
+    assert not np.any(d_y)
+    assert not np.any(d_scale)
+    assert np.array_equal(d_shift, g.reshape(3))
+
+
+# --- Transformations and dtypes ------------------------------------------------------------------
+
+
+def test_vmap_equals_a_loop_in_value_and_gradient():
+    def value_and_gradient(y, scale, shift, g):
+        output, pull = jax.vjp(normalization.batch_normalize, y, scale, shift)
+        return output, pull(g)
+
+    examples = [random_inputs((16, 3), seed) for seed in range(4)]
+    batched = jax.jit(jax.vmap(value_and_gradient))(*map(jnp.stack, zip(*examples, strict=True)))
+    one = jax.jit(value_and_gradient)
+    looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one(*e) for e in examples))
+    jax.tree.map(
+        lambda actual, expected: np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5),
+        batched,
+        looped,
+    )
+
+
+@pytest.mark.usefixtures("strict_dtypes")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_float32_stays_float32(shape):
+    y, scale, shift, g = random_inputs(shape)
+
+    def everything():
+        statistics = normalization.moments(y)
+        output, pull = jax.vjp(normalization.batch_normalize, y, scale, shift)
+        pooled = normalization.pool(Moments(y.reshape(-1, 3), y.reshape(-1, 3) ** 2))
+        given = normalization.normalize(y, statistics, scale, shift)
+        return statistics, output, pull(g), pooled, given
+
+    leaves = jax.tree.leaves(jax.eval_shape(everything))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}

@@ -1,0 +1,512 @@
+"""Training against a step written by hand, recomputed draws and NumPy's Adam."""
+
+import functools
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lvae_jax import VAE, LadderVAE, evaluation, training
+from lvae_jax.data import binarisation
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly():
+    """The models here are tiny: most of their time would go into optimising the programs."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+train_step = jax.jit(
+    training.train_step,
+    static_argnames=("model", "optimizer", "mc_samples", "importance_samples"),
+)
+
+
+def identity(key, images):
+    return images
+
+
+def random_params(model, seed=0, scale=0.7):
+    """Parameters of the model's structure, every leaf random."""
+    key = jax.random.key(0)
+    x = jnp.zeros((1, model.data_dim), jnp.float32)
+    like = jax.eval_shape(model.init, {"params": key, "sample": key}, x)["params"]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32), like
+    )
+
+
+def fresh_state(optimizer, params):
+    """A state before the first step; the buffers are its own, so that they may be donated."""
+    params = jax.tree.map(jnp.array, params)
+    return training.TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def assert_trees_equal(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_trees_close(one, other, **tolerance):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+# A step written by hand: plain functions of the parameters, differentiated automatically
+
+LADDER = LadderVAE(5, (2, 1), (4, 3))
+ADAM_EPSILON = 1e-3
+ADAM = training.make_optimizer(adam_epsilon=ADAM_EPSILON)
+GRADIENT = optax.identity()  # parameters less the gradient times the learning rate
+X = jnp.float32(np.random.default_rng(1).random((6, 5)) > 0.5)
+
+
+def linear_by_hand(params, y):
+    """A linear layer and batch norm by the moments over all axes but the last."""
+    y = jnp.einsum("...i,ij->...j", y, params["Dense_0"]["kernel"])
+    axes = tuple(range(y.ndim - 1))
+    centred = y - jnp.mean(y, axes, keepdims=True)
+    y_hat = centred / jnp.sqrt(jnp.mean(centred**2, axes, keepdims=True) + 1e-5)
+    scale, shift = (params["BatchNorm_0"][name] for name in ("scale", "shift"))
+    return jnp.einsum("...i,i->...i", y_hat, scale) + jnp.broadcast_to(shift, y.shape)
+
+
+def mlp_by_hand(params, y):
+    for name in ("Linear_0", "Linear_1"):
+        y = linear_by_hand(params[name], y)
+        y = jnp.where(y > 0, y, 0.1 * y)
+    return y
+
+
+def head_by_hand(params, d):
+    y = linear_by_hand(params["Linear_0"], d)
+    units = y.shape[-1] // 2
+    return y[..., :units], jnp.log1p(jnp.exp(y[..., units:])) + 1e-5
+
+
+def loss_by_hand(params, x, noise, beta):
+    """Minus the ELBO of `LADDER`, its two layers spelled out; noise by layer, [samples, batch, _]."""
+    up, down = params["inference"], params["generative"]
+    d_1 = mlp_by_hand(up["mlps_0"], x)
+    m_1, v_1 = head_by_hand(up["heads_0"], d_1)
+    m_2, v_2 = head_by_hand(up["heads_1"], mlp_by_hand(up["mlps_1"], d_1))
+    z_2 = m_2[None] + jnp.sqrt(v_2)[None] * noise[1]
+    pm, pv = head_by_hand(down["heads_0"], mlp_by_hand(down["mlps_1"], z_2))
+    qv = 1 / (1 / v_1[None] + 1 / pv)
+    qm = qv * (m_1[None] / v_1[None] + pm / pv)
+    z_1 = qm + jnp.sqrt(qv) * noise[0]
+    head = down["observation_head"]["Dense_0"]
+    logits = jnp.einsum("...i,ij->...j", mlp_by_hand(down["mlps_0"], z_1), head["kernel"])
+    logits = logits + jnp.broadcast_to(head["bias"], logits.shape)
+    p = 1 / (1 + jnp.exp(-logits))
+    log_px = jnp.sum(jnp.log(jnp.where(x[None] == 1, p, 1 - p)), -1)
+    kl_1 = 0.5 * jnp.sum(qv / pv + (qm - pm) ** 2 / pv - 1 + jnp.log(pv / qv), -1)
+    kl_2 = 0.5 * jnp.sum(v_2 + m_2**2 - 1 - jnp.log(v_2), -1)[None]
+    kl = kl_1 + kl_2
+    metrics = (jnp.mean(log_px - kl), jnp.mean(log_px), jnp.stack([kl_1.mean(), kl_2.mean()]))
+    return -jnp.mean(log_px - beta * kl), metrics
+
+
+@functools.partial(jax.jit, static_argnames="samples")
+def step_by_hand(params, x, key, beta, samples):
+    """Gradients and metrics, with the noise that the model draws from the key."""
+    terms = LADDER.apply(
+        {"params": params}, x, num_samples=samples, train=True, rngs={"sample": key}
+    )
+    noise = [
+        jax.lax.stop_gradient((z - q.mean) / jnp.sqrt(q.variance))
+        for z, q in zip(terms.z, terms.posterior, strict=True)
+    ]
+    return jax.grad(loss_by_hand, has_aux=True)(params, x, noise, beta)
+
+
+class NumpyAdam:
+    """Kingma and Ba's algorithm 1, in float64."""
+
+    def __init__(self):
+        self.step, self.first, self.second = 0, 0.0, 0.0
+
+    def __call__(self, gradient):
+        self.step += 1
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient**2
+        first = self.first / (1 - 0.9**self.step)
+        second = self.second / (1 - 0.999**self.step)
+        return first / (np.sqrt(second) + ADAM_EPSILON)
+
+
+def flat(tree):
+    return np.concatenate([np.float64(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def test_steps_are_adam_on_the_gradient_of_the_elbo_written_by_hand():
+    state = fresh_state(ADAM, random_params(LADDER))
+    adam, beta = NumpyAdam(), jnp.float32(0.3)
+    for step, learning_rate in enumerate((0.01, 0.02, 0.005)):
+        key = jax.random.key(step)
+        gradient, expected = step_by_hand(state.params, X, key, beta, samples=2)
+        before = flat(state.params)
+        state, metrics = train_step(
+            LADDER, ADAM, state, X, key, beta, jnp.float32(learning_rate), mc_samples=2
+        )
+        np.testing.assert_allclose(
+            before - flat(state.params),
+            learning_rate * adam(flat(gradient)),
+            atol=5e-3 * learning_rate,
+        )
+        assert state.step == step + 1
+        assert_trees_close(tuple(metrics), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_gradient_is_that_of_the_elbo_written_by_hand(beta):
+    state = fresh_state(GRADIENT, random_params(LADDER, seed=2))
+    key = jax.random.key(3)
+    gradient, expected = step_by_hand(state.params, X, key, jnp.float32(beta), samples=2)
+    stepped, metrics = train_step(
+        LADDER, GRADIENT, state, X, key, jnp.float32(beta), jnp.float32(1.0), mc_samples=2
+    )
+    difference = flat(state.params) - flat(stepped.params)
+    np.testing.assert_allclose(difference, flat(gradient), rtol=1e-3, atol=2e-5)
+    # The metrics are those of beta = 1, whatever beta.
+    assert_trees_close(tuple(metrics), expected, rtol=1e-4)
+
+
+# Samples
+
+
+def importance_loss(params, model, x, key, samples, group):
+    """Minus the mean, over groups of samples, of log mean w; densities written out."""
+    terms = model.apply(
+        {"params": params}, x, num_samples=samples, train=True, rngs={"sample": key}
+    )
+
+    def log_density(z, p):
+        return jax.scipy.stats.norm.logpdf(z, p.mean, jnp.sqrt(p.variance)).sum(-1)
+
+    log_weights = terms.log_px
+    for z, q, p in zip(terms.z, terms.posterior, terms.prior, strict=True):
+        log_weights += log_density(z, p) - log_density(z, q)
+    groups = [log_weights[i : i + group] for i in range(0, samples, group)]
+    return -sum(jnp.mean(jnp.log(jnp.mean(jnp.exp(g), axis=0))) for g in groups) / len(groups)
+
+
+@pytest.mark.parametrize(("mc_samples", "importance_samples"), [(3, 2), (1, 6)])
+def test_step_climbs_the_bound_of_importance_samples_averaged_over_mc_samples(
+    mc_samples, importance_samples
+):
+    model = LadderVAE(5, (2,), (4,), batch_norm=False)
+    state = fresh_state(GRADIENT, random_params(model, seed=4))
+    key = jax.random.key(5)
+    gradient = jax.jit(jax.grad(importance_loss), static_argnums=(1, 4, 5))(
+        state.params, model, X, key, mc_samples * importance_samples, importance_samples
+    )
+    stepped, _ = train_step(
+        model,
+        GRADIENT,
+        state,
+        X,
+        key,
+        jnp.float32(1.0),
+        jnp.float32(1.0),
+        mc_samples=mc_samples,
+        importance_samples=importance_samples,
+    )
+    difference = flat(state.params) - flat(stepped.params)
+    np.testing.assert_allclose(difference, flat(gradient), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mc_samples", "importance_samples"), [(1, 1), (4, 1), (1, 5), (2, 3)])
+def test_an_example_has_mc_times_importance_samples(mc_samples, importance_samples):
+    model = VAE(5, (7,), (4,), batch_norm=False)
+    step = functools.partial(
+        training.train_step,
+        model,
+        GRADIENT,
+        mc_samples=mc_samples,
+        importance_samples=importance_samples,
+    )
+    state = fresh_state(GRADIENT, random_params(model))
+    program = str(jax.make_jaxpr(step)(state, X, jax.random.key(0), 1.0, 1.0))
+    samples = mc_samples * importance_samples
+    assert f"f32[{samples},6,7]" in program  # z
+    assert f"f32[{samples + 1},6,7]" not in program
+
+
+def test_with_beta_zero_nothing_moves_that_only_the_kl_depends_on():
+    # With an inference of its own all the way down, p(z_1 | z_2) enters the KL alone.
+    model = LadderVAE(5, (2, 1), (4, 3), own_top_down=True)
+    state = fresh_state(ADAM, random_params(model, seed=6))
+    moved = {}
+    for beta in (0.0, 1.0):
+        stepped, _ = train_step(
+            model, ADAM, state, X, jax.random.key(7), jnp.float32(beta), jnp.float32(0.01)
+        )
+        moved[beta] = {
+            jax.tree_util.keystr(path): bool(np.any(before != after))
+            for (path, before), after in zip(
+                jax.tree_util.tree_leaves_with_path(state.params),
+                jax.tree.leaves(stepped.params),
+                strict=True,
+            )
+        }
+    assert all(moved[1.0].values())
+    prior = ("['generative']['mlps_1']", "['generative']['heads_0']")
+    still = {path for path, has_moved in moved[0.0].items() if not has_moved}
+    assert still == {path for path in moved[0.0] if path.startswith(prior)}
+    assert len(still) == 9
+
+
+# The optimiser and its learning rate
+
+
+@pytest.mark.parametrize(
+    ("max_gradient_norm", "max_gradient", "scale"),
+    [
+        (None, None, 1.0),
+        (4.0, None, 1.0),  # the norm is 13
+        (4.0, None, 0.1),  # the norm is 1.3, and nothing is limited
+        (None, 0.9, 1.0),
+        (4.0, 0.9, 1.0),
+    ],
+)
+def test_gradients_are_limited_in_norm_and_then_elementwise(max_gradient_norm, max_gradient, scale):
+    gradient = scale * np.array([3.0, -4.0, 0.5, 12.0, -0.3])
+    limited = gradient
+    if max_gradient_norm is not None:
+        limited = limited * min(1.0, max_gradient_norm / np.linalg.norm(limited))
+    if max_gradient is not None:
+        limited = np.clip(limited, -max_gradient, max_gradient)
+    # A first step of Adam is g / (|g| + epsilon): with epsilon = 1 the size of g can be read.
+    optimizer = training.make_optimizer(max_gradient_norm, max_gradient, adam_epsilon=1.0)
+    tree = {"a": jnp.float32(gradient[:3]), "b": jnp.float32(gradient[3:])}
+    direction, _ = optimizer.update(tree, optimizer.init(tree), tree)
+    np.testing.assert_allclose(flat(direction), limited / (np.abs(limited) + 1.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 199, 200, 399, 400, 1999])
+def test_learning_rates_follow_their_closed_forms(epoch):
+    rate = functools.partial(
+        training.scheduled_learning_rate, initial=0.002, epoch=epoch, epochs=2000
+    )
+    assert rate("constant") == 0.002
+    reductions = sum(epoch >= boundary for boundary in range(200, 2001, 200))
+    assert rate("staircase") == pytest.approx(0.002 * 0.75**reductions, rel=1e-12)
+    # cos^2(a / 2) = (1 + cos a) / 2
+    cosine = 0.002 * math.cos(math.pi * epoch / 4000) ** 2
+    assert rate("cosine") == pytest.approx(cosine, rel=1e-9, abs=1e-15)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="schedule='linear'; give constant, staircase or cosine"):
+        training.scheduled_learning_rate("linear", 0.1, 0, 10)
+
+
+# Keys
+
+
+def key_by_hand(key, name, step):
+    return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)
+
+
+def test_keys_differ_by_name_step_and_root():
+    keys = {
+        (seed, name, step): tuple(
+            jax.random.key_data(training.named_key(jax.random.key(seed), name, step)).tolist()
+        )
+        for seed in (0, 1)
+        for name in ("sample", "shuffle", "preprocess")
+        for step in (0, 1, 1000)
+    }
+    assert len(set(keys.values())) == len(keys) == 18
+    for (seed, name, step), data in keys.items():
+        by_hand = key_by_hand(jax.random.key(seed), name, step)
+        assert tuple(jax.random.key_data(by_hand).tolist()) == data
+
+
+def test_the_key_of_a_name_is_fixed_for_all_time():
+    root = jax.random.key(0)
+    expected = jax.random.fold_in(jax.random.fold_in(root, 0x9D79B7BD), 3)
+    assert zlib.crc32(b"sample") == 0x9D79B7BD
+    assert training.named_key(root, "sample", 3) == expected
+
+
+# Initial state
+
+
+def test_initial_state_is_a_function_of_the_key():
+    model = VAE(5, (1,), (2,), batch_norm=False)
+    one, again, other = (
+        training.init_state(model, ADAM, jax.random.key(seed, impl="unsafe_rbg"))
+        for seed in (0, 0, 1)
+    )
+    assert_trees_equal(one, again)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(one.params):
+        name = jax.tree_util.keystr(path)
+        assert leaf.dtype == jnp.float32, name
+        # Biases start at zero; kernels at random.
+        assert bool(np.all(leaf == 0)) == ("bias" in name), name
+    assert np.any(flat(one.params) != flat(other.params))
+    assert one.step == 0
+    assert one.step.dtype == jnp.int32
+    assert not np.any(flat(one.opt_state))
+    # A weakly typed leaf would make the second epoch compile anew.
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(one))
+
+
+# An epoch
+
+MODEL = VAE(5, (2,), (3,))
+IMAGES = np.random.default_rng(8).integers(0, 256, (14, 5), np.uint8)
+ROOT = jax.random.key(9)
+
+
+def train_epoch(state, beta=1.0, learning_rate=0.01, preprocess=binarisation.binarise):
+    """Three steps of 4 of the 14 images."""
+    return training.train_epoch(
+        MODEL,
+        ADAM,
+        preprocess,
+        state,
+        jnp.asarray(IMAGES),
+        ROOT,
+        jnp.float32(beta),
+        jnp.float32(learning_rate),
+        batch_size=4,
+    )
+
+
+def start():
+    return fresh_state(ADAM, random_params(MODEL, seed=10))
+
+
+def test_an_epoch_visits_images_at_most_once_in_a_new_order_and_drops_the_last_partial_batch():
+    seen = []
+
+    def spy(key, images):
+        jax.debug.callback(lambda *args: seen.append(args), jax.random.key_data(key), images)
+        return binarisation.binarise(key, images)
+
+    state = start()
+    orders = []
+    for epoch in range(2):
+        state, _ = train_epoch(state, preprocess=spy)
+        jax.effects_barrier()
+        assert state.step == 3 * (epoch + 1)
+        assert len(seen) == 3
+        # Callbacks may come in any order: they are told apart by the keys of their steps.
+        by_key = {tuple(np.asarray(key).tolist()): np.asarray(images) for key, images in seen}
+        steps = [key_by_hand(ROOT, "preprocess", 3 * epoch + step) for step in range(3)]
+        batches = [by_key[tuple(jax.random.key_data(key).tolist())] for key in steps]
+        assert all(batch.shape == (4, 5) for batch in batches)
+        index = {image.tobytes(): i for i, image in enumerate(IMAGES)}
+        orders.append([index[image.tobytes()] for batch in batches for image in batch])
+        assert len(set(orders[-1])) == 12
+        seen.clear()
+    assert orders[0] != orders[1]
+
+
+def test_the_draws_of_a_step_follow_from_the_key_a_name_and_the_step():
+    state, expected = start(), []
+    for epoch in range(2):
+        order = jax.random.permutation(key_by_hand(ROOT, "shuffle", 3 * epoch), 14)
+        for step in range(3):
+            images = jnp.asarray(IMAGES)[order[4 * step : 4 * step + 4]]
+            x = binarisation.binarise(key_by_hand(ROOT, "preprocess", 3 * epoch + step), images)
+            key = key_by_hand(ROOT, "sample", 3 * epoch + step)
+            state, metrics = train_step(
+                MODEL, ADAM, state, x, key, jnp.float32(1.0), jnp.float32(0.01)
+            )
+            expected.append(metrics)
+    epochs = start()
+    for epoch in range(2):
+        epochs, actual = train_epoch(epochs)
+        of_epoch = [
+            np.mean([np.float64(values) for values in metrics], axis=0)
+            for metrics in zip(*expected[3 * epoch : 3 * epoch + 3], strict=True)
+        ]
+        assert_trees_close(list(actual), of_epoch, rtol=1e-4)
+    assert_trees_close(epochs, state, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_taken_up_from_a_copy_on_the_host_goes_on_bit_for_bit():
+    uninterrupted, _ = train_epoch(train_epoch(start())[0], beta=0.5)
+    on_host = jax.device_get(train_epoch(start())[0])
+    assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(on_host))
+    resumed, _ = train_epoch(jax.tree.map(jnp.asarray, on_host), beta=0.5)
+    assert_trees_equal(uninterrupted, resumed)
+    assert np.any(flat(resumed.params) != flat(on_host.params))
+
+
+def test_an_epoch_compiles_once_for_any_beta_and_learning_rate():
+    training.train_epoch.clear_cache()
+    state = training.init_state(MODEL, ADAM, jax.random.key(11, impl="unsafe_rbg"))
+    for beta, learning_rate in ((0.0, 0.01), (0.5, 0.01), (1.0, 0.002), (1.0, 0.0)):
+        state, _ = train_epoch(state, beta, learning_rate)
+        assert training.train_epoch._cache_size() == 1
+    assert state.step == 12
+
+
+def test_an_epoch_takes_over_the_buffers_of_the_state():
+    state = start()
+    after, _ = train_epoch(state)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+
+
+def test_a_learning_rate_of_zero_leaves_the_parameters():
+    after, _ = train_epoch(start(), learning_rate=0.0)
+    assert_trees_equal(after.params, start().params)
+
+
+def test_training_on_structured_data_raises_the_elbo():
+    # Two patterns of 12 pixels, each pixel flipped with probability 0.05.
+    rng = np.random.default_rng(12)
+    patterns = rng.integers(0, 2, (2, 12))
+    labels = rng.integers(0, 2, 128)
+    images = jnp.float32(patterns[labels] ^ (rng.random((128, 12)) < 0.05))
+    model = LadderVAE(12, (2, 1), (8, 4))
+    optimizer = training.make_optimizer()
+    key = jax.random.key(13)
+    state = training.init_state(model, optimizer, key)
+
+    def elbo(params):
+        variables = evaluation.reestimate_batch_stats(
+            model, params, identity, images, key, batch_size=32
+        )
+        result = evaluation.elbo(model, variables, identity, images, key, batch_size=128)
+        return float(result.elbo)
+
+    before = elbo(state.params)
+    for epoch in range(40):
+        state, metrics = training.train_epoch(
+            model,
+            optimizer,
+            identity,
+            state,
+            images,
+            key,
+            jnp.float32(min(1.0, epoch / 10)),
+            jnp.float32(0.01),
+            batch_size=32,
+        )
+    after = elbo(state.params)
+    # Independent pixels of probability a half have log p(x) = -12 log 2 = -8.3 nats; the data's
+    # own entropy is log 2 for the pattern and 12 x 0.199 nats for the flips.
+    entropy = math.log(2) - 12 * (0.05 * math.log(0.05) + 0.95 * math.log(0.95))
+    assert before < -12 * math.log(2) < after
+    assert -entropy - 1.5 < after < -entropy + 0.5
+    assert float(metrics.train_elbo) == pytest.approx(after, abs=1.0)
+    np.testing.assert_allclose(
+        metrics.train_elbo, metrics.log_px - np.sum(metrics.kl_per_layer), rtol=1e-4
+    )
