@@ -8,7 +8,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +23,35 @@ from experiments.workdir import Workdir, read_trained, remove_tensorboard
 from lvae_jax import VAE, LadderVAE, bounds, evaluation, training
 from lvae_jax.data import Dataset, as_stored, binarise, binarise_once, flatten
 from lvae_jax.models import HierarchicalVAE
-from lvae_jax.training import TrainState, named_key
+from lvae_jax.training import Preprocess, TrainState, named_key
 
 EVAL_BATCH_SIZE = 250
 """Images at a time in evaluation; no result depends on it."""
 
-EVAL_CHUNK_SIZE = 10
-"""Importance samples an image at a time; no result depends on it."""
+EVAL_CHUNK_SIZE = {"cpu": 10, "gpu": 100, "tpu": 100}
+"""Importance samples an image at a time: few stay in a CPU's caches, many fill an accelerator."""
+
+
+USED_KL = 0.01
+"""Nats. A unit of a lower layer can be active, by the variance of its posterior mean, only because
+its prior follows the layer above; its KL says how much it adds of its own."""
 
 
 class NonFiniteError(ArithmeticError):
     """Training arrived at a number that is not finite; the message is one line."""
+
+
+class Experiment(NamedTuple):
+    """What stays the same over a run: its settings, its model, and its data on the device."""
+
+    settings: Settings
+    model: HierarchicalVAE
+    optimizer: optax.GradientTransformation
+    key: jax.Array
+    """The root key; every draw is derived from it."""
+    preprocess: Preprocess
+    train_images: jax.Array
+    test_x: jax.Array
 
 
 def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None = None) -> None:
@@ -50,80 +68,100 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
       NonFiniteError: training diverged.
     """
     started = time.monotonic()
-
-    # Settings that only the data can refuse.
-    images = len(dataset.train_images)
-    if settings.batch_size > images:
+    if settings.batch_size > len(dataset.train_images):
         raise SettingsError(
-            f"--batch_size={settings.batch_size}: {dataset.name} has {images} training images; "
-            "give at most that"
+            f"--batch_size={settings.batch_size}: {dataset.name} has {len(dataset.train_images)} "
+            "training images; give at most that"
         )
 
-    # The run's folder.
-    model = make_model(settings, dataset)
-    optimizer = training.make_optimizer(
-        max_gradient_norm=settings.max_gradient_norm or None,
-        max_gradient=settings.max_gradient or None,
-        adam_epsilon=settings.adam_epsilon,
-    )
-    key = jax.random.key(settings.seed)
-    name = f"{dataset.name}-{settings.model}{model.depth}"
+    # The run's folder. It is created only once nothing is left that could be refused.
+    name = f"{dataset.name}-{settings.model}{settings.depth}"
     workdir = Workdir(Path(settings.workdir or f"runs/{name}"), make_config(settings, dataset))
     results = workdir.results()
     if results is not None:
         print(f"{workdir.path} is finished.")
         print(describe(results, paper_log_likelihood))
         return
-    initial = _initial_state(settings, dataset, model, optimizer, key)
+    experiment = make_experiment(settings, dataset)
+    state = initial_state(experiment, dataset.name)
     workdir.create()
 
-    # Data, on the device from here on.
-    preprocess = binarise if dataset.binarisation == "dynamic" else as_stored
-    train_images = jnp.asarray(dataset.train_images)
-    test_x = jnp.asarray(
-        binarise_once(dataset.test_images).astype(np.float32)
-        if dataset.binarisation == "dynamic"
-        else flatten(jnp.asarray(dataset.test_images))
-    )
-
-    def variables_of(params: Any, epoch: int) -> dict[str, Any]:
-        return evaluation.reestimate_batch_stats(
-            model,
-            params,
-            preprocess,
-            train_images,
-            named_key(key, "batch_stats", epoch),
-            batch_size=settings.batch_size,
-        )
-
-    def evaluate(variables: dict[str, Any], epoch: int) -> dict[str, Any]:
-        test = evaluation.elbo(
-            model,
-            variables,
-            as_stored,
-            test_x,
-            named_key(key, "test_elbo", epoch),
-            batch_size=EVAL_BATCH_SIZE,
-        )
-        return {
-            "test_elbo": float(test.elbo),
-            "active_units": [int(jnp.sum(active)) for active in test.active],
-            "kl_per_unit": [kl.tolist() for kl in test.kl_per_unit],
-        }
-
-    # Train.
-    state, epoch = workdir.restore(initial)
-    lines = workdir.truncate_metrics(epoch)
-    trained_seconds = sum(line["seconds"] for line in lines)
-    remove_tensorboard(workdir.path)
-    steps = images // settings.batch_size
+    # Train, going on from the newest checkpoint if there is one.
+    state, epoch = workdir.restore(state)
     print(
-        f"{name}: {images} training and {len(test_x)} test images, "
+        f"{name}: {len(experiment.train_images)} training images, "
+        f"{len(experiment.test_x)} test images, "
         f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, "
-        f"{settings.epochs} epochs of {steps} steps, on {device()}"
+        f"{settings.epochs} epochs of {steps_per_epoch(experiment)} steps, on {device()}"
         + (f"; going on after epoch {epoch}" if epoch else ""),
         file=sys.stderr,
     )
+    state, training_seconds = train(experiment, workdir, state, epoch)
+
+    # Evaluate.
+    evaluation_started = time.monotonic()
+    results = {
+        "dataset": dataset.name,
+        "model": settings.model,
+        "epochs": settings.epochs,
+        "seed": settings.seed,
+        **evaluate_fully(experiment, state.params),
+        "training_seconds": training_seconds,
+        "wall_seconds": training_seconds + time.monotonic() - evaluation_started,
+        "device": device(),
+    }
+    workdir.write_results(results)
+    workdir.close()
+    print(describe(results, paper_log_likelihood))
+    print(f"{workdir.path} is finished, {time.monotonic() - started:.0f} s after this start.")
+
+
+def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
+    """The model and the data of a run, the data on the device from here on."""
+    return Experiment(
+        settings=settings,
+        model=make_model(settings, dataset),
+        optimizer=training.make_optimizer(
+            max_gradient_norm=settings.max_gradient_norm or None,
+            max_gradient=settings.max_gradient or None,
+            adam_epsilon=settings.adam_epsilon,
+        ),
+        key=jax.random.key(settings.seed),
+        preprocess=binarise if dataset.binarisation == "dynamic" else as_stored,
+        train_images=jnp.asarray(dataset.train_images),
+        test_x=jnp.asarray(
+            binarise_once(dataset.test_images).astype(np.float32)
+            if dataset.binarisation == "dynamic"
+            else flatten(jnp.asarray(dataset.test_images))
+        ),
+    )
+
+
+def steps_per_epoch(experiment: Experiment) -> int:
+    """Full batches in the training set."""
+    return len(experiment.train_images) // experiment.settings.batch_size
+
+
+def train(
+    experiment: Experiment, workdir: Workdir, state: TrainState, epoch: int
+) -> tuple[TrainState, float]:
+    """Trains to the last epoch, writing metrics and checkpoints on the way.
+
+    Args:
+      experiment: what to train.
+      workdir: where to write.
+      state: after the epochs finished so far; its buffers are donated.
+      epoch: the number of epochs finished so far.
+
+    Returns:
+      The final state, and the seconds that all epochs took, those of earlier starts included.
+
+    Raises:
+      NonFiniteError: the training ELBO of an epoch is not finite.
+    """
+    settings = experiment.settings
+    lines = workdir.truncate_metrics(epoch)
+    remove_tensorboard(workdir.path)
     with (
         SummaryWriter(str(workdir.path / "tensorboard")) as tensorboard,
         Progress("epoch", settings.epochs, done=epoch) as progress,
@@ -133,32 +171,7 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
         saved = time.monotonic()
         while epoch < settings.epochs:
             epoch_started = time.monotonic()
-            beta = bounds.warm_up(epoch, settings.warmup_epochs)
-            learning_rate = training.scheduled_learning_rate(
-                settings.schedule, settings.learning_rate, epoch, settings.epochs
-            )
-            state, metrics = training.train_epoch(
-                model,
-                optimizer,
-                preprocess,
-                state,
-                train_images,
-                key,
-                jnp.float32(beta),
-                jnp.float32(learning_rate),
-                batch_size=settings.batch_size,
-                mc_samples=settings.mc_samples,
-                importance_samples=settings.iw_samples,
-            )
-            line = {
-                "epoch": epoch,
-                "step": (epoch + 1) * steps,
-                "beta": beta,
-                "learning_rate": learning_rate,
-                "train_elbo": float(metrics.train_elbo),
-                "log_px": float(metrics.log_px),
-                "kl_per_layer": metrics.kl_per_layer.tolist(),
-            }
+            state, line = train_epoch(experiment, state, epoch)
             if not math.isfinite(line["train_elbo"]):
                 raise NonFiniteError(
                     f"epoch {epoch}: the training ELBO is {line['train_elbo']}; the last "
@@ -168,55 +181,106 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
             epoch += 1
             last = epoch == settings.epochs
             if settings.eval_every and epoch % settings.eval_every == 0 and not last:
-                line |= evaluate(variables_of(state.params, epoch), epoch)
+                variables = evaluation_variables(experiment, state.params, epoch)
+                line |= evaluate(experiment, variables, epoch)
             line["seconds"] = time.monotonic() - epoch_started
-            trained_seconds += line["seconds"]
+            lines.append(line)
             workdir.append_metrics(line)
             write_scalars(tensorboard, line)
             if last or time.monotonic() - saved >= settings.checkpoint_seconds:
                 workdir.save(state, epoch)
                 saved = time.monotonic()
-            progress.update(epoch, f"beta {beta:.2f}  ELBO {line['train_elbo']:.2f}")
+            progress.update(epoch, f"beta {line['beta']:.2f}  ELBO {line['train_elbo']:.2f}")
+    return state, sum(line["seconds"] for line in lines)
 
-    # Evaluate, with batch-norm statistics of the final parameters.
-    evaluation_started = time.monotonic()
-    variables = variables_of(state.params, epoch)
-    test = evaluate(variables, epoch)
-    train = evaluation.elbo(
-        model,
+
+def train_epoch(
+    experiment: Experiment, state: TrainState, epoch: int
+) -> tuple[TrainState, dict[str, Any]]:
+    """One epoch, and its line of metrics.jsonl."""
+    settings = experiment.settings
+    beta = bounds.warm_up(epoch, settings.warmup_epochs)
+    learning_rate = training.scheduled_learning_rate(
+        settings.schedule, settings.learning_rate, epoch, settings.epochs
+    )
+    state, metrics = training.train_epoch(
+        experiment.model,
+        experiment.optimizer,
+        experiment.preprocess,
+        state,
+        experiment.train_images,
+        experiment.key,
+        jnp.float32(beta),
+        jnp.float32(learning_rate),
+        batch_size=settings.batch_size,
+        mc_samples=settings.mc_samples,
+        importance_samples=settings.iw_samples,
+    )
+    return state, {
+        "epoch": epoch,
+        "step": int(state.step),
+        "beta": beta,
+        "learning_rate": learning_rate,
+        "train_elbo": float(metrics.train_elbo),
+        "log_px": float(metrics.log_px),
+        "kl_per_layer": metrics.kl_per_layer.tolist(),
+    }
+
+
+def evaluation_variables(experiment: Experiment, params: Any, epoch: int) -> dict[str, Any]:
+    """The parameters after `epoch` epochs with batch-norm statistics of the training set."""
+    return evaluation.reestimate_batch_stats(
+        experiment.model,
+        params,
+        experiment.preprocess,
+        experiment.train_images,
+        named_key(experiment.key, "batch_stats", epoch),
+        batch_size=experiment.settings.batch_size,
+    )
+
+
+def evaluate(experiment: Experiment, variables: dict[str, Any], epoch: int) -> dict[str, Any]:
+    """What is evaluated every few epochs: L_1 of the test set, KL and activity of every unit."""
+    test = evaluation.elbo(
+        experiment.model,
         variables,
-        preprocess,
-        train_images,
-        named_key(key, "train_elbo", epoch),
+        as_stored,
+        experiment.test_x,
+        named_key(experiment.key, "test_elbo", epoch),
         batch_size=EVAL_BATCH_SIZE,
     )
-    log_likelihood, effective_sample_size = test_log_likelihood(
-        model, variables, test_x, named_key(key, "log_likelihood"), settings.eval_samples
+    return {
+        "test_elbo": float(test.elbo),
+        "active_units": [int(jnp.sum(active)) for active in test.active],
+        "kl_per_unit": [kl.tolist() for kl in test.kl_per_unit],
+    }
+
+
+def evaluate_fully(experiment: Experiment, params: Any) -> dict[str, Any]:
+    """What is evaluated at the end, the test log-likelihood and the training set's L_1 included."""
+    epoch = experiment.settings.epochs
+    variables = evaluation_variables(experiment, params, epoch)
+    test = evaluate(experiment, variables, epoch)
+    train = evaluation.elbo(
+        experiment.model,
+        variables,
+        experiment.preprocess,
+        experiment.train_images,
+        named_key(experiment.key, "train_elbo", epoch),
+        batch_size=EVAL_BATCH_SIZE,
     )
-    results = {
-        "dataset": dataset.name,
-        "model": settings.model,
-        "epochs": epoch,
-        "seed": settings.seed,
-        "test_elbo": test["test_elbo"],
+    log_likelihood, effective_sample_size = test_log_likelihood(experiment, variables)
+    return {
         "test_log_likelihood": float(np.mean(log_likelihood)),
         "test_log_likelihood_standard_error": float(
             np.std(log_likelihood, ddof=1) / math.sqrt(len(log_likelihood))
         ),
-        "eval_samples": settings.eval_samples,
+        "eval_samples": experiment.settings.eval_samples,
+        "effective_sample_size": float(np.mean(effective_sample_size)),
         "train_elbo": float(train.elbo),
         "kl_per_layer": [sum(layer) for layer in test["kl_per_unit"]],
-        "active_units": test["active_units"],
-        "kl_per_unit": test["kl_per_unit"],
-        "effective_sample_size": float(np.mean(effective_sample_size)),
-        "wall_seconds": trained_seconds + time.monotonic() - evaluation_started,
-        "training_seconds": trained_seconds,
-        "device": device(),
+        **test,
     }
-    workdir.write_results(results)
-    workdir.close()
-    print(describe(results, paper_log_likelihood))
-    print(f"{workdir.path} is finished, {time.monotonic() - started:.0f} s after this start.")
 
 
 def make_model(settings: Settings, dataset: Dataset) -> HierarchicalVAE:
@@ -237,15 +301,15 @@ def make_model(settings: Settings, dataset: Dataset) -> HierarchicalVAE:
     )
 
 
-def _initial_state(
-    settings: Settings,
-    dataset: Dataset,
-    model: HierarchicalVAE,
-    optimizer: optax.GradientTransformation,
-    key: jax.Array,
-) -> TrainState:
-    """Fresh parameters, or with --init_from those of another run; the optimiser starts afresh."""
-    state = training.init_state(model, optimizer, key)
+def initial_state(experiment: Experiment, dataset_name: str) -> TrainState:
+    """Fresh parameters, or with --init_from those of another run; the optimiser starts afresh.
+
+    Raises:
+      SettingsError: the other run's model is not this one.
+      WorkdirError: there is no such run.
+    """
+    settings = experiment.settings
+    state = training.init_state(experiment.model, experiment.optimizer, experiment.key)
     if not settings.init_from:
         return state
     config, params = read_trained(Path(settings.init_from))
@@ -253,8 +317,8 @@ def _initial_state(
         was, now = config["settings"], settings.changing_results()
         names = ("model", "latent_sizes", "hidden_sizes", "batch_norm", "own_top_down")
         differences = [f"{n} {was[n]} there, {now[n]} here" for n in names if was[n] != now[n]]
-        if config["dataset"] != dataset.name:
-            differences.append(f"trained on {config['dataset']}, not on {dataset.name}")
+        if config["dataset"] != dataset_name:
+            differences.append(f"trained on {config['dataset']}, not on {dataset_name}")
         raise SettingsError(
             f"--init_from={settings.init_from}: its model is another one "
             f"({'; '.join(differences)}); give the same model settings"
@@ -285,22 +349,25 @@ def device() -> str:
 
 
 def test_log_likelihood(
-    model: HierarchicalVAE,
-    variables: dict[str, Any],
-    test_x: jax.Array,
-    key: jax.Array,
-    num_samples: int,
+    experiment: Experiment, variables: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
     """L_K and the effective sample size of every test image, with progress."""
-    n = len(test_x)
+    num_samples, n = experiment.settings.eval_samples, len(experiment.test_x)
+    key = named_key(experiment.key, "log_likelihood")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
+    chunk_size = EVAL_CHUNK_SIZE[jax.default_backend()]
     estimates, sizes = [], []
     with Progress(f"test log-likelihood, K = {num_samples}, image", n) as progress:
         for start in range(0, n, EVAL_BATCH_SIZE):
             # A smaller last batch is filled up with the first images: one program serves all.
             rows = np.arange(start, start + EVAL_BATCH_SIZE) % n
             result = evaluation.log_likelihood(
-                model, variables, test_x[rows], keys[rows], num_samples, EVAL_CHUNK_SIZE
+                experiment.model,
+                variables,
+                experiment.test_x[rows],
+                keys[rows],
+                num_samples,
+                chunk_size,
             )
             estimates.append(np.asarray(result.log_likelihood))
             sizes.append(np.asarray(result.effective_sample_size))
@@ -327,7 +394,8 @@ def describe(results: dict[str, Any], paper_log_likelihood: float | None) -> str
         else ""
     )
     layers = "\n".join(
-        f"  z_{i}: KL {kl:6.2f} nats, {active} of {len(per_unit)} units active"
+        f"  z_{i}: KL {kl:6.2f} nats; of {len(per_unit)} units {active} active, "
+        f"{sum(unit > USED_KL for unit in per_unit)} with KL > {USED_KL}"
         for i, (kl, active, per_unit) in enumerate(
             zip(
                 results["kl_per_layer"],

@@ -116,6 +116,9 @@ def init_state(
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
+@functools.partial(
+    jax.jit, static_argnames=("model", "optimizer", "mc_samples", "importance_samples")
+)
 def train_step(
     model: HierarchicalVAE,
     optimizer: optax.GradientTransformation,

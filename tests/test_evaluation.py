@@ -484,7 +484,7 @@ def test_units_are_active_if_their_mean_varies_with_the_data_and_not_with_the_sa
         "above the threshold": (np_means(spread=0.12, noise=0.0), True),
         "below the threshold": (np_means(spread=0.09, noise=0.0), False),
         "active under noise": (np_means(spread=0.5, noise=1.0), True),
-        # 2,000 images: the covariance of independent noise is 1 / sqrt(400,000) there, 0.0016.
+        # The covariance of independent noise is about 1 / sqrt(images) = 0.0016 here.
         "noise of the samples": (np_means(0.0, noise=1.0, images=400_000), False),
         "constant": (np.full((2, 400), 3.0), False),
     }
