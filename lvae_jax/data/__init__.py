@@ -1,11 +1,20 @@
 """Data sets as host arrays, and what turns their images into what the model sees.
 
-`mnist.load()` and `digits.load()` return a `Dataset`; `binarise` and its neighbours turn a batch of
-its images into `x`, [batch, data_dim]. Importing this package imports neither tensorflow-datasets
-nor scikit-learn: a data set asks for them when it is first prepared.
+Each data set is a module whose `load()` returns a `Dataset`; `arrays.load()` makes one of your own
+files. `Dataset.preprocess`, which is `binarise` or one of its neighbours, turns a batch of its
+images into `x`, [batch, data_dim]. Importing this package imports neither tensorflow-datasets nor
+scikit-learn: a data set asks for them when it is first prepared.
 """
 
-from lvae_jax.data import digits, mnist
+from lvae_jax.data import (
+    arrays,
+    binarized_mnist,
+    digits,
+    fashion_mnist,
+    mnist,
+    omniglot,
+    small_norb,
+)
 from lvae_jax.data.binarisation import (
     TEST_BINARISATION_SEED,
     as_stored,
@@ -15,16 +24,25 @@ from lvae_jax.data.binarisation import (
     to_unit,
 )
 from lvae_jax.data.dataset import DataError, Dataset
+from lvae_jax.data.dequantisation import TEST_DEQUANTISATION_SEED, dequantise, dequantise_once
 
 __all__ = [
     "TEST_BINARISATION_SEED",
+    "TEST_DEQUANTISATION_SEED",
     "DataError",
     "Dataset",
+    "arrays",
     "as_stored",
     "binarise",
     "binarise_once",
+    "binarized_mnist",
+    "dequantise",
+    "dequantise_once",
     "digits",
+    "fashion_mnist",
     "flatten",
     "mnist",
+    "omniglot",
+    "small_norb",
     "to_unit",
 ]

@@ -1,9 +1,17 @@
 """What a data set is: labelled images for training and testing, and how the model observes them."""
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from lvae_jax.data.binarisation import as_stored, binarise, binarise_once, flatten
+from lvae_jax.data.dequantisation import dequantise, dequantise_once
 
 Observation = Literal["bernoulli", "gaussian"]
 Binarisation = Literal["dynamic", "fixed", "none"]
@@ -11,6 +19,11 @@ Binarisation = Literal["dynamic", "fixed", "none"]
 
 class DataError(ValueError):
     """A data set cannot be had; one line says what was given, what was expected and what to do."""
+
+
+@functools.cache
+def _dequantiser(width: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    return functools.partial(dequantise, width=width)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,6 +43,9 @@ class Dataset:
       binarisation: "dynamic": the images are grey, training images are binarised anew every epoch
         and test images once. "fixed": they came binarised, every pixel is 0 or full (255 in uint8,
         1.0 in float32). "none": the model sees the values as they are.
+      dequantisation: Distance between two grey levels in [0, 1], such as 1/255, for a Gaussian
+        observation: training images get uniform noise of that width anew every epoch and test
+        images once. 0: no noise.
 
     Raises:
       DataError: The fields do not fit together.
@@ -42,6 +58,7 @@ class Dataset:
     test_labels: np.ndarray
     observation: Observation
     binarisation: Binarisation
+    dequantisation: float = 0.0
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -52,6 +69,25 @@ class Dataset:
     def data_dim(self) -> int:
         """Number of values in one image."""
         return int(np.prod(self.image_shape))
+
+    @property
+    def preprocess(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """What makes `x` [batch, data_dim] of a key and training images, each epoch anew.
+
+        A pure JAX function; the same object for data sets that are treated alike, so that a program
+        compiled for one serves the next.
+        """
+        if self.binarisation == "dynamic":
+            return binarise
+        return _dequantiser(self.dequantisation) if self.dequantisation else as_stored
+
+    def test_x(self) -> np.ndarray:
+        """`x` of the test images, float32 [n_test, data_dim]: the same in every run."""
+        if self.binarisation == "dynamic":
+            return binarise_once(self.test_images).astype(np.float32)
+        if self.dequantisation:
+            return dequantise_once(self.test_images, self.dequantisation)
+        return np.asarray(flatten(jnp.asarray(self.test_images)))
 
     def __post_init__(self) -> None:
         for field, value, choices in (
@@ -66,6 +102,16 @@ class Dataset:
             raise DataError(
                 f"{self.name}: binarisation is {self.binarisation!r} with a gaussian observation; "
                 "zeros and ones need observation='bernoulli', other data binarisation='none'"
+            )
+        if not (math.isfinite(self.dequantisation) and self.dequantisation >= 0):
+            raise DataError(
+                f"{self.name}: dequantisation is {self.dequantisation}; it must be the distance "
+                "between two grey levels, such as 1/255, or 0"
+            )
+        if self.dequantisation and self.observation != "gaussian":
+            raise DataError(
+                f"{self.name}: dequantisation is {self.dequantisation:g} with a "
+                f"{self.observation} observation; continuous values need observation='gaussian'"
             )
         self._check_split("train", self.train_images, self.train_labels)
         self._check_split("test", self.test_images, self.test_labels)

@@ -1,18 +1,26 @@
-"""Reading IDX, the format of the original MNIST files.
+"""Reading IDX, the format of the original files of MNIST and Fashion-MNIST.
 
 Big-endian: two zero bytes, a byte for the type (8 is uint8), a byte for the number of dimensions,
 an int32 for each dimension, then the values in row-major order.
 """
 
-import gzip
 import math
 import struct
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from lvae_jax.data.dataset import DataError
+from lvae_jax.data.gzip_file import open_gzip
+
+FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+"""The four files that MNIST comes in, and Fashion-MNIST under the same names."""
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
@@ -29,13 +37,8 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
       DataError: The file is missing, cut short, not gzip, or not IDX of that kind; one line names
         it.
     """
-    try:
-        with gzip.open(path) as file:
-            content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be unpacked ({error}); expected a gzipped IDX file: download it again"
-        ) from error
+    with open_gzip(path, "IDX") as file:
+        content = file.read()
 
     expected = struct.pack(">HBB", 0, 8, ndim)
     if content[:4] != expected:
@@ -54,3 +57,29 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
             f"{size}: download it again"
         )
     return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
+
+
+def read_splits(paths: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Reads the four files of MNIST or of a data set like it.
+
+    Args:
+      paths: Where each of `FILES` is.
+
+    Returns:
+      Images [n, height, width] and labels [n], uint8, for "train" and "test".
+
+    Raises:
+      DataError: A file is not whole, or images and labels differ in number.
+    """
+    splits = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        image_path = paths[f"{prefix}-images-idx3-ubyte.gz"]
+        label_path = paths[f"{prefix}-labels-idx1-ubyte.gz"]
+        images, labels = read_idx(image_path, ndim=3), read_idx(label_path, ndim=1)
+        if len(images) != len(labels):
+            raise DataError(
+                f"{image_path} holds {len(images)} images but {label_path} {len(labels)} labels; "
+                "download both again"
+            )
+        splits[split] = images, labels
+    return splits

@@ -6,14 +6,13 @@ The paper trains on all 60,000. The files are the four original ones.
 import os
 from typing import Any
 
-import numpy as np
-
+from lvae_jax.data import idx
 from lvae_jax.data.dataset import Dataset
 from lvae_jax.data.prepared import Source, load_arrays
 
 
 def _builder_class() -> Any:
-    from lvae_jax.data.mnist_builder import LvaeMnist
+    from lvae_jax.data.builders import LvaeMnist
 
     return LvaeMnist
 
@@ -22,12 +21,8 @@ SOURCE = Source(
     name="lvae_mnist",  # tfds has an `mnist` of its own, which needs TensorFlow
     version="1.0.0",
     url="https://storage.googleapis.com/cvdf-datasets/mnist/",
-    files=(
-        "train-images-idx3-ubyte.gz",
-        "train-labels-idx1-ubyte.gz",
-        "t10k-images-idx3-ubyte.gz",
-        "t10k-labels-idx1-ubyte.gz",
-    ),
+    files=idx.FILES,
+    read=idx.read_splits,
     builder_class=_builder_class,
 )
 
@@ -51,13 +46,9 @@ def load(
       DataError: There is neither network nor file, a file is not the original, or `tfds_dir`
         cannot be written to; one line says which and what to do.
     """
-    arrays = load_arrays(SOURCE, data_dir, tfds_dir)
     return Dataset(
         name="mnist",
-        train_images=arrays["train_images"],
-        train_labels=arrays["train_labels"].astype(np.int32),
-        test_images=arrays["test_images"],
-        test_labels=arrays["test_labels"].astype(np.int32),
+        **load_arrays(SOURCE, data_dir, tfds_dir),
         observation="bernoulli",
         binarisation="dynamic",
     )

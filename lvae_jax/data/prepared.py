@@ -12,9 +12,9 @@ import dataclasses
 import io
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -22,11 +22,22 @@ from lvae_jax.data.array_file import read_arrays, write_arrays
 from lvae_jax.data.dataset import DataError
 
 ARRAYS_FILE = "arrays.npz"
-ARRAY_NAMES = ("train_images", "train_labels", "test_images", "test_labels")
 _RECORDS_AT_ONCE = 1000
 _CONNECTION_TIMEOUT = 10.0  # seconds
 
 _logger = logging.getLogger(__name__)
+
+
+class Arrays(TypedDict):
+    """A data set's arrays; images in the dtype of the records, labels int32."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+ARRAY_NAMES = tuple(Arrays.__annotations__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +48,44 @@ class Source:
       name: Its name in tfds.
       version: Its version in tfds.
       url: The address of the folder that holds the files, ending in "/".
-      files: The names of the original files.
-      builder_class: Returns its tfds builder, a class whose examples have the features `image` and
-        `label` and the splits `train` and `test`. A function, because importing it imports tfds.
+      files: The names of the original files. Their SHA-256 are in `checksums.tsv`.
+      read: Reads the files, given where each of them is: images [n, *image_shape] and integer
+        labels [n], -1 where unknown, for "train" and "test".
+      builder_class: Returns its tfds builder, a `builders.SourceBuilder`. A function, because
+        importing it imports tfds.
+      md5: The MD5 of the file, where only that is known and not its SHA-256.
+      may_be_packed: Whether a file given may be packed with gzip, `.gz` added to its name.
     """
 
     name: str
     version: str
     url: str
     files: tuple[str, ...]
+    read: Callable[[Mapping[str, Path]], dict[str, tuple[np.ndarray, np.ndarray]]]
     builder_class: Callable[[], Any]
+    md5: str = ""
+    may_be_packed: bool = False
+
+    def find(self, folder: Path, file: str) -> Path | None:
+        """Where in a folder the file is, packed or not, or None."""
+        for name in (file, f"{file}.gz") if self.may_be_packed else (file,):
+            if (folder / name).is_file():
+                return folder / name
+        return None
+
+    def not_the_original(self, what: str) -> str:
+        """The message where a checksum is wrong."""
+        return (
+            f"{self.name}: {what} has wrong checksum: it is cut short or not the original; delete "
+            f"it and download it again from {self.url}"
+        )
 
 
 def load_arrays(
     source: Source,
     data_dir: str | os.PathLike[str] | None = None,
     tfds_dir: str | os.PathLike[str] | None = None,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """Loads a data set, preparing it first if it is not there.
 
     Args:
@@ -64,7 +96,7 @@ def load_arrays(
         `~/tensorflow_datasets`.
 
     Returns:
-      The arrays `ARRAY_NAMES`, each [n, ...] in the order and dtype of the records.
+      The arrays, each [n, ...] in the order of the records.
 
     Raises:
       DataError: The data set is neither there nor can be prepared; one line says why.
@@ -72,9 +104,20 @@ def load_arrays(
     root = tfds_root(tfds_dir)
     folder = root / source.name / source.version
     arrays = read_arrays(folder / ARRAYS_FILE, ARRAY_NAMES)
-    if arrays is not None:
-        return arrays
+    if arrays is None:
+        arrays = _load_records(source, root, folder, data_dir)
+    return Arrays(
+        train_images=arrays["train_images"],
+        train_labels=arrays["train_labels"].astype(np.int32),
+        test_images=arrays["test_images"],
+        test_labels=arrays["test_labels"].astype(np.int32),
+    )
 
+
+def _load_records(
+    source: Source, root: Path, folder: Path, data_dir: str | os.PathLike[str] | None
+) -> dict[str, np.ndarray]:
+    """Reads the records, which are prepared first if need be, and keeps them as arrays."""
     if not _is_prepared(folder):
         _prepare(source, root, folder, None if data_dir is None else Path(data_dir).expanduser())
     arrays = _read_records(source, root, folder)
@@ -115,13 +158,13 @@ def _prepare(source: Source, root: Path, folder: Path, data_dir: Path | None) ->
         )
     _make_writable(root)
     tfds, builder_class = _import_builder(source)
-    if data_dir is None:
+    if data_dir is None and source.files:
         _check_network(source, folder)
 
     tfds.display_progress_bar(False)
     config = tfds.download.DownloadConfig(
         manual_dir=data_dir,
-        force_checksums_validation=True,
+        force_checksums_validation=not source.md5,  # which the builder checks
         try_download_gcs=False,
         compute_stats=tfds.download.ComputeStatsMode.SKIP,
     )
@@ -143,11 +186,12 @@ def _check_files_are_there(source: Source, data_dir: Path) -> None:
             f"--data_dir={data_dir} is not a folder; expected one that holds "
             f"{', '.join(source.files)} from {source.url}"
         )
-    missing = [file for file in source.files if not (data_dir / file).is_file()]
+    missing = [file for file in source.files if source.find(data_dir, file) is None]
     if missing:
         raise DataError(
             f"--data_dir={data_dir} lacks {', '.join(missing)}; download what is missing from "
-            f"{source.url} into it, under the same names and not unpacked"
+            f"{source.url} into it, under the same names and "
+            + ("packed with gzip or not" if source.may_be_packed else "not unpacked")
         )
 
 
@@ -193,11 +237,8 @@ def _explain(error: Exception, source: Source, folder: Path) -> str:
     from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
     if isinstance(error, NonMatchingChecksumError):
-        what = str(error).splitlines()[0].removesuffix(":")  # names the address and the file
-        return (
-            f"{source.name}: {what}: it is cut short or not the original; delete it and download "
-            f"it again from {source.url}"
-        )
+        what = str(error).splitlines()[0]  # names the address and the file
+        return source.not_the_original(what.removesuffix(" has wrong checksum:"))
     reason = " ".join(str(error).split()) or type(error).__name__
     return f"{source.name} could not be prepared in {folder}: {reason}; nothing was kept, run again"
 

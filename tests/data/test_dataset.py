@@ -1,9 +1,20 @@
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lvae_jax.data import DataError, Dataset
+from lvae_jax.data import (
+    DataError,
+    Dataset,
+    as_stored,
+    binarise,
+    binarise_once,
+    dequantise,
+    dequantise_once,
+    flatten,
+)
 
 
 def make(**changes):
@@ -48,6 +59,52 @@ def test_fixed_binarisation_is_zero_and_full():
     make(train_images=images, binarisation="fixed")
 
 
+GREY = np.random.default_rng(0).integers(0, 256, (4, 2, 3), np.uint8)
+CONTINUOUS = {"observation": "gaussian", "binarisation": "none", "dequantisation": 1 / 255}
+
+
+def test_dynamic_binarisation_is_binarise_and_binarise_once():
+    dataset = make(test_images=GREY)
+    assert dataset.preprocess is binarise
+    expected = binarise_once(GREY).astype(np.float32)
+    np.testing.assert_array_equal(dataset.test_x(), expected, strict=True)
+
+
+def test_fixed_binarisation_is_as_stored():
+    dataset = make(test_images=(GREY > 127) * np.uint8(255), binarisation="fixed")
+    assert dataset.preprocess is as_stored
+    expected = (GREY > 127).reshape(4, 6).astype(np.float32)
+    np.testing.assert_array_equal(dataset.test_x(), expected, strict=True)
+
+
+def test_grey_values_without_dequantisation_are_as_stored():
+    dataset = make(test_images=GREY, observation="gaussian", binarisation="none")
+    assert dataset.preprocess is as_stored
+    expected = np.asarray(flatten(jnp.asarray(GREY)))
+    np.testing.assert_array_equal(dataset.test_x(), expected, strict=True)
+
+
+def test_dequantisation_is_dequantise_and_dequantise_once():
+    dataset = make(test_images=GREY, **CONTINUOUS)
+    key = jax.random.key(0)
+    np.testing.assert_array_equal(dataset.preprocess(key, GREY), dequantise(key, GREY))
+    np.testing.assert_array_equal(dataset.test_x(), dequantise_once(GREY), strict=True)
+
+
+def test_the_width_of_dequantisation_is_used():
+    dataset = make(test_images=GREY, **(CONTINUOUS | {"dequantisation": 1 / 16}))
+    key = jax.random.key(0)
+    expected = dequantise(key, GREY, width=1 / 16)
+    np.testing.assert_array_equal(dataset.preprocess(key, GREY), expected)
+    np.testing.assert_array_equal(dataset.test_x(), dequantise_once(GREY, 1 / 16))
+
+
+def test_preprocess_is_one_object_so_that_nothing_is_compiled_twice():
+    dataset = make(**CONTINUOUS)
+    assert dataset.preprocess is dataset.preprocess
+    assert dataset.preprocess is make(**CONTINUOUS).preprocess
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -63,6 +120,16 @@ def test_fixed_binarisation_is_zero_and_full():
             {"observation": "gaussian"},
             "toy: binarisation is 'dynamic' with a gaussian observation; zeros and ones need "
             "observation='bernoulli', other data binarisation='none'",
+        ),
+        (
+            {"dequantisation": 1 / 16},
+            "toy: dequantisation is 0.0625 with a bernoulli observation; continuous values need "
+            "observation='gaussian'",
+        ),
+        (
+            CONTINUOUS | {"dequantisation": -0.5},
+            "toy: dequantisation is -0.5; it must be the distance between two grey levels, such "
+            "as 1/255, or 0",
         ),
         (
             {"train_images": np.zeros((5, 2, 3))},

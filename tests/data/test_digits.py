@@ -53,6 +53,17 @@ def test_the_split_is_the_one_it_was_published_with():
     assert dataset.test_labels[:10].tolist() == [2, 0, 3, 6, 3, 9, 9, 2, 7, 6]
 
 
+def test_continuous_digits_are_the_same_images_dequantised():
+    dataset, continuous = digits.load(), digits.load(continuous=True)
+    assert continuous.name == "digits-continuous"
+    assert (continuous.observation, continuous.binarisation) == ("gaussian", "none")
+    assert continuous.dequantisation == 1 / 16
+    for field in ("train_images", "train_labels", "test_images", "test_labels"):
+        np.testing.assert_array_equal(getattr(continuous, field), getattr(dataset, field))
+    levels = np.floor(continuous.test_x() * 16 + 1e-5)  # k of (k + u) / 16
+    np.testing.assert_allclose(levels.reshape(-1, 8, 8) / 16, dataset.test_images)
+
+
 def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError) as caught:

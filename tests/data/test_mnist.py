@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_mnist
+import small_files
 
 from lvae_jax.data import DataError, mnist
-from lvae_jax.data.mnist_builder import LvaeMnist
+from lvae_jax.data.builders import LvaeMnist
 
 # A digit's number of images. The small ones are 7 i modulo 10, i = 0..29 and 0..19.
 COUNTS = {
@@ -25,8 +25,8 @@ DATA = os.environ.get("LVAE_JAX_TEST_DATA")
 
 
 @pytest.fixture(scope="module")
-def small_files(tmp_path_factory):
-    return small_mnist.write_files(tmp_path_factory.mktemp("original"))
+def small_folder(tmp_path_factory):
+    return small_files.write_mnist(tmp_path_factory.mktemp("original"))
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +36,18 @@ def tfds_dirs(tmp_path_factory):
 
 
 @pytest.fixture(params=["small", "real"] if DATA else ["small"])
-def files(request, small_files, tfds_dirs, monkeypatch):
+def files(request, small_folder, tfds_dirs, monkeypatch):
     """Which files, the folder that holds them and the folder where they are prepared."""
     kind = request.param
     if kind == "real":
         return kind, Path(DATA) / "mnist", tfds_dirs[kind]
-    monkeypatch.setattr(mnist, "SOURCE", small_mnist.small_source(small_files))
-    return kind, small_files, tfds_dirs[kind]
+    monkeypatch.setattr(mnist, "SOURCE", small_files.small_source(small_folder))
+    return kind, small_folder, tfds_dirs[kind]
 
 
 @pytest.fixture
 def small_dir(tmp_path):
-    return small_mnist.write_files(tmp_path / "original")
+    return small_files.write_mnist(tmp_path / "original")
 
 
 def values(path, header):
@@ -135,7 +135,7 @@ def test_files_that_are_not_mnist_are_refused(small_dir, tmp_path):
 def test_a_file_that_is_not_idx_is_refused(small_dir, tmp_path, monkeypatch):
     path = small_dir / "train-labels-idx1-ubyte.gz"
     path.write_bytes(gzip.compress(b"<html>"))
-    monkeypatch.setattr(mnist, "SOURCE", small_mnist.small_source(small_dir))
+    monkeypatch.setattr(mnist, "SOURCE", small_files.small_source(small_dir))
     with pytest.raises(DataError) as caught:
         mnist.load(small_dir, tmp_path / "tfds")
     assert str(caught.value) == (
@@ -146,8 +146,8 @@ def test_a_file_that_is_not_idx_is_refused(small_dir, tmp_path, monkeypatch):
 
 
 def test_images_without_labels_are_refused(tmp_path, monkeypatch):
-    folder = small_mnist.write_files(tmp_path / "original", num_train_labels=29)
-    monkeypatch.setattr(mnist, "SOURCE", small_mnist.small_source(folder))
+    folder = small_files.write_mnist(tmp_path / "original", num_train_labels=29)
+    monkeypatch.setattr(mnist, "SOURCE", small_files.small_source(folder))
     with pytest.raises(DataError) as caught:
         mnist.load(folder, tmp_path / "tfds")
     assert str(caught.value) == (

@@ -1,7 +1,4 @@
-import contextlib
 import dataclasses
-import functools
-import http.server
 import json
 import logging
 import os
@@ -10,16 +7,15 @@ import socket
 import subprocess
 import sys
 import textwrap
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-import small_mnist
-from small_mnist import small_source
+import small_files
+from small_files import small_source
 
 from lvae_jax.data import DataError, prepared
-from lvae_jax.data.mnist_builder import LvaeMnist
+from lvae_jax.data.builders import LvaeMnist
 from lvae_jax.data.prepared import load_arrays, tfds_root
 
 FILES = (
@@ -33,7 +29,7 @@ ORIGINAL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 
 @pytest.fixture
 def data_dir(tmp_path):
-    return small_mnist.write_files(tmp_path / "original")
+    return small_files.write_mnist(tmp_path / "original")
 
 
 @pytest.fixture
@@ -45,28 +41,6 @@ def tfds_dir(tmp_path):
 def folder(tfds_dir):
     """Where the prepared data set lives."""
     return tfds_dir / "lvae_mnist" / "1.0.0"
-
-
-@pytest.fixture
-def serve(monkeypatch):
-    """Serves a folder at an address of this machine."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    with contextlib.ExitStack() as stack:
-
-        def start(directory):
-            handler = functools.partial(Handler, directory=directory)
-            server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-            stack.enter_context(server)
-            threading.Thread(target=server.serve_forever).start()
-            stack.callback(server.shutdown)
-            return f"http://127.0.0.1:{server.server_port}/"
-
-        yield start
 
 
 def failure(*args):
@@ -98,14 +72,14 @@ def assert_same(arrays, others):
 
 def test_files_are_downloaded_where_no_folder_is_given(serve, data_dir, tfds_dir):
     url = serve(data_dir)
-    downloaded = load_arrays(small_source(data_dir, url), None, tfds_dir)
+    downloaded = load_arrays(small_source(data_dir, url=url), None, tfds_dir)
     from_folder = load_arrays(small_source(data_dir), data_dir, tfds_dir.with_name("other"))
     assert_same(downloaded, from_folder)
 
 
 def test_files_in_the_given_folder_keep_the_network_unused(data_dir, tfds_dir):
-    source = small_source(data_dir, "http://127.0.0.1:9/")  # where nothing answers
-    assert len(load_arrays(source, data_dir, tfds_dir)["train_images"]) == small_mnist.NUM_TRAIN
+    source = small_source(data_dir, url="http://127.0.0.1:9/")  # where nothing answers
+    assert len(load_arrays(source, data_dir, tfds_dir)["train_images"]) == small_files.NUM_TRAIN
 
 
 def test_both_folders_may_start_with_a_tilde(data_dir, tfds_dir, folder, monkeypatch):
@@ -141,7 +115,7 @@ def test_preparing_is_silent_and_needs_no_tensorflow(data_dir, tfds_dir):
     finished = run_python(
         """
         import sys
-        from small_mnist import Path, small_source
+        from small_files import Path, small_source
         from lvae_jax.data.prepared import load_arrays
 
         data_dir, tfds_dir = map(Path, sys.argv[1:])
@@ -159,7 +133,8 @@ def test_a_preparation_killed_half_way_is_started_anew(data_dir, tfds_dir, folde
     killed = run_python(
         """
         import os, signal, sys
-        from small_mnist import Path, LvaeMnist, small_source
+        from lvae_jax.data.builders import LvaeMnist
+        from small_files import Path, small_source
         from lvae_jax.data.prepared import load_arrays
 
         class Killed(LvaeMnist, skip_registration=True):
@@ -181,8 +156,8 @@ def test_a_preparation_killed_half_way_is_started_anew(data_dir, tfds_dir, folde
     assert list(folder.parent.glob("incomplete.*"))  # it had begun
 
     arrays = load_arrays(small_source(data_dir), data_dir, tfds_dir)
-    assert len(arrays["train_images"]) == small_mnist.NUM_TRAIN
-    assert len(arrays["test_images"]) == small_mnist.NUM_TEST
+    assert len(arrays["train_images"]) == small_files.NUM_TRAIN
+    assert len(arrays["test_images"]) == small_files.NUM_TEST
 
 
 def test_two_processes_may_prepare_at_once(data_dir, tfds_dir):
@@ -192,7 +167,7 @@ def test_two_processes_may_prepare_at_once(data_dir, tfds_dir):
             return super()._split_generators(dl_manager)
 
     arrays = load_arrays(small_source(data_dir, base=Slower), data_dir, tfds_dir)
-    assert len(arrays["train_images"]) == small_mnist.NUM_TRAIN
+    assert len(arrays["train_images"]) == small_files.NUM_TRAIN
 
 
 # Loading what is prepared
@@ -234,7 +209,7 @@ def test_records_are_enough_where_the_arrays_cannot_be_written(
     monkeypatch.setattr(prepared, "write_arrays", refuse)
     with caplog.at_level(logging.WARNING, "lvae_jax"):
         arrays = load_arrays(small_source(data_dir), data_dir, tfds_dir)
-    assert len(arrays["train_images"]) == small_mnist.NUM_TRAIN
+    assert len(arrays["train_images"]) == small_files.NUM_TRAIN
     assert not (folder / "arrays.npz").exists()
     (record,) = [record for record in caplog.records if record.name == prepared.__name__]
     assert record.message == (
@@ -279,7 +254,7 @@ def test_without_network_and_files_the_message_says_how_to_get_them(
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/"
-        message = failure(small_source(data_dir, url), None, tfds_dir)
+        message = failure(small_source(data_dir, url=url), None, tfds_dir)
     assert message == (
         f"lvae_mnist is not in {folder} and {url}{FILES[0]} cannot be reached (ConnectionError); "
         f"download {', '.join(FILES)} from {url} and give their folder with --data_dir, or run "
@@ -292,7 +267,7 @@ def test_an_address_that_has_no_such_file_is_named(serve, data_dir, tfds_dir, tm
     empty = tmp_path / "empty"
     empty.mkdir()
     url = serve(empty)
-    message = failure(small_source(data_dir, url), None, tfds_dir)
+    message = failure(small_source(data_dir, url=url), None, tfds_dir)
     assert f"{url}{FILES[0]} cannot be reached (HTTPError)" in message
 
 
@@ -309,19 +284,19 @@ def test_a_wrong_checksum_names_the_file(data_dir, tfds_dir, folder, damage):
     assert_nothing_prepared(folder)
 
     path.write_bytes(content)  # and with the right file all is well
-    assert len(load_arrays(source, data_dir, tfds_dir)["test_images"]) == small_mnist.NUM_TEST
+    assert len(load_arrays(source, data_dir, tfds_dir)["test_images"]) == small_files.NUM_TEST
 
 
 def test_a_wrong_checksum_of_a_download_names_the_address(serve, data_dir, tfds_dir, folder):
     url = serve(data_dir)
-    source = small_source(data_dir, url)
+    source = small_source(data_dir, url=url)
     (data_dir / FILES[0]).write_bytes(b"<html>log in first</html>")
     message = failure(source, None, tfds_dir)
     assert message.startswith(f"lvae_mnist: Artifact {url}{FILES[0]}, downloaded to {tfds_dir}")
     assert "has wrong checksum" in message
     assert_nothing_prepared(folder)
-    small_mnist.write_files(data_dir)
-    assert len(load_arrays(source, None, tfds_dir)["test_images"]) == small_mnist.NUM_TEST
+    small_files.write_mnist(data_dir)
+    assert len(load_arrays(source, None, tfds_dir)["test_images"]) == small_files.NUM_TEST
 
 
 def test_a_missing_file_is_named(data_dir, tfds_dir, folder):

@@ -1,0 +1,149 @@
+"""OMNIGLOT: 24,345 training and 8,070 test images of characters of 50 alphabets, 28×28.
+
+The split and reduction to 28×28 of Burda et al. (2015), which the paper uses: a MATLAB file. A file
+in its format that is not the original can be used under the name `chardata_standin.mat`; it makes a
+data set of another name, because no number on it compares with published ones.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lvae_jax.data.dataset import DataError, Dataset
+from lvae_jax.data.prepared import Source, load_arrays
+
+NUM_ALPHABETS = 50
+
+
+def read_chardata(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Reads the MATLAB file.
+
+    Args:
+      path: The file. It holds `data` [784, n], each column an image in column-major order with
+        values in [0, 1], and `target` [50, n], a 1 for the image's alphabet; `testdata` and
+        `testtarget` likewise.
+
+    Returns:
+      float32 images [n, 28, 28] and alphabets [n], for "train" and "test".
+
+    Raises:
+      DataError: The file is missing, cut short or another; one line names it.
+    """
+    from scipy import io  # type: ignore[import-untyped]
+
+    keys = {"train": ("data", "target"), "test": ("testdata", "testtarget")}
+    try:
+        file = io.loadmat(path, variable_names=[key for pair in keys.values() for key in pair])
+    except Exception as error:  # scipy's, of many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{path} cannot be read ({reason}); expected a MATLAB file: download it again"
+        ) from error
+
+    splits = {}
+    for split, (data_key, target_key) in keys.items():
+        data = _numbers(path, file, data_key, 28 * 28)
+        target = _numbers(path, file, target_key, NUM_ALPHABETS)
+        if data.shape[1] != target.shape[1]:
+            raise DataError(
+                f"{path} holds {data.shape[1]} images in {data_key} but {target.shape[1]} "
+                f"alphabets in {target_key}; download it again"
+            )
+        if not np.all((data >= 0) & (data <= 1)):
+            raise DataError(f"{path}: {data_key} has values outside [0, 1]; download it again")
+        if not (np.all((target == 0) | (target == 1)) and np.all(target.sum(0) == 1)):
+            raise DataError(
+                f"{path}: {target_key} does not have one 1 in each column; download it again"
+            )
+        # Column-major: the first 28 values of a column are the image's left edge.
+        images = data.T.reshape(-1, 28, 28).transpose(0, 2, 1)
+        splits[split] = np.ascontiguousarray(images, np.float32), target.argmax(0)
+    return splits
+
+
+def _numbers(path: Path, file: dict[str, Any], key: str, rows: int) -> np.ndarray:
+    """The matrix `key` of so many rows; anything but numbers is refused."""
+    array = file.get(key)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        raise DataError(f"{path} has no matrix of numbers called {key}; download it again")
+    if array.ndim != 2 or len(array) != rows or array.size == 0:
+        raise DataError(
+            f"{path}: {key} has the shape {list(array.shape)}; expected [{rows}, n]: download it "
+            "again"
+        )
+    return array
+
+
+def _read(paths: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    (path,) = paths.values()
+    return read_chardata(path)
+
+
+def _builder_class() -> Any:
+    from lvae_jax.data.builders import LvaeOmniglot
+
+    return LvaeOmniglot
+
+
+def _standin_builder_class() -> Any:
+    from lvae_jax.data.builders import LvaeOmniglotStandin
+
+    return LvaeOmniglotStandin
+
+
+SOURCE = Source(
+    name="lvae_omniglot",
+    version="1.0.0",
+    url="https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/",
+    files=("chardata.mat",),
+    read=_read,
+    builder_class=_builder_class,
+    md5="21ecaf34373511aa7691cf2e0802aa3d",
+)
+
+STANDIN = Source(
+    name="lvae_omniglot_standin",
+    version="1.0.0",
+    url="",
+    files=("chardata_standin.mat",),
+    read=_read,
+    builder_class=_standin_builder_class,
+)
+
+
+def load(
+    data_dir: str | os.PathLike[str] | None = None,
+    tfds_dir: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Loads OMNIGLOT; the first time, it is downloaded and prepared, which takes seconds.
+
+    Args:
+      data_dir: A folder with the original file, `chardata.mat`, used instead of the network and
+        not looked at once the data set is prepared. If it holds `chardata_standin.mat` and no
+        `chardata.mat`, the stand-in is loaded.
+      tfds_dir: The folder of prepared data sets; None is tensorflow-datasets' default,
+        `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+
+    Returns:
+      The data set, "omniglot" or "omniglot-standin", in the order of the file, to be binarised
+      dynamically. A label is the index of the image's alphabet.
+
+    Raises:
+      DataError: There is neither network nor file, `chardata.mat` is not the original, or
+        `tfds_dir` cannot be written to; one line says which and what to do.
+    """
+    name, source = "omniglot", SOURCE
+    if data_dir is not None:
+        folder = Path(data_dir).expanduser()
+        (standin,) = STANDIN.files
+        if STANDIN.find(folder, standin) and not SOURCE.find(folder, "chardata.mat"):
+            name, source = "omniglot-standin", STANDIN
+    return Dataset(
+        name=name,
+        **load_arrays(source, data_dir, tfds_dir),
+        observation="bernoulli",
+        binarisation="dynamic",
+    )

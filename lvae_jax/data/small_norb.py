@@ -1,0 +1,183 @@
+"""Small NORB: 24,300 training and 24,300 test pairs of images of toys, reduced to 32×32, uint8.
+
+A pair is one toy seen by two cameras. The files are in NORB's own format for matrices:
+little-endian int32s for the type, the number of dimensions and the sizes, of which there are at
+least three, then the values in row-major order.
+"""
+
+import gzip
+import math
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from lvae_jax.data.dataset import DataError, Dataset
+from lvae_jax.data.gzip_file import open_gzip
+from lvae_jax.data.prepared import Source, load_arrays
+
+NUM_CATEGORIES = 5
+IMAGE_SHAPE = (32, 32)
+Cameras = Literal["one", "both"]
+
+_UINT8, _INT32 = 0x1E3D4C55, 0x1E3D4C54
+_PAIRS_AT_ONCE = 500  # 9 MB; all of them are 448 MB
+_TRAIN = "smallnorb-5x46789x9x18x6x2x96x96-training-{}.mat.gz"
+_TEST = "smallnorb-5x01235x9x18x6x2x96x96-testing-{}.mat.gz"
+
+
+def read_pairs(path: Path) -> np.ndarray:
+    """Reads a `-dat` file and reduces its images.
+
+    Args:
+      path: The gzipped file of uint8 images [n, 2, 96, 96].
+
+    Returns:
+      uint8 images [n, 2, 32, 32], each pixel the rounded mean of 3×3.
+
+    Raises:
+      DataError: The file is missing, cut short or another; one line names it.
+    """
+    with open_gzip(path, "NORB") as file:
+        number = _read_header(file, path, _UINT8, [2, 96, 96])
+        reduced = np.empty((number, 2, *IMAGE_SHAPE), np.uint8)
+        for start in range(0, number, _PAIRS_AT_ONCE):
+            part = reduced[start : start + _PAIRS_AT_ONCE]
+            full = _read_values(file, path, np.uint8, (len(part), 2, 96, 96))
+            triples = full[:, :, 0::3].astype(np.uint16) + full[:, :, 1::3] + full[:, :, 2::3]
+            sums = triples[..., 0::3] + triples[..., 1::3] + triples[..., 2::3]
+            part[...] = (sums + 4) // 9  # a ninth is never halfway between two whole numbers
+        _check_end(file, path)
+    return reduced
+
+
+def read_categories(path: Path) -> np.ndarray:
+    """Reads a `-cat` file.
+
+    Args:
+      path: The gzipped file of int32 categories [n].
+
+    Returns:
+      The categories, 0 to 4.
+
+    Raises:
+      DataError: The file is missing, cut short or another; one line names it.
+    """
+    with open_gzip(path, "NORB") as file:
+        number = _read_header(file, path, _INT32, [])
+        categories = _read_values(file, path, np.dtype("<i4"), (number,))
+        _check_end(file, path)
+    if not np.all((categories >= 0) & (categories < NUM_CATEGORIES)):
+        raise DataError(f"{path} holds categories other than 0 to 4; download it again")
+    return categories
+
+
+def _read_header(file: gzip.GzipFile, path: Path, magic: int, sizes: list[int]) -> int:
+    """Reads the header of a matrix [n, *sizes] and returns n."""
+    start = file.read(8)
+    if start != struct.pack("<2i", magic, 1 + len(sizes)):
+        raise DataError(
+            f"{path} starts with the bytes {start.hex() or '(none)'}; expected "
+            f"{struct.pack('<2i', magic, 1 + len(sizes)).hex()}, a NORB matrix of "
+            f"{1 + len(sizes)} dimensions of {'uint8' if magic == _UINT8 else 'int32'}: download "
+            "it again"
+        )
+    number_of_sizes = max(3, 1 + len(sizes))  # those beyond the dimensions mean nothing
+    size_bytes = file.read(4 * number_of_sizes)
+    if len(size_bytes) < 4 * number_of_sizes:
+        raise DataError(f"{path} ends within its header; download it again")
+    number, *given = struct.unpack(f"<{number_of_sizes}i", size_bytes)[: 1 + len(sizes)]
+    if number < 1 or given != sizes:
+        expected = ", ".join(map(str, ["n", *sizes]))
+        raise DataError(
+            f"{path} has the sizes {[number, *given]}; expected [{expected}]: download it again"
+        )
+    return number
+
+
+def _read_values(file: gzip.GzipFile, path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    content = file.read(size)
+    if len(content) != size:
+        raise DataError(f"{path} has fewer values than its header says; download it again")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def _check_end(file: gzip.GzipFile, path: Path) -> None:
+    if file.read(1):
+        raise DataError(f"{path} has more values than its header says; download it again")
+
+
+def _read(paths: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    splits = {}
+    for split, name in (("train", _TRAIN), ("test", _TEST)):
+        pair_path, category_path = paths[name.format("dat")], paths[name.format("cat")]
+        pairs, categories = read_pairs(pair_path), read_categories(category_path)
+        if len(pairs) != len(categories):
+            raise DataError(
+                f"{pair_path} holds {len(pairs)} pairs of images but {category_path} "
+                f"{len(categories)} categories; download both again"
+            )
+        splits[split] = pairs, categories
+    return splits
+
+
+def _builder_class() -> Any:
+    from lvae_jax.data.builders import LvaeSmallNorb
+
+    return LvaeSmallNorb
+
+
+SOURCE = Source(
+    name="lvae_small_norb",
+    version="1.0.0",
+    url="https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/",
+    # The two `-info` files, pose and lighting, are not used.
+    files=tuple(name.format(kind) for name in (_TRAIN, _TEST) for kind in ("dat", "cat")),
+    read=_read,
+    builder_class=_builder_class,
+)
+
+
+def load(
+    data_dir: str | os.PathLike[str] | None = None,
+    tfds_dir: str | os.PathLike[str] | None = None,
+    cameras: Cameras = "one",
+) -> Dataset:
+    """Loads small NORB; the first time, it is downloaded (263 MB) and prepared.
+
+    Args:
+      data_dir: A folder with the original `-dat` and `-cat` files under their original names, used
+        instead of the network. Not looked at once the data set is prepared.
+      tfds_dir: The folder of prepared data sets; None is tensorflow-datasets' default,
+        `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      cameras: "one": the images of the first camera, as in the paper, 24,300 to train on and
+        24,300 to test on. "both": 48,600 of each, the two images of a pair one after the other.
+
+    Returns:
+      The data set, "small_norb" or "small_norb-both", in the order of the files, with a Gaussian
+      observation of dequantised grey values. A label is the toy's category.
+
+    Raises:
+      DataError: There is neither network nor file, a file is not the original, or `tfds_dir`
+        cannot be written to; one line says which and what to do.
+    """
+    if cameras not in get_args(Cameras):
+        raise DataError(
+            f"small_norb: cameras is {cameras!r}; it must be one of {', '.join(get_args(Cameras))}"
+        )
+    pairs = load_arrays(SOURCE, data_dir, tfds_dir)
+    number = 1 if cameras == "one" else 2
+    return Dataset(
+        name="small_norb" if cameras == "one" else "small_norb-both",
+        train_images=pairs["train_images"][:, :number].reshape(-1, *IMAGE_SHAPE),
+        train_labels=pairs["train_labels"].repeat(number),
+        test_images=pairs["test_images"][:, :number].reshape(-1, *IMAGE_SHAPE),
+        test_labels=pairs["test_labels"].repeat(number),
+        observation="gaussian",
+        binarisation="none",
+        dequantisation=1 / 255,
+    )

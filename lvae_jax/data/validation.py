@@ -1,0 +1,42 @@
+"""Holding out training images for validation: for choosing, never for reporting."""
+
+import dataclasses
+
+import numpy as np
+
+from lvae_jax.data.dataset import DataError, Dataset
+
+VALIDATION_SEED = 1509
+"""Seed of which images are held out; it is no run's seed, so that all runs hold out the same."""
+
+
+def hold_out(dataset: Dataset, number: int) -> tuple[Dataset, Dataset]:
+    """Splits a data set's training images; its test images are not touched.
+
+    Args:
+      dataset: The data set.
+      number: How many training images to hold out, drawn at random and always the same ones.
+
+    Returns:
+      The data set without them, in the order it had; and one that has them in the place of its
+      test images, so that they are binarised or dequantised once, as test images are.
+
+    Raises:
+      DataError: There are not that many, or none would be left.
+    """
+    images = len(dataset.train_images)
+    if not 0 < number < images:
+        raise DataError(
+            f"--validation={number}: {dataset.name} has {images} training images; give at least 1 "
+            f"and at most {images - 1}"
+        )
+    # NumPy's legacy generator, because its stream is frozen.
+    order = np.random.RandomState(VALIDATION_SEED).permutation(images)
+    held, kept = np.sort(order[:number]), np.sort(order[number:])
+    images_held, labels_held = dataset.train_images[held], dataset.train_labels[held]
+    rest = dataclasses.replace(
+        dataset,
+        train_images=dataset.train_images[kept],
+        train_labels=dataset.train_labels[kept],
+    )
+    return rest, dataclasses.replace(rest, test_images=images_held, test_labels=labels_held)

@@ -1,0 +1,328 @@
+import zipfile
+
+import numpy as np
+import pytest
+
+from lvae_jax.data import DataError, arrays, dequantise_once
+
+GENERATOR = np.random.default_rng(0)
+GREY = GENERATOR.integers(0, 256, (20, 4, 3), np.uint8)
+UNIT = GENERATOR.random((20, 4, 3))
+BINARY = GENERATOR.integers(0, 2, (20, 4, 3), np.uint8)
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Saves an array and returns the path of its file."""
+
+    def save_as(array, name="a.npy"):
+        np.save(tmp_path / name, array)
+        return tmp_path / name
+
+    return save_as
+
+
+def failure(*args, **kwargs):
+    with pytest.raises(DataError) as caught:
+        arrays.load(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# What comes of which values
+
+
+@pytest.mark.parametrize(
+    ("images", "observation", "expected", "binarisation", "dequantisation"),
+    [
+        (GREY, "bernoulli", GREY, "dynamic", 0),
+        (GREY, "gaussian", GREY, "none", 1 / 255),
+        (UNIT, "bernoulli", UNIT.astype(np.float32), "dynamic", 0),
+        (UNIT * 100 - 50, "gaussian", (UNIT * 100 - 50).astype(np.float32), "none", 0),
+        (UNIT.astype(np.float16), "bernoulli", UNIT.astype(np.float16), "dynamic", 0),
+        (BINARY, "bernoulli", BINARY, "fixed", 0),
+        (BINARY.astype(np.int64), "bernoulli", BINARY, "fixed", 0),
+        (BINARY.astype(np.float64), "bernoulli", BINARY, "fixed", 0),
+        (BINARY.astype(bool), "bernoulli", BINARY, "fixed", 0),
+        (BINARY.astype(bool), "gaussian", BINARY, "none", 0),
+        (GREY.astype(">i4"), "gaussian", GREY, "none", 0),
+    ],
+)
+def test_values_decide_how_they_are_observed(
+    save, images, observation, expected, binarisation, dequantisation
+):
+    dataset = arrays.load(save(images), save(images[:7], "b.npy"), observation)
+    assert dataset.name == "a"
+    assert dataset.observation == observation
+    assert dataset.binarisation == binarisation
+    assert dataset.dequantisation == dequantisation
+    np.testing.assert_array_equal(dataset.train_images, expected)
+    np.testing.assert_array_equal(dataset.test_images, expected[:7])
+    is_grey = images is GREY
+    assert dataset.train_images.dtype == (np.uint8 if is_grey else np.float32)
+    assert dataset.train_labels.tolist() == [-1] * 20
+    assert dataset.test_labels.tolist() == [-1] * 7
+
+
+def test_zeros_and_ones_are_grey_where_the_test_images_are(save):
+    train = save(np.where(BINARY, 1, 0).astype(np.uint8))
+    dataset = arrays.load(train, save(GREY, "b.npy"))
+    assert dataset.binarisation == "dynamic"
+    np.testing.assert_array_equal(dataset.train_images, BINARY, strict=True)
+
+
+def test_grey_values_of_a_gaussian_are_dequantised(save):
+    dataset = arrays.load(save(GREY), save(GREY[:7], "b.npy"), "gaussian")
+    np.testing.assert_array_equal(dataset.test_x(), dequantise_once(GREY[:7]))
+
+
+@pytest.mark.parametrize("shape", [(20, 12), (20, 2, 2, 3), (20, 1)])
+def test_images_have_any_shape(save, shape):
+    dataset = arrays.load(save(np.zeros(shape)))
+    assert dataset.image_shape == shape[1:]
+    assert dataset.data_dim == np.prod(shape[1:])
+
+
+def test_paths_may_be_strings_and_start_with_a_tilde(save, monkeypatch):
+    path = save(GREY)
+    monkeypatch.setenv("HOME", str(path.parent))
+    np.testing.assert_array_equal(arrays.load("~/a.npy", str(path)).train_images, GREY)
+
+
+# Holding out
+
+
+def test_a_seeded_tenth_is_held_out(save):
+    path = save(np.arange(20.0).reshape(20, 1))
+    dataset = arrays.load(path, observation="gaussian")
+    train, test = dataset.train_images[:, 0].tolist(), dataset.test_images[:, 0].tolist()
+    assert len(test) == 2
+    assert sorted(train + test) == list(range(20))
+    assert train == sorted(train)
+    assert test == sorted(test)
+    again = arrays.load(path, observation="gaussian")
+    np.testing.assert_array_equal(again.test_images, dataset.test_images)
+    other = arrays.load(path, observation="gaussian", seed=1)
+    assert not np.array_equal(other.test_images, dataset.test_images)
+
+
+@pytest.mark.parametrize(("holdout", "number"), [(0.5, 10), (0.01, 1), (0.94, 19)])
+def test_the_fraction_held_out_is_rounded(save, holdout, number):
+    assert len(arrays.load(save(GREY), holdout=holdout).test_images) == number
+
+
+@pytest.mark.parametrize("holdout", [0, 1, -0.1, 2, float("nan")])
+def test_a_fraction_must_be_one(save, holdout):
+    path = save(GREY)
+    assert failure(path, holdout=holdout) == (
+        f"{path}: {holdout} of it cannot be held out; give a fraction between 0 and 1, or a file "
+        "of test images"
+    )
+
+
+def test_too_few_images_to_hold_some_out_are_refused(save):
+    path = save(GREY[:1])
+    assert failure(path) == (
+        f"{path} holds 1 images, too few to hold out 0.1 of them; give more, or a file of test "
+        "images"
+    )
+
+
+# .npz files
+
+
+@pytest.fixture
+def npz(tmp_path):
+    path = tmp_path / "both.npz"
+    np.savez(path, train=GREY, test=GREY[:7])
+    return path
+
+
+def test_arrays_of_an_npz_file_are_named_after_a_colon(npz):
+    dataset = arrays.load(f"{npz}:train", f"{npz}:test")
+    assert dataset.name == "both"
+    np.testing.assert_array_equal(dataset.train_images, GREY)
+    np.testing.assert_array_equal(dataset.test_images, GREY[:7])
+
+
+def test_the_only_array_of_an_npz_file_need_not_be_named(tmp_path):
+    np.savez_compressed(tmp_path / "one.npz", GREY)
+    assert len(arrays.load(tmp_path / "one.npz").train_images) == 18
+
+
+def test_an_npz_file_with_several_arrays_asks_for_one(npz):
+    assert failure(npz) == (f"{npz} holds train, test; name one array, as in both.npz:NAME")
+
+
+def test_a_missing_array_of_an_npz_file_is_named(npz):
+    assert failure(f"{npz}:valid") == (
+        f"{npz} holds train, test, not valid; name one of these after the colon"
+    )
+
+
+def test_an_empty_npz_file_is_named(tmp_path):
+    np.savez(tmp_path / "none.npz")
+    assert failure(tmp_path / "none.npz") == (
+        f"{tmp_path}/none.npz holds nothing; name one array, as in none.npz:NAME"
+    )
+
+
+def test_a_member_that_is_not_an_array_is_named(tmp_path):
+    path = tmp_path / "text.npz"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("readme", "no array")
+    assert failure(path) == f"{path}: readme is not an array; write it with numpy.savez"
+
+
+# Files that cannot be used
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert failure(tmp_path / "no.npy") == (
+        f"{tmp_path}/no.npy is not a file; give an .npy or .npz file of images [n, ...]"
+    )
+    assert failure(tmp_path) == (
+        f"{tmp_path} is not a file; give an .npy or .npz file of images [n, ...]"
+    )
+
+
+def test_a_missing_test_file_is_named(save, tmp_path):
+    assert failure(save(GREY), tmp_path / "no.npy").startswith(f"{tmp_path}/no.npy is not a file")
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [(b"", "(none)"), (b"1,2,3\n", "312c322c330a"), (b"\x80\x04\x95abc", "800495616263")],
+    ids=["empty", "text", "pickle"],
+)
+def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown):
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    assert failure(path) == (
+        f"{path} starts with the bytes {shown}, so it is no .npy or .npz file; write it with "
+        "numpy.save or numpy.savez"
+    )
+
+
+@pytest.mark.parametrize("length", [7, 9, 50, 200, -1])
+def test_a_file_cut_short_is_named(save, length):
+    path = save(GREY)
+    path.write_bytes(path.read_bytes()[:length])
+    message = failure(path)
+    assert message.startswith(f"{path} cannot be read (")
+    assert message.endswith("); it is cut short or damaged: save it again")
+
+
+@pytest.mark.parametrize("length", [5, 100, 500, -10])
+def test_an_npz_file_cut_short_is_named(npz, length):
+    npz.write_bytes(npz.read_bytes()[:length])
+    message = failure(f"{npz}:train")
+    assert message.startswith(f"{npz}:train cannot be read (")
+    assert message.endswith("); it is cut short or damaged: save it again")
+
+
+def test_a_flipped_byte_in_an_npz_file_is_found(npz):
+    content = bytearray(npz.read_bytes())
+    content[300] ^= 1
+    npz.write_bytes(content)
+    assert "Bad CRC-32" in failure(f"{npz}:train")
+
+
+def test_an_impossible_shape_is_named(save):
+    path = save(GREY)
+    path.write_bytes(path.read_bytes().replace(b"(20, 4, 3)", b"(9**9,4,3)"))
+    assert failure(path).startswith(f"{path} cannot be read (")
+
+
+class Bomb:
+    opened: list = []  # noqa: RUF012
+
+    def __reduce__(self):
+        return (Bomb.opened.append, ("unpickled",))
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_pickled_objects_are_never_loaded(tmp_path, name):
+    path = tmp_path / name
+    (np.save if name == "a.npy" else np.savez)(path, np.array([[Bomb()]], object))
+    assert failure(path) == (
+        f"{path} holds Python objects, which are never loaded; save an array of numbers"
+    )
+    assert Bomb.opened == []
+
+
+@pytest.mark.parametrize(
+    ("images", "shown"),
+    [
+        (np.zeros((3, 2), complex), "complex128"),
+        (np.full((3, 2), "a"), "<U1"),
+        (np.full((3, 2), b"a"), "|S1"),
+        (np.zeros((3, 2), "datetime64[s]"), "datetime64[s]"),
+        (np.zeros((3, 2), [("r", "u1")]), "[('r', 'u1')]"),
+    ],
+    ids=["complex", "text", "bytes", "dates", "records"],
+)
+def test_values_that_are_not_real_numbers_are_refused(save, images, shown):
+    path = save(images)
+    assert failure(path) == f"{path} holds {shown}; expected bools or real numbers"
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 3), (5, 0)])
+def test_shapes_that_are_not_those_of_images_are_refused(save, shape):
+    path = save(np.zeros(shape))
+    assert failure(path) == (
+        f"{path} has the shape {list(shape)}; expected [n, ...], images one after the other, at "
+        "least one of at least one value"
+    )
+
+
+@pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_values_that_are_not_finite_are_refused(save, observation, value):
+    images = UNIT.copy()
+    images[3, 0, 0] = value
+    path = save(images)
+    assert failure(path, save(UNIT, "b.npy"), observation) == (
+        "a: train_images hold values that are not finite; remove or replace them"
+    )
+    assert failure(save(UNIT, "b.npy"), path, observation) == (
+        "b: test_images hold values that are not finite; remove or replace them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "shown"),
+    [
+        (np.array([[0.5, -0.5]]), "-0.5 to 0.5"),
+        (np.array([[0.5, 2.0]]), "0.5 to 2"),
+        (np.array([[0, 255]], np.int64), "0 to 255"),
+    ],
+)
+def test_bernoulli_values_outside_the_unit_interval_are_refused(save, images, shown):
+    path = save(images)
+    assert failure(path, path) == (
+        f"a: train_images run from {shown}; a bernoulli observation needs values in [0, 1], so "
+        "rescale them or use observation='gaussian'"
+    )
+
+
+def test_images_of_two_shapes_are_refused(save):
+    assert failure(save(GREY), save(GREY[:, :3], "b.npy")) == (
+        "a: train_images are uint8 [4, 3] but test_images are uint8 [3, 3]; both must have the "
+        "same dtype and image shape"
+    )
+
+
+def test_images_on_two_scales_are_refused(save):
+    train, test = save(GREY), save(UNIT, "b.npy")
+    assert failure(train, test) == (
+        f"{train} holds uint8 but {test} float64, which may be on another scale; save both alike"
+    )
+    arrays.load(test, save(UNIT.astype(np.float32), "c.npy"))  # one scale
+
+
+def test_other_observations_are_refused(save):
+    assert failure(save(GREY), observation="poisson") == (
+        "a: observation is 'poisson'; it must be one of bernoulli, gaussian"
+    )

@@ -1,0 +1,155 @@
+"""The real files are tested too where LVAE_JAX_TEST_DATA names a folder with binarized_mnist/."""
+
+import gzip
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_files import small_source, write_binarized_mnist
+
+from lvae_jax.data import DataError, binarized_mnist
+from lvae_jax.data.binarized_mnist import read_amat
+
+DATA = os.environ.get("LVAE_JAX_TEST_DATA")
+SIZES = {"small": (20, 10, 20), "real": (50_000, 10_000, 10_000)}
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return write_binarized_mnist(tmp_path / "original")
+
+
+@pytest.fixture(scope="module")
+def tfds_dirs(tmp_path_factory):
+    return {kind: tmp_path_factory.mktemp(kind) for kind in SIZES}
+
+
+@pytest.fixture(params=["small", "real"] if DATA else ["small"])
+def files(request, tmp_path_factory, tfds_dirs, monkeypatch):
+    """Which files, the folder that holds them and the data set."""
+    kind = request.param
+    folder = Path(DATA or "") / "binarized_mnist"
+    if kind == "small":
+        folder = write_binarized_mnist(tmp_path_factory.mktemp("original"))
+        monkeypatch.setattr(binarized_mnist, "SOURCE", small_source(folder, binarized_mnist.SOURCE))
+    return kind, folder, binarized_mnist.load(folder, tfds_dirs[kind])
+
+
+def first_and_last_rows(folder, split):
+    """Read as a person would: line by line."""
+    path = binarized_mnist.SOURCE.find(folder, f"binarized_mnist_{split}.amat")
+    content = path.read_bytes()
+    lines = (gzip.decompress(content) if path.suffix == ".gz" else content).decode().splitlines()
+    return [[int(pixel) for pixel in line.split()] for line in (lines[0], lines[-1])]
+
+
+def test_images_are_in_the_order_of_the_files_with_the_validation_file_last(files):
+    kind, folder, dataset = files
+    train, valid, test = SIZES[kind]
+    assert dataset.train_images.shape == (train + valid, 28, 28)
+    assert dataset.test_images.shape == (test, 28, 28)
+    assert dataset.train_images.dtype == np.uint8
+    for split, images in (
+        ("train", dataset.train_images[:train]),
+        ("valid", dataset.train_images[train:]),
+        ("test", dataset.test_images),
+    ):
+        first, last = first_and_last_rows(folder, split)
+        np.testing.assert_array_equal(images[0].reshape(-1) / 255, first)
+        np.testing.assert_array_equal(images[-1].reshape(-1) / 255, last)
+
+
+def test_it_came_binarised_and_its_labels_are_unknown(files):
+    _, _, dataset = files
+    assert dataset.name == "binarized_mnist"
+    assert (dataset.observation, dataset.binarisation) == ("bernoulli", "fixed")
+    assert np.unique(dataset.train_images).tolist() == [0, 255]
+    assert np.unique(dataset.train_labels).tolist() == [-1]
+    assert np.unique(dataset.test_labels).tolist() == [-1]
+    np.testing.assert_array_equal(dataset.test_x(), dataset.test_images.reshape(-1, 784) == 255)
+
+
+def test_packed_files_serve_as_well(data_dir, tmp_path, monkeypatch):
+    source = small_source(data_dir, binarized_mnist.SOURCE)
+    monkeypatch.setattr(binarized_mnist, "SOURCE", source)
+    plain = binarized_mnist.load(data_dir, tmp_path / "plain")
+    for file in source.files[:2]:  # and one as it was
+        path = data_dir / file
+        path.with_name(f"{file}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    packed = binarized_mnist.load(data_dir, tmp_path / "packed")
+    np.testing.assert_array_equal(packed.train_images, plain.train_images)
+    np.testing.assert_array_equal(packed.test_images, plain.test_images)
+
+
+@pytest.mark.parametrize("damage", ["other", "cut"])
+def test_a_packed_file_is_checked_too(data_dir, tmp_path, monkeypatch, damage):
+    source = small_source(data_dir, binarized_mnist.SOURCE)
+    monkeypatch.setattr(binarized_mnist, "SOURCE", source)
+    path = data_dir / source.files[0]
+    packed = path.with_name(f"{path.name}.gz")
+    content = path.read_bytes()
+    if damage == "other":
+        packed.write_bytes(gzip.compress(bytes([content[0] ^ 1]) + content[1:]))
+    else:
+        packed.write_bytes(gzip.compress(content)[:-100])
+    path.unlink()
+    with pytest.raises(DataError) as caught:
+        binarized_mnist.load(data_dir, tmp_path / "tfds")
+    messages = {
+        "other": f"lvae_binarized_mnist: {packed} has wrong checksum: it is cut short or not the "
+        f"original; delete it and download it again from {source.url}",
+        "cut": f"{packed} cannot be unpacked (Compressed file ended before the end-of-stream "
+        "marker was reached); expected a gzipped .amat file: download it again",
+    }
+    assert str(caught.value) == messages[damage]
+    assert not (tmp_path / "tfds" / source.name / source.version).exists()
+
+
+ROW = " ".join("01" * 392) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "",
+            "holds 0 characters; expected a multiple of 1568, rows of 784 zeros and ones with a "
+            "space between them: download it again",
+        ),
+        (
+            ROW[:-1],
+            "holds 1567 characters; expected a multiple of 1568, rows of 784 zeros and ones with a "
+            "space between them: download it again",
+        ),
+        (
+            ROW + "2" + ROW[1:],
+            ": row 2 is not 784 zeros and ones with a space between them; download it again",
+        ),
+        (
+            ROW[:-1] + " ",
+            ": row 1 is not 784 zeros and ones with a space between them; download it again",
+        ),
+        (
+            ROW + ROW + ROW[:1] + "\n" + ROW[2:],
+            ": row 3 is not 784 zeros and ones with a space between them; download it again",
+        ),
+    ],
+    ids=["empty", "cut", "a-two", "no-newline", "no-space"],
+)
+def test_a_file_that_is_not_amat_is_named(tmp_path, content, message):
+    path = tmp_path / "images.amat"
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        read_amat(path)
+    assert str(caught.value) == f"{path}" + (message if message[0] == ":" else f" {message}")
+
+
+def test_zeros_and_ones_become_black_and_full_pixels(tmp_path):
+    path = tmp_path / "images.amat"
+    path.write_text(ROW + ROW.replace("0", "1"))
+    images = read_amat(path)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images[0], np.tile([0, 255], 392).reshape(28, 28))
+    np.testing.assert_array_equal(images[1], np.full((28, 28), 255))

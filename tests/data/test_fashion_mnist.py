@@ -1,0 +1,33 @@
+import gzip
+
+import numpy as np
+import pytest
+from small_files import small_source, write_mnist
+
+from lvae_jax.data import DataError, fashion_mnist
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return write_mnist(tmp_path / "original")
+
+
+def test_fashion_mnist_is_the_original_files_in_their_order(data_dir, tmp_path, monkeypatch):
+    source = small_source(data_dir, fashion_mnist.SOURCE)
+    monkeypatch.setattr(fashion_mnist, "SOURCE", source)
+    dataset = fashion_mnist.load(data_dir, tmp_path / "tfds")
+    assert dataset.name == "fashion_mnist"
+    assert (dataset.observation, dataset.binarisation) == ("bernoulli", "dynamic")
+    content = gzip.decompress((data_dir / "t10k-images-idx3-ubyte.gz").read_bytes())
+    grey = np.frombuffer(content[16:], np.uint8).reshape(20, 28, 28)
+    np.testing.assert_array_equal(dataset.test_images, grey, strict=True)
+    assert dataset.train_labels[:5].tolist() == [0, 7, 4, 1, 8]
+
+
+def test_files_of_mnist_are_refused_although_their_names_are_right(data_dir, tmp_path):
+    with pytest.raises(DataError) as caught:
+        fashion_mnist.load(data_dir, tmp_path / "tfds")
+    assert str(caught.value).startswith(
+        "lvae_fashion_mnist: Artifact http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/t"
+    )
+    assert "has wrong checksum" in str(caught.value)

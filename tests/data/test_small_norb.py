@@ -1,0 +1,175 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from small_files import norb_bytes, small_source, write_small_norb
+
+from lvae_jax.data import DataError, small_norb
+from lvae_jax.data.small_norb import read_categories, read_pairs
+
+PAIRS = np.random.default_rng(1).integers(0, 256, (3, 2, 96, 96), np.uint8)
+CATEGORIES = np.array([4, 0, 2], np.int32)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "matrix.mat.gz"
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Loads what `write_small_norb` writes."""
+    folder = write_small_norb(tmp_path / "original")
+    monkeypatch.setattr(small_norb, "SOURCE", small_source(folder, small_norb.SOURCE))
+    return lambda **kwargs: small_norb.load(folder, tmp_path / "tfds", **kwargs)
+
+
+def message_for(path, content, read=read_pairs):
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(DataError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    return message.removeprefix(f"{path} ")
+
+
+def test_a_pixel_is_the_rounded_mean_of_nine(path):
+    path.write_bytes(gzip.compress(norb_bytes(PAIRS)))
+    reduced = read_pairs(path)
+    assert reduced.dtype == np.uint8
+    assert reduced.shape == (3, 2, 32, 32)
+    for image, camera, row, column in [(0, 0, 0, 0), (2, 1, 31, 31), (1, 0, 5, 20)]:
+        nine = PAIRS[image, camera, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+        assert reduced[image, camera, row, column] == round(sum(nine.reshape(-1).tolist()) / 9)
+    blocks = PAIRS.reshape(3, 2, 32, 3, 32, 3).mean((3, 5))
+    np.testing.assert_array_equal(reduced, np.rint(blocks))
+
+
+def test_full_pixels_stay_full(path):
+    path.write_bytes(gzip.compress(norb_bytes(np.full((1, 2, 96, 96), 255, np.uint8))))
+    assert np.unique(read_pairs(path)).tolist() == [255]
+
+
+def test_many_pairs_are_read_part_by_part(path, monkeypatch):
+    path.write_bytes(gzip.compress(norb_bytes(PAIRS)))
+    whole = read_pairs(path)
+    monkeypatch.setattr(small_norb, "_PAIRS_AT_ONCE", 2)
+    np.testing.assert_array_equal(read_pairs(path), whole)
+
+
+def test_categories_are_little_endian_int32(path):
+    # Written by hand: type, one dimension, sizes 2, 1 and 1, then 4 and 1.
+    path.write_bytes(
+        gzip.compress(
+            bytes.fromhex("544c3d1e 01000000 02000000 01000000 01000000 04000000 01000000")
+        )
+    )
+    assert read_categories(path).tolist() == [4, 1]
+
+
+def test_the_first_camera_is_the_default(load):
+    dataset = load()
+    assert dataset.name == "small_norb"
+    assert dataset.train_images.shape == (30, 32, 32)
+    assert dataset.test_images.shape == (20, 32, 32)
+    assert dataset.train_labels.tolist() == [i % 5 for i in range(30)]
+    assert (dataset.observation, dataset.binarisation) == ("gaussian", "none")
+    assert dataset.dequantisation == 1 / 255
+    assert dataset.test_x().shape == (20, 1024)
+
+
+def test_both_cameras_make_twice_the_images(load):
+    one, both = load(), load(cameras="both")
+    assert both.name == "small_norb-both"
+    assert both.train_images.shape == (60, 32, 32)
+    assert both.test_images.shape == (40, 32, 32)
+    np.testing.assert_array_equal(both.train_images[::2], one.train_images)
+    assert not np.array_equal(both.train_images[1::2], one.train_images)
+    assert both.test_labels.tolist() == [i // 2 % 5 for i in range(40)]
+
+
+def test_other_cameras_are_refused(load):
+    with pytest.raises(DataError) as caught:
+        load(cameras="three")
+    assert str(caught.value) == "small_norb: cameras is 'three'; it must be one of one, both"
+
+
+def test_a_wrong_magic_number_is_named(path):
+    assert message_for(path, norb_bytes(CATEGORIES)) == (
+        "starts with the bytes 544c3d1e01000000; expected 554c3d1e04000000, a NORB matrix of 4 "
+        "dimensions of uint8: download it again"
+    )
+    assert message_for(path, norb_bytes(PAIRS), read_categories) == (
+        "starts with the bytes 554c3d1e04000000; expected 544c3d1e01000000, a NORB matrix of 1 "
+        "dimensions of int32: download it again"
+    )
+    assert message_for(path, b"").startswith("starts with the bytes (none); expected 554c3d1e")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shown"),
+    [
+        ((3, 2, 96, 95), "[3, 2, 96, 95]"),
+        ((3, 1, 96, 96), "[3, 1, 96, 96]"),
+        ((0, 2, 96, 96), "[0, 2, 96, 96]"),
+        ((-1, 2, 96, 96), "[-1, 2, 96, 96]"),
+    ],
+)
+def test_wrong_sizes_are_named(path, sizes, shown):
+    content = norb_bytes(PAIRS)
+    assert message_for(path, content[:8] + struct.pack("<4i", *sizes) + content[24:]) == (
+        f"has the sizes {shown}; expected [n, 2, 96, 96]: download it again"
+    )
+
+
+def test_a_matrix_of_no_categories_is_named(path):
+    assert message_for(path, norb_bytes(CATEGORIES[:0]), read_categories) == (
+        "has the sizes [0]; expected [n]: download it again"
+    )
+
+
+def test_a_file_that_ends_within_its_header_is_named(path):
+    assert message_for(path, norb_bytes(PAIRS)[:20]) == (
+        "ends within its header; download it again"
+    )
+
+
+@pytest.mark.parametrize("read", [read_pairs, read_categories])
+def test_too_few_and_too_many_values_are_named(path, read):
+    content = norb_bytes(PAIRS if read is read_pairs else CATEGORIES)
+    assert message_for(path, content[:-1], read) == (
+        "has fewer values than its header says; download it again"
+    )
+    assert message_for(path, content + b"\0", read) == (
+        "has more values than its header says; download it again"
+    )
+
+
+def test_categories_out_of_range_are_named(path):
+    assert message_for(path, norb_bytes(CATEGORIES + 1), read_categories) == (
+        "holds categories other than 0 to 4; download it again"
+    )
+
+
+def test_a_damaged_gzip_file_is_named(path):
+    path.write_bytes(gzip.compress(norb_bytes(PAIRS))[:-5000])
+    with pytest.raises(DataError) as caught:
+        read_pairs(path)
+    assert str(caught.value) == (
+        f"{path} cannot be unpacked (Compressed file ended before the end-of-stream marker was "
+        "reached); expected a gzipped NORB file: download it again"
+    )
+
+
+def test_images_without_categories_are_refused(tmp_path, monkeypatch):
+    folder = write_small_norb(tmp_path / "original")
+    categories = folder / small_norb.SOURCE.files[1]
+    categories.write_bytes(gzip.compress(norb_bytes(CATEGORIES)))
+    monkeypatch.setattr(small_norb, "SOURCE", small_source(folder, small_norb.SOURCE))
+    with pytest.raises(DataError) as caught:
+        small_norb.load(folder, tmp_path / "tfds")
+    assert str(caught.value) == (
+        f"{folder / small_norb.SOURCE.files[0]} holds 30 pairs of images but {categories} 3 "
+        "categories; download both again"
+    )
