@@ -10,7 +10,7 @@ from experiments.settings import Settings
 
 
 def main(
-    load: Callable[[Settings], Any],
+    load: Callable[[Any], Any],
     defaults: Settings,
     paper_log_likelihoods: dict[tuple[str, int], float] | None = None,
 ) -> None:
@@ -24,16 +24,18 @@ def main(
     settings_lib.define_flags(defaults)
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step of every save
     app.run(
-        lambda _: _main(load, paper_log_likelihoods or {}),
+        lambda _: _main(load, type(defaults), paper_log_likelihoods or {}),
         flags_parser=settings_lib.parse,
     )
 
 
 def _main(
-    load: Callable[[Settings], Any], paper_log_likelihoods: dict[tuple[str, int], float]
+    load: Callable[[Any], Any],
+    kind: type[Settings],
+    paper_log_likelihoods: dict[tuple[str, int], float],
 ) -> None:
     try:
-        settings = settings_lib.from_flags()
+        settings = settings_lib.from_flags(kind)
     except settings_lib.SettingsError as error:
         settings_lib.fail(str(error))
 

@@ -1,6 +1,7 @@
 """A whole run: settings, data, model, training, evaluation, results."""
 
 import functools
+import hashlib
 import math
 import os
 import platform
@@ -21,7 +22,8 @@ from experiments.progress import Progress
 from experiments.settings import Settings, SettingsError
 from experiments.workdir import Workdir, read_trained, remove_tensorboard
 from lvae_jax import VAE, LadderVAE, bounds, evaluation, training
-from lvae_jax.data import Dataset, as_stored, binarise, binarise_once, flatten
+from lvae_jax.data import Dataset, as_stored
+from lvae_jax.data.validation import hold_out
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.training import Preprocess, TrainState, named_key
 
@@ -52,6 +54,8 @@ class Experiment(NamedTuple):
     preprocess: Preprocess
     train_images: jax.Array
     test_x: jax.Array
+    validation_x: jax.Array | None
+    """Of training images held out, where some are."""
 
 
 def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None = None) -> None:
@@ -68,6 +72,10 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
       NonFiniteError: training diverged.
     """
     started = time.monotonic()
+    config = make_config(settings, dataset)
+    validation = None
+    if settings.validation:
+        dataset, validation = hold_out(dataset, settings.validation)
     if settings.batch_size > len(dataset.train_images):
         raise SettingsError(
             f"--batch_size={settings.batch_size}: {dataset.name} has {len(dataset.train_images)} "
@@ -76,13 +84,13 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
 
     # The run's folder. It is created only once nothing is left that could be refused.
     name = f"{dataset.name}-{settings.model}{settings.depth}"
-    workdir = Workdir(Path(settings.workdir or f"runs/{name}"), make_config(settings, dataset))
+    workdir = Workdir(Path(settings.workdir or f"runs/{name}"), config)
     results = workdir.results()
     if results is not None:
         print(f"{workdir.path} is finished.")
         print(describe(results, paper_log_likelihood))
         return
-    experiment = make_experiment(settings, dataset)
+    experiment = make_experiment(settings, dataset, validation)
     state = initial_state(experiment, dataset.name)
     workdir.create()
 
@@ -98,14 +106,18 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
     )
     state, training_seconds = train(experiment, workdir, state, epoch)
 
-    # Evaluate.
+    # Evaluate, the epoch with the best validation ELBO if there is one.
     evaluation_started = time.monotonic()
+    chosen_epoch = settings.epochs
+    if validation is not None:
+        state, chosen_epoch = workdir.restore_chosen(state)
     results = {
         "dataset": dataset.name,
         "model": settings.model,
         "epochs": settings.epochs,
+        "chosen_epoch": chosen_epoch,
         "seed": settings.seed,
-        **evaluate_fully(experiment, state.params),
+        **evaluate_fully(experiment, state.params, chosen_epoch),
         "training_seconds": training_seconds,
         "wall_seconds": training_seconds + time.monotonic() - evaluation_started,
         "device": device(),
@@ -116,7 +128,7 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
     print(f"{workdir.path} is finished, {time.monotonic() - started:.0f} s after this start.")
 
 
-def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
+def make_experiment(settings: Settings, dataset: Dataset, validation: Dataset | None) -> Experiment:
     """The model and the data of a run, the data on the device from here on."""
     return Experiment(
         settings=settings,
@@ -127,13 +139,10 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
             adam_epsilon=settings.adam_epsilon,
         ),
         key=jax.random.key(settings.seed),
-        preprocess=binarise if dataset.binarisation == "dynamic" else as_stored,
+        preprocess=dataset.preprocess,
         train_images=jnp.asarray(dataset.train_images),
-        test_x=jnp.asarray(
-            binarise_once(dataset.test_images).astype(np.float32)
-            if dataset.binarisation == "dynamic"
-            else flatten(jnp.asarray(dataset.test_images))
-        ),
+        test_x=jnp.asarray(dataset.test_x()),
+        validation_x=None if validation is None else jnp.asarray(validation.test_x()),
     )
 
 
@@ -180,11 +189,13 @@ def train(
                 )
             epoch += 1
             last = epoch == settings.epochs
-            if settings.eval_every and epoch % settings.eval_every == 0 and not last:
+            if last or (settings.eval_every and epoch % settings.eval_every == 0):
                 variables = evaluation_variables(experiment, state.params, epoch)
                 line |= evaluate(experiment, variables, epoch)
             line["seconds"] = time.monotonic() - epoch_started
             lines.append(line)
+            if line.get("validation_elbo", -math.inf) == best_validation_elbo(lines):
+                workdir.save_chosen(state, epoch)
             workdir.append_metrics(line)
             write_scalars(tensorboard, line)
             if last or time.monotonic() - saved >= settings.checkpoint_seconds:
@@ -192,6 +203,13 @@ def train(
                 saved = time.monotonic()
             progress.update(epoch, f"beta {line['beta']:.2f}  ELBO {line['train_elbo']:.2f}")
     return state, sum(line["seconds"] for line in lines)
+
+
+def best_validation_elbo(lines: list[dict[str, Any]]) -> float | None:
+    """The best of the metrics so far; None if there is no validation."""
+    return max(
+        (line["validation_elbo"] for line in lines if "validation_elbo" in line), default=None
+    )
 
 
 def train_epoch(
@@ -241,6 +259,18 @@ def evaluation_variables(experiment: Experiment, params: Any, epoch: int) -> dic
 
 def evaluate(experiment: Experiment, variables: dict[str, Any], epoch: int) -> dict[str, Any]:
     """What is evaluated every few epochs: L_1 of the test set, KL and activity of every unit."""
+    results: dict[str, Any] = {}
+    if experiment.validation_x is not None:
+        key = named_key(experiment.key, "validation_elbo", epoch)
+        validation = evaluation.elbo(
+            experiment.model,
+            variables,
+            as_stored,
+            experiment.validation_x,
+            key,
+            batch_size=EVAL_BATCH_SIZE,
+        )
+        results["validation_elbo"] = float(validation.elbo)
     test = evaluation.elbo(
         experiment.model,
         variables,
@@ -249,16 +279,19 @@ def evaluate(experiment: Experiment, variables: dict[str, Any], epoch: int) -> d
         named_key(experiment.key, "test_elbo", epoch),
         batch_size=EVAL_BATCH_SIZE,
     )
-    return {
+    return results | {
         "test_elbo": float(test.elbo),
         "active_units": [int(jnp.sum(active)) for active in test.active],
         "kl_per_unit": [kl.tolist() for kl in test.kl_per_unit],
     }
 
 
-def evaluate_fully(experiment: Experiment, params: Any) -> dict[str, Any]:
-    """What is evaluated at the end, the test log-likelihood and the training set's L_1 included."""
-    epoch = experiment.settings.epochs
+def evaluate_fully(experiment: Experiment, params: Any, epoch: int) -> dict[str, Any]:
+    """What is evaluated at the end, the test log-likelihood and the training set's L_1 included.
+
+    The validation ELBO is left out: what has been chosen by is no result.
+    """
+    experiment = experiment._replace(validation_x=None)
     variables = evaluation_variables(experiment, params, epoch)
     test = evaluate(experiment, variables, epoch)
     train = evaluation.elbo(
@@ -328,9 +361,13 @@ def initial_state(experiment: Experiment, dataset_name: str) -> TrainState:
 
 def make_config(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     """What config.json says: every setting, and the versions and device of the first start."""
+    data = hashlib.sha256()
+    for images in (dataset.train_images, dataset.test_images):
+        data.update(images.tobytes())
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "dataset": dataset.name,
+        "data_sha256": data.hexdigest(),
         "settings": settings.changing_results(),
         "versions": {
             "python": platform.python_version(),
@@ -393,6 +430,11 @@ def describe(results: dict[str, Any], paper_log_likelihood: float | None) -> str
         if paper_log_likelihood
         else ""
     )
+    chosen = (
+        f", epoch {results['chosen_epoch']} chosen by validation"
+        if results["chosen_epoch"] != results["epochs"]
+        else ""
+    )
     layers = "\n".join(
         f"  z_{i}: KL {kl:6.2f} nats; of {len(per_unit)} units {active} active, "
         f"{sum(unit > USED_KL for unit in per_unit)} with KL > {USED_KL}"
@@ -408,7 +450,7 @@ def describe(results: dict[str, Any], paper_log_likelihood: float | None) -> str
     )
     return (
         f"{results['dataset']}, {results['model']} with {len(results['active_units'])} layers, "
-        f"{results['epochs']} epochs, seed {results['seed']}\n"
+        f"{results['epochs']} epochs{chosen}, seed {results['seed']}\n"
         f"test log-likelihood {results['test_log_likelihood']:.2f} "
         f"± {results['test_log_likelihood_standard_error']:.2f} nats "
         f"(L_{results['eval_samples']}; the standard error is over the test images){paper}\n"

@@ -16,7 +16,7 @@ class SettingsError(ValueError):
     """A setting that cannot be used; the message is one line: what was given, what is expected."""
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """How the text of a flag becomes a value, and what is expected of it."""
 
     convert: Callable[[str], Any]
@@ -24,105 +24,124 @@ class _Kind(NamedTuple):
     expected: str
 
 
-def _whole(at_least: int) -> _Kind:
-    return _Kind(int, lambda v: v >= at_least, f"a whole number of at least {at_least}")
+def whole(at_least: int) -> Kind:
+    """A whole number of at least so much."""
+    return Kind(int, lambda v: v >= at_least, f"a whole number of at least {at_least}")
 
 
-def _real(expected: str, accept: Callable[[float], bool]) -> _Kind:
-    return _Kind(float, lambda v: math.isfinite(v) and accept(v), expected)
+def real(expected: str, accept: Callable[[float], bool]) -> Kind:
+    """A finite number that is accepted; `expected` says which."""
+    return Kind(float, lambda v: math.isfinite(v) and accept(v), expected)
 
 
-def _choice(*choices: str) -> _Kind:
-    return _Kind(str, lambda v: v in choices, f"one of {', '.join(choices)}")
+def choice(*choices: str) -> Kind:
+    """One of some words."""
+    return Kind(str, lambda v: v in choices, f"one of {', '.join(choices)}")
 
 
-_POSITIVE = _real("a number greater than 0", lambda v: v > 0)
-_NOT_NEGATIVE = _real("a number of at least 0", lambda v: v >= 0)
-_FLAG = _Kind(
+POSITIVE = real("a number greater than 0", lambda v: v > 0)
+NOT_NEGATIVE = real("a number of at least 0", lambda v: v >= 0)
+FLAG = Kind(
     lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
     lambda v: True,
     "true or false",
 )
-_SIZES = _Kind(
+SIZES = Kind(
     lambda text: tuple(int(size) for size in text.split(",")) if text else (),
     lambda v: all(size >= 1 for size in v),
     "whole numbers of at least 1, separated by commas, from the bottom layer to the top",
 )
-_PATH = _Kind(str, lambda v: True, "a path")
+PATH = Kind(str, lambda v: True, "a path")
 
 
-def _flag(default: Any, kind: _Kind, help: str, *, changes_results: bool = True) -> Any:
+def setting(default: Any, kind: Kind, help: str, *, changes_results: bool = True) -> Any:
+    """A field of `Settings`: a flag of the same name.
+
+    Args:
+      default: its value where it is not given.
+      kind: what it may be.
+      help: what `--help` and the README say of it.
+      changes_results: false if two starts of one run may differ in it.
+    """
     metadata = {"kind": kind, "help": help, "changes_results": changes_results}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that decides what a run computes, and where it keeps it. Defaults: the paper's."""
+    """Everything that decides what a run computes, and where it keeps it. Defaults: the paper's.
 
-    model: str = _flag(
-        "lvae", _choice("lvae", "vae"), "ladder VAE, or VAE with bottom-up inference"
-    )
-    depth: int = _flag(5, _whole(1), "layers of latents: the lowest ones of the sizes below")
-    latent_sizes: tuple[int, ...] = _flag(
-        (64, 32, 16, 8, 4), _SIZES, "units of z_1, z_2, ..., bottom to top"
-    )
-    hidden_sizes: tuple[int, ...] = _flag(
-        (512, 256, 128, 64, 32), _SIZES, "units of the two hidden layers of the MLPs at each layer"
-    )
-    activation: str = _flag("leaky_relu", _choice("leaky_relu", "tanh"), "nonlinearity of the MLPs")
-    batch_norm: bool = _flag(True, _FLAG, "batch normalisation in the MLPs and the latents' heads")
-    own_top_down: bool = _flag(
-        False, _FLAG, "lvae: the downward inference has MLPs of its own, as the authors' code can"
-    )
-    mean_upward: bool = _flag(
-        False, _FLAG, "lvae: feed mu_hat upward instead of d, as the authors' code can"
-    )
-    variance_floor: float = _flag(1e-5, _POSITIVE, "added to every variance")
+    A data set with settings of its own has a subclass.
+    """
 
-    epochs: int = _flag(2000, _whole(1), "passes over the training images")
-    warmup_epochs: int = _flag(
-        200, _whole(0), "N_t: beta rises from 0 to 1 over these; 0: no warm-up"
+    model: str = setting(
+        "lvae", choice("lvae", "vae"), "ladder VAE, or VAE with bottom-up inference"
     )
-    batch_size: int = _flag(256, _whole(1), "images a step; the last partial batch is dropped")
-    learning_rate: float = _flag(1e-3, _POSITIVE, "Adam's, in the first epoch")
-    schedule: str = _flag(
+    depth: int = setting(5, whole(1), "layers of latents: the lowest ones of the sizes below")
+    latent_sizes: tuple[int, ...] = setting(
+        (64, 32, 16, 8, 4), SIZES, "units of z_1, z_2, ..., bottom to top"
+    )
+    hidden_sizes: tuple[int, ...] = setting(
+        (512, 256, 128, 64, 32), SIZES, "units of the two hidden layers of the MLPs at each layer"
+    )
+    activation: str = setting(
+        "leaky_relu", choice("leaky_relu", "tanh"), "nonlinearity of the MLPs"
+    )
+    batch_norm: bool = setting(True, FLAG, "batch normalisation in the MLPs and the latents' heads")
+    own_top_down: bool = setting(
+        False, FLAG, "lvae: the downward inference has MLPs of its own, as the authors' code can"
+    )
+    mean_upward: bool = setting(
+        False, FLAG, "lvae: feed mu_hat upward instead of d, as the authors' code can"
+    )
+    variance_floor: float = setting(1e-5, POSITIVE, "added to every variance")
+
+    epochs: int = setting(2000, whole(1), "passes over the training images")
+    warmup_epochs: int = setting(
+        200, whole(0), "N_t: beta rises from 0 to 1 over these; 0: no warm-up"
+    )
+    batch_size: int = setting(256, whole(1), "images a step; the last partial batch is dropped")
+    learning_rate: float = setting(1e-3, POSITIVE, "Adam's, in the first epoch")
+    schedule: str = setting(
         "constant",
-        _choice("constant", "staircase", "cosine"),
+        choice("constant", "staircase", "cosine"),
         "of the learning rate; staircase: x0.75 every 200 epochs; cosine: to 0 at the end",
     )
-    mc_samples: int = _flag(1, _whole(1), "independent estimates of the bound an example")
-    iw_samples: int = _flag(1, _whole(1), "importance samples K of the bound that is trained")
-    adam_epsilon: float = _flag(1e-8, _POSITIVE, "Adam's epsilon (the authors: 1e-4)")
-    max_gradient_norm: float = _flag(
-        0.0, _NOT_NEGATIVE, "limit of the gradient's total norm (the authors: 4); 0: none"
+    mc_samples: int = setting(1, whole(1), "independent estimates of the bound an example")
+    iw_samples: int = setting(1, whole(1), "importance samples K of the bound that is trained")
+    adam_epsilon: float = setting(1e-8, POSITIVE, "Adam's epsilon (the authors: 1e-4)")
+    max_gradient_norm: float = setting(
+        0.0, NOT_NEGATIVE, "limit of the gradient's total norm (the authors: 4); 0: none"
     )
-    max_gradient: float = _flag(
+    max_gradient: float = setting(
         0.0,
-        _NOT_NEGATIVE,
+        NOT_NEGATIVE,
         "then clip its elements to plus or minus this (the authors: 0.9); 0: none",
     )
-    seed: int = _flag(0, _whole(0), "of every random draw")
-    init_from: str = _flag("", _PATH, "workdir of another run to start from the parameters of")
+    seed: int = setting(0, whole(0), "of every random draw")
+    init_from: str = setting("", PATH, "workdir of another run to start from the parameters of")
 
-    eval_every: int = _flag(10, _whole(0), "epochs between test ELBOs; 0: only at the end")
-    eval_samples: int = _flag(5000, _whole(1), "importance samples of the test log-likelihood")
-
-    workdir: str = _flag(
-        "", _PATH, "folder of the run; runs/DATASET-MODELDEPTH if not given", changes_results=False
+    eval_every: int = setting(10, whole(0), "epochs between test ELBOs; 0: only at the end")
+    validation: int = setting(
+        0, whole(0), "training images held out to choose the evaluated epoch by; 0: the last epoch"
     )
-    checkpoint_seconds: float = _flag(
+    eval_samples: int = setting(5000, whole(1), "importance samples of the test log-likelihood")
+
+    workdir: str = setting(
+        "", PATH, "folder of the run; runs/DATASET-MODELDEPTH if not given", changes_results=False
+    )
+    checkpoint_seconds: float = setting(
         60.0,
-        _NOT_NEGATIVE,
+        NOT_NEGATIVE,
         "time between checkpoints: at most so much work is lost",
         changes_results=False,
     )
-    data_dir: str = _flag(
-        "", _PATH, "folder with the data set's original files as downloaded", changes_results=False
+    data_dir: str = setting(
+        "", PATH, "folder with the data set's original files as downloaded", changes_results=False
     )
-    tfds_dir: str = _flag(
+    tfds_dir: str = setting(
         "",
-        _PATH,
+        PATH,
         "where prepared data sets live; tensorflow-datasets' own place if not given",
         changes_results=False,
     )
@@ -144,9 +163,9 @@ class Settings:
 
 
 class _Parser(flags.ArgumentParser):
-    """absl's interface to a `_Kind`."""
+    """absl's interface to a `Kind`."""
 
-    def __init__(self, kind: _Kind):
+    def __init__(self, kind: Kind):
         self.kind = kind
 
     def parse(self, argument: Any) -> Any:
@@ -175,7 +194,7 @@ def define_flags(defaults: Settings) -> None:
     Args:
       defaults: of the data set.
     """
-    for field in dataclasses.fields(Settings):
+    for field in dataclasses.fields(defaults):
         default = getattr(defaults, field.name)
         flag = flags.Flag(
             _Parser(field.metadata["kind"]),
@@ -188,8 +207,11 @@ def define_flags(defaults: Settings) -> None:
         flags.DEFINE_flag(flag, module_name=sys.argv[0])
 
 
-def from_flags() -> Settings:
+def from_flags(kind: type[Settings]) -> Settings:
     """The settings on the command line, checked against each other.
+
+    Args:
+      kind: `Settings`, or the subclass of the data set.
 
     Raises:
       SettingsError: settings that do not fit together.
@@ -204,7 +226,7 @@ def from_flags() -> Settings:
             values[others] = values[others][: len(values[sizes])]
     if given & {"latent_sizes", "hidden_sizes"} and "depth" not in given:
         values["depth"] = len(values["latent_sizes"])
-    settings = Settings(**values)
+    settings = kind(**values)
     check(settings)
     return settings
 

@@ -78,7 +78,7 @@ class Workdir:
             raise WorkdirError(
                 f"cannot write to {self.path} ({error.strerror}); give another --workdir"
             ) from error
-        self._checkpoints = _checkpoint_manager(self.path)
+        self._checkpoints = _checkpoint_manager(self.path / "checkpoints")
 
     def results(self) -> dict[str, Any] | None:
         """results.json of a finished run."""
@@ -90,15 +90,25 @@ class Workdir:
 
     def restore(self, like: TrainState) -> tuple[TrainState, int]:
         """The newest checkpoint and its number of finished epochs, or `like` and 0."""
-        epoch = self._checkpoints.latest_step()
-        if epoch is None:
-            return like, 0
-        return self._checkpoints.restore(epoch, args=ocp.args.StandardRestore(like)), epoch
+        return _restore_newest(self._checkpoints, like)
 
     def save(self, state: TrainState, epoch: int) -> None:
         """Saves the state after `epoch` epochs, on disk when this returns."""
         self._checkpoints.save(epoch, args=ocp.args.StandardSave(state))
         self._checkpoints.wait_until_finished()
+
+    def save_chosen(self, state: TrainState, epoch: int) -> None:
+        """Keeps the state after `epoch` epochs as the chosen one, in place of the one before."""
+        with _checkpoint_manager(self.path / "chosen", keep=1) as chosen:
+            # A resumed run comes by the same states again.
+            for later in [e for e in chosen.all_steps() if e >= epoch]:
+                chosen.delete(later)
+            chosen.save(epoch, args=ocp.args.StandardSave(state))
+
+    def restore_chosen(self, like: TrainState) -> tuple[TrainState, int]:
+        """The chosen state, and the number of epochs that led to it."""
+        with _checkpoint_manager(self.path / "chosen", keep=1) as chosen:
+            return _restore_newest(chosen, like)
 
     def truncate_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Drops the lines of epochs that no checkpoint remembers, and a half-written last line.
@@ -134,22 +144,31 @@ class Workdir:
         self._checkpoints.close()
 
 
-def _checkpoint_manager(path: Path) -> ocp.CheckpointManager:
-    """The orbax checkpoints of a workdir; a step of theirs is a number of finished epochs."""
+def _checkpoint_manager(path: Path, keep: int = 3) -> ocp.CheckpointManager:
+    """Orbax's checkpoints in a folder; a step of theirs is a number of finished epochs."""
     return ocp.CheckpointManager(
-        (path / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=3)
+        path.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep)
     )
 
 
+def _restore_newest(checkpoints: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, int]:
+    epoch = checkpoints.latest_step()
+    if epoch is None:
+        return like, 0
+    return checkpoints.restore(epoch, args=ocp.args.StandardRestore(like)), epoch
+
+
 def read_trained(path: Path) -> tuple[dict[str, Any], Any]:
-    """config.json and the newest parameters of a run, its optimiser state left out.
+    """config.json and the parameters of a run: those chosen by validation, else the newest.
 
     Raises:
       WorkdirError: there are none.
     """
     config = read_json(path / "config.json")
-    if config is not None and (path / "checkpoints").is_dir():
-        with _checkpoint_manager(path) as checkpoints:
+    folders = (folder for folder in (path / "chosen", path / "checkpoints") if folder.is_dir())
+    folder = next(folders, None)
+    if config is not None and folder is not None:
+        with _checkpoint_manager(folder) as checkpoints:
             epoch = checkpoints.latest_step()
             if epoch is not None:
                 tree = checkpoints.restore(epoch, args=ocp.args.StandardRestore())
@@ -160,8 +179,10 @@ def read_trained(path: Path) -> tuple[dict[str, Any], Any]:
 
 
 def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, Any]) -> None:
-    was = {"dataset": existing["dataset"], **existing["settings"]}
-    now = {"dataset": config["dataset"], **config["settings"]}
+    was, now = (
+        {"dataset": c["dataset"], "data_sha256": c.get("data_sha256", "")[:12], **c["settings"]}
+        for c in (existing, config)
+    )
     differences = [
         f"{name} was {was.get(name)} and is now {now.get(name)}"
         for name in sorted(was.keys() | now.keys())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import small_mnist
+import small_files
 
 from experiments import mnist
 from experiments.run import run
@@ -25,8 +25,8 @@ def original_files(tmp_path, monkeypatch) -> Path:
     """MNIST's four files: the real ones where they are at hand, else small ones in their place."""
     if "LVAE_JAX_TEST_DATA" in os.environ:
         return Path(os.environ["LVAE_JAX_TEST_DATA"]) / "mnist"
-    folder = small_mnist.write_files(tmp_path / "files")
-    monkeypatch.setattr(mnist_data, "SOURCE", small_mnist.small_source(folder))
+    folder = small_files.write_mnist(tmp_path / "files")
+    monkeypatch.setattr(mnist_data, "SOURCE", small_files.small_source(folder))
     return folder
 
 
@@ -78,7 +78,7 @@ def test_without_network_or_files_one_line_says_where_it_looked_and_what_to_do(t
 
 
 def test_a_file_that_is_not_the_original_is_refused_by_its_name(tmp_path):
-    folder = small_mnist.write_files(tmp_path / "files")
+    folder = small_files.write_mnist(tmp_path / "files")
     digest = hashlib.sha256((folder / "t10k-labels-idx1-ubyte.gz").read_bytes()).hexdigest()
     assert digest not in (ROOT / "lvae_jax/data/checksums.tsv").read_text()
     result = subprocess.run(

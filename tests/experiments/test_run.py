@@ -78,7 +78,7 @@ def test_metrics_hold_a_line_an_epoch_with_beta_and_learning_rate(finished):
         np.testing.assert_allclose(
             line["train_elbo"], line["log_px"] - sum(line["kl_per_layer"]), rtol=1e-5
         )
-    assert [line["epoch"] for line in lines if "test_elbo" in line] == [1]
+    assert [line["epoch"] for line in lines if "test_elbo" in line] == [1, 3]
     assert [len(layer) for layer in lines[1]["kl_per_unit"]] == [3, 2]
 
 
@@ -181,6 +181,29 @@ def test_init_from_starts_from_the_other_runs_parameters(finished, tmp_path):
     for path in params:
         np.testing.assert_array_equal(before[path], after[path])
     assert after["['step']"] == 3
+
+
+def test_the_epoch_with_the_best_validation_elbo_is_the_one_evaluated(tmp_path):
+    # The learning rate is so large from the third epoch on, where beta is 1, that things get worse.
+    settings = dataclasses.replace(
+        SETTINGS, workdir=str(tmp_path / "run"), validation=10, eval_every=1, learning_rate=0.3
+    )
+    run(settings, stripes())
+    lines = lines_of(tmp_path / "run")
+    assert lines[0]["step"] == 2  # 40 images are left to train on
+    elbos = [line["validation_elbo"] for line in lines]
+    assert len(set(elbos)) == 4
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["chosen_epoch"] == 1 + int(np.argmax(elbos))
+    # What is reported is what was measured on the test set after that epoch.
+    assert results["test_elbo"] == lines[results["chosen_epoch"] - 1]["test_elbo"]
+    assert not any("validation" in name for name in results)
+
+
+def test_other_data_of_the_same_name_are_refused(finished):
+    other = dataclasses.replace(stripes(), train_images=stripes().train_images[::-1].copy())
+    with pytest.raises(WorkdirError, match=r"data_sha256 was [0-9a-f]{12} and is now [0-9a-f]{12}"):
+        run(dataclasses.replace(SETTINGS, workdir=str(finished)), other)
 
 
 def test_init_from_another_model_is_refused_with_the_difference(finished, tmp_path):

@@ -1,0 +1,51 @@
+"""A ladder on your own arrays: `python -m experiments.arrays --train=a.npy --test=b.npy`."""
+
+import dataclasses
+from typing import Any, Literal
+
+from experiments import launcher
+from experiments.settings import PATH, Settings, choice, real, setting, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraysSettings(Settings):
+    """Where the arrays are, and what they are."""
+
+    train: str = setting(
+        "", PATH, "images to train on: FILE.npy, or FILE.npz:KEY", changes_results=False
+    )
+    test: str = setting(
+        "", PATH, "images to test on; if not given, a part of the others", changes_results=False
+    )
+    observation: Literal["bernoulli", "gaussian"] = setting(
+        "bernoulli",
+        choice("bernoulli", "gaussian"),
+        "p(x | z_1): of binary or grey, or real, values",
+    )
+    holdout: float = setting(
+        0.1,
+        real("a number between 0 and 1", lambda v: 0 < v < 1),
+        "fraction of --train to test on where there is no --test",
+    )
+    holdout_seed: int = setting(0, whole(0), "which part that is")
+
+
+# Not the paper's: a length that suits a first look at new data.
+DEFAULTS = ArraysSettings(epochs=200, warmup_epochs=50, schedule="cosine")
+
+
+def load(settings: ArraysSettings) -> Any:
+    """The arrays of the settings."""
+    from lvae_jax.data import arrays
+
+    return arrays.load(
+        settings.train,
+        settings.test or None,
+        observation=settings.observation,
+        holdout=settings.holdout,
+        seed=settings.holdout_seed,
+    )
+
+
+if __name__ == "__main__":
+    launcher.main(load, DEFAULTS)

@@ -1,0 +1,17 @@
+"""The MNIST models on Larochelle's fixed binarisation: `python -m experiments.binarized_mnist`."""
+
+from typing import Any
+
+from experiments import launcher
+from experiments.settings import Settings
+
+
+def load(settings: Settings) -> Any:
+    """Binarised MNIST, from where the settings say."""
+    from lvae_jax.data import binarized_mnist
+
+    return binarized_mnist.load(settings.data_dir or None, settings.tfds_dir or None)
+
+
+if __name__ == "__main__":
+    launcher.main(load, Settings())

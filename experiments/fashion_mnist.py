@@ -1,0 +1,17 @@
+"""The MNIST models on Fashion-MNIST: `python -m experiments.fashion_mnist`."""
+
+from typing import Any
+
+from experiments import launcher
+from experiments.settings import Settings
+
+
+def load(settings: Settings) -> Any:
+    """Fashion-MNIST, from where the settings say."""
+    from lvae_jax.data import fashion_mnist
+
+    return fashion_mnist.load(settings.data_dir or None, settings.tfds_dir or None)
+
+
+if __name__ == "__main__":
+    launcher.main(load, Settings())

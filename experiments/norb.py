@@ -1,0 +1,33 @@
+"""The paper's small NORB models: `python -m experiments.norb`."""
+
+import dataclasses
+from typing import Any, Literal
+
+from experiments import launcher
+from experiments.settings import Settings, choice, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class NorbSettings(Settings):
+    """Of NORB's own: which of the two cameras' images."""
+
+    cameras: Literal["one", "both"] = setting(
+        "one", choice("one", "both"), "the first camera's images, or both's"
+    )
+
+
+# Section 3 of the paper; the observation model is Gaussian.
+DEFAULTS = NorbSettings(epochs=4000, warmup_epochs=1000, learning_rate=2e-3, activation="tanh")
+
+
+def load(settings: NorbSettings) -> Any:
+    """Small NORB, from where the settings say."""
+    from lvae_jax.data import small_norb
+
+    return small_norb.load(
+        settings.data_dir or None, settings.tfds_dir or None, cameras=settings.cameras
+    )
+
+
+if __name__ == "__main__":
+    launcher.main(load, DEFAULTS)
