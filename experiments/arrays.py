@@ -36,8 +36,10 @@ DEFAULTS = ArraysSettings(epochs=200, warmup_epochs=50, schedule="cosine")
 
 def load(settings: ArraysSettings) -> Any:
     """The arrays of the settings."""
-    from lvae_jax.data import arrays
+    from lvae_jax.data import DataError, arrays
 
+    if not settings.train:
+        raise DataError("--train is not given; name a .npy or .npz file of images")
     return arrays.load(
         settings.train,
         settings.test or None,

@@ -216,9 +216,7 @@ def from_flags(kind: type[Settings]) -> Settings:
     Raises:
       SettingsError: settings that do not fit together.
     """
-    values: dict[str, Any] = {
-        f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(Settings)
-    }
+    values: dict[str, Any] = {f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(kind)}
     given = {name for name in values if flags.FLAGS[name].present}
     # Sizes that are given decide how many of the others are used, and the depth.
     for sizes, others in (("latent_sizes", "hidden_sizes"), ("hidden_sizes", "latent_sizes")):

@@ -1,0 +1,172 @@
+"""Every data set's experiment: from its files to results, and what is said of bad ones."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_files
+
+from experiments import arrays, binarized_mnist, digits, fashion_mnist, mnist, norb, omniglot
+from experiments.run import run
+from experiments.settings import Settings
+from lvae_jax import data
+from lvae_jax.data import Dataset
+
+ROOT = Path(__file__).parents[2]
+
+TINY = {
+    "depth": 2,
+    "latent_sizes": (4, 2),
+    "hidden_sizes": (16, 8),
+    "epochs": 3,
+    "warmup_epochs": 2,
+    "batch_size": 10,
+    "eval_every": 0,
+    "eval_samples": 3,
+}
+
+
+def run_tiny(experiment, defaults: Settings, workdir: Path, **settings) -> tuple[Dataset, dict]:
+    """Three epochs of a small ladder on a few of the images; the data set and results.json."""
+    settings = dataclasses.replace(defaults, workdir=str(workdir), **TINY, **settings)
+    dataset = experiment.load(settings)
+    few = dataclasses.replace(
+        dataset,
+        train_images=dataset.train_images[:100],
+        train_labels=dataset.train_labels[:100],
+        test_images=dataset.test_images[:50],
+        test_labels=dataset.test_labels[:50],
+    )
+    run(settings, few)
+    return dataset, json.loads((workdir / "results.json").read_text())
+
+
+def folders_of(experiment: str, made_from: Path, monkeypatch) -> Path:
+    """A folder with the data set's files: the real ones where at hand, else small ones."""
+    real = Path(os.environ.get("LVAE_JAX_TEST_DATA", "nowhere")) / experiment
+    if real.is_dir():
+        return real
+    module = getattr(data, "small_norb" if experiment == "norb" else experiment)
+    folder = small_files.WRITERS[module](made_from)
+    monkeypatch.setattr(module, "SOURCE", small_files.small_source(folder, module.SOURCE))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("experiment", "names", "data_dim"),
+    [
+        (mnist, ["mnist"], 784),
+        (fashion_mnist, ["fashion_mnist"], 784),
+        (binarized_mnist, ["binarized_mnist"], 784),
+        (omniglot, ["omniglot", "omniglot-standin"], 784),
+        (norb, ["small_norb"], 1024),
+    ],
+)
+def test_a_data_set_is_prepared_from_its_files_trained_on_and_evaluated(
+    experiment, names, data_dim, tmp_path, monkeypatch
+):
+    folder = folders_of(experiment.__name__.split(".")[-1], tmp_path / "files", monkeypatch)
+    defaults = getattr(experiment, "DEFAULTS", Settings())
+    dataset, results = run_tiny(
+        experiment,
+        defaults,
+        tmp_path / "run",
+        data_dir=str(folder),
+        tfds_dir=str(tmp_path / "tfds"),
+    )
+    assert dataset.data_dim == data_dim
+    assert results["dataset"] in names
+    assert ("standin" in results["dataset"]) == (folder / "chardata_standin.mat").exists()
+    assert np.isfinite([results["test_elbo"], results["test_log_likelihood"]]).all()
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_digits_are_trained_on_as_binary_and_as_continuous_values(continuous, tmp_path):
+    dataset, results = run_tiny(digits, digits.DEFAULTS, tmp_path / "run", continuous=continuous)
+    assert results["dataset"] == dataset.name == "digits" + "-continuous" * continuous
+    assert np.isfinite([results["test_elbo"], results["test_log_likelihood"]]).all()
+
+
+@pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
+def test_own_arrays_of_any_shape_are_trained_on(observation, tmp_path):
+    generator = np.random.default_rng(0)
+    np.save(tmp_path / "volumes.npy", generator.random((40, 2, 3, 4)))
+    dataset, results = run_tiny(
+        arrays,
+        arrays.DEFAULTS,
+        tmp_path / "run",
+        train=str(tmp_path / "volumes.npy"),
+        observation=observation,
+        holdout=0.25,
+    )
+    assert (dataset.name, dataset.image_shape) == ("volumes", (2, 3, 4))
+    assert (len(dataset.train_images), len(dataset.test_images)) == (30, 10)
+    assert np.isfinite([results["test_elbo"], results["test_log_likelihood"]]).all()
+
+
+def test_bad_arrays_end_in_one_line_with_status_2_and_nothing_created(tmp_path):
+    np.save(tmp_path / "bad.npy", np.array([[1.0, np.nan], [0.0, 1.0]]))
+    before = sorted(tmp_path.iterdir())
+    for arguments, message in (
+        ([], "error: --train is not given; name a .npy or .npz file of images\n"),
+        (
+            ["--train=bad.npy", "--test=bad.npy"],
+            "bad: train_images hold values that are not finite",
+        ),
+        (["--train=bad.npy", "--holdout=1"], "flag --holdout=1: give a number between 0 and 1"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-m", "experiments.arrays", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 2
+        assert result.stderr.count("\n") == 1
+        assert message in result.stderr
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_without_network_or_files_one_line_says_where_it_looked_and_what_to_do(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "experiments.mnist", f"--tfds_dir={tmp_path / 'tfds'}"],
+        cwd=tmp_path,
+        # A proxy that nobody listens at, so that there is no network whatever the machine has.
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HTTPS_PROXY": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    for part in (str(tmp_path / "tfds"), "train-images-idx3-ubyte.gz", "--data_dir"):
+        assert part in result.stderr
+    assert "experiments.digits, which needs no files" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_is_not_the_original_is_refused_by_its_name(tmp_path):
+    folder = small_files.write_mnist(tmp_path / "files")
+    digest = hashlib.sha256((folder / "t10k-labels-idx1-ubyte.gz").read_bytes()).hexdigest()
+    assert digest not in (ROOT / "lvae_jax/data/checksums.tsv").read_text()
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "experiments.mnist",
+            f"--data_dir={folder}", f"--tfds_dir={tmp_path / 'tfds'}",
+        ],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "-ubyte.gz" in result.stderr
+    assert "it is cut short or not the original" in result.stderr
