@@ -18,6 +18,7 @@ import optax
 from tensorboardX import SummaryWriter
 
 import lvae_jax
+from experiments import figures
 from experiments.progress import Progress
 from experiments.settings import Settings, SettingsError
 from experiments.workdir import Workdir, read_trained, remove_tensorboard
@@ -56,6 +57,7 @@ class Experiment(NamedTuple):
     test_x: jax.Array
     validation_x: jax.Array | None
     """Of training images held out, where some are."""
+    image_shape: tuple[int, ...]
 
 
 def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None = None) -> None:
@@ -111,13 +113,15 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
     chosen_epoch = settings.epochs
     if validation is not None:
         state, chosen_epoch = workdir.restore_chosen(state)
+    variables = evaluation_variables(experiment, state.params, chosen_epoch)
+    draw_figures(experiment, variables, workdir.path)
     results = {
         "dataset": dataset.name,
         "model": settings.model,
         "epochs": settings.epochs,
         "chosen_epoch": chosen_epoch,
         "seed": settings.seed,
-        **evaluate_fully(experiment, state.params, chosen_epoch),
+        **evaluate_fully(experiment, variables, chosen_epoch),
         "training_seconds": training_seconds,
         "wall_seconds": training_seconds + time.monotonic() - evaluation_started,
         "device": device(),
@@ -143,6 +147,7 @@ def make_experiment(settings: Settings, dataset: Dataset, validation: Dataset | 
         train_images=jnp.asarray(dataset.train_images),
         test_x=jnp.asarray(dataset.test_x()),
         validation_x=None if validation is None else jnp.asarray(validation.test_x()),
+        image_shape=dataset.image_shape,
     )
 
 
@@ -286,13 +291,30 @@ def evaluate(experiment: Experiment, variables: dict[str, Any], epoch: int) -> d
     }
 
 
-def evaluate_fully(experiment: Experiment, params: Any, epoch: int) -> dict[str, Any]:
+def draw_figures(experiment: Experiment, variables: dict[str, Any], path: Path) -> None:
+    """Writes figures/*.png, and the same pictures to TensorBoard."""
+    pictures = figures.draw(
+        experiment.model,
+        variables,
+        experiment.test_x,
+        experiment.image_shape,
+        named_key(experiment.key, "figures"),
+    )
+    with SummaryWriter(str(path / "tensorboard")) as tensorboard:
+        for name, picture in pictures.items():
+            figures.write_png(path / "figures" / f"{name}.png", picture)
+            dataformats = "HW" if picture.ndim == 2 else "HWC"
+            tensorboard.add_image(
+                name, picture, experiment.settings.epochs, dataformats=dataformats
+            )
+
+
+def evaluate_fully(experiment: Experiment, variables: dict[str, Any], epoch: int) -> dict[str, Any]:
     """What is evaluated at the end, the test log-likelihood and the training set's L_1 included.
 
     The validation ELBO is left out: what has been chosen by is no result.
     """
     experiment = experiment._replace(validation_x=None)
-    variables = evaluation_variables(experiment, params, epoch)
     test = evaluate(experiment, variables, epoch)
     train = evaluation.elbo(
         experiment.model,

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.run import NonFiniteError, run
@@ -122,6 +123,25 @@ def test_tensorboard_holds_the_scalars_of_metrics_written_without_tensorflow(fin
             [scalar.value for scalar in scalars], [line[name] for line in lines], rtol=1e-6
         )
     assert len(events.Scalars("kl_per_layer/z_2")) == 4
+
+
+def test_figures_hold_samples_and_reconstructions_and_tensorboard_the_same(finished):
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    # Images of 4×3, a pixel apart: 80 samples in rows of ten; ten test images above their copies.
+    for name, rows in (("samples", 8), ("reconstructions", 2)):
+        with Image.open(finished / "figures" / f"{name}.png") as image:
+            enlarged = 15  # to 600 pixels at least
+            assert image.size == ((10 * 4 + 1) * enlarged, (rows * 5 + 1) * enlarged)
+        (picture,) = events.Images(name)
+        assert (picture.width, picture.height, picture.step) == (10 * 4 + 1, rows * 5 + 1, 4)
+    with Image.open(finished / "figures" / "reconstructions.png") as image:
+        first_row = np.asarray(image)[1::15][1:5, 1::15]
+    test_x = stripes().test_x().reshape(10, 4, 3)
+    np.testing.assert_array_equal(
+        first_row[:, [x for i in range(10) for x in range(1 + 4 * i, 4 + 4 * i)]],
+        255 * test_x.transpose(1, 0, 2).reshape(4, 30),
+    )
 
 
 def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
