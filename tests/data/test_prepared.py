@@ -287,6 +287,18 @@ def test_a_wrong_checksum_names_the_file(data_dir, tfds_dir, folder, damage):
     assert len(load_arrays(source, data_dir, tfds_dir)["test_images"]) == small_files.NUM_TEST
 
 
+def test_a_download_that_breaks_off_is_made_again_the_next_time(serve, data_dir, tfds_dir, folder):
+    url = serve(data_dir, broken=(FILES[2],))
+    message = failure(small_source(data_dir, url=url), None, tfds_dir)
+    assert "lvae_mnist" in message
+    assert "run again" in message or "download it again" in message
+    assert_nothing_prepared(folder)
+
+    url = serve(data_dir)
+    arrays = load_arrays(small_source(data_dir, url=url), None, tfds_dir)
+    assert len(arrays["test_images"]) == small_files.NUM_TEST
+
+
 def test_a_wrong_checksum_of_a_download_names_the_address(serve, data_dir, tfds_dir, folder):
     url = serve(data_dir)
     source = small_source(data_dir, url=url)
