@@ -39,10 +39,7 @@ class Progress:
         now = time.monotonic()
         if self.bar is None and (now - self.reported >= self.interval or done == self.total):
             self.reported = now
-            left = (now - self.started) / max(done - self.first, 1) * (self.total - done)
-            minutes, seconds = divmod(round(left), 60)
-            print(
-                f"{self.description} {done}/{self.total}  {note}  {minutes}:{seconds:02d} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            seconds = (now - self.started) / max(done - self.first, 1) * (self.total - done)
+            left = tqdm.format_interval(seconds)
+            line = f"{self.description} {done}/{self.total}  {note}  {left} left"
+            print(line, file=sys.stderr, flush=True)

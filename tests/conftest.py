@@ -18,6 +18,15 @@ def _compilation_cache(tmp_path_factory):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
+@pytest.fixture(scope="module")
+def compile_sooner():
+    """Few optimisations: the models of tests are tiny, and compiling them is what takes time."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def strict_dtypes():
     """No silent promotion between dtypes either (optax's Adam promotes, so not everywhere)."""

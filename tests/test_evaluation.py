@@ -15,14 +15,7 @@ from scipy import integrate, special, stats
 from lvae_jax import VAE, LadderVAE, evaluation
 from lvae_jax.data import binarisation
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """The models here are tiny: most of their time would go into optimising the programs."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_sooner")
 
 
 LINEAR = {VAE: lg.ONE_UNIT_LAYERS, LadderVAE: lg.LADDER}

@@ -28,13 +28,7 @@ all_variants = pytest.mark.parametrize("variant", VARIANTS)
 both_models = pytest.mark.parametrize("model_class", [VAE, LadderVAE])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """The models here are tiny: most of their time would go into optimising the programs."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_sooner")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_samples", "train"))

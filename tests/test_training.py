@@ -14,14 +14,7 @@ import pytest
 from lvae_jax import VAE, LadderVAE, evaluation, training
 from lvae_jax.data import binarisation
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    """The models here are tiny: most of their time would go into optimising the programs."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_sooner")
 
 
 train_step = jax.jit(
