@@ -5,13 +5,11 @@ compose them (`networks`, `models`), and `training` and `evaluation` drive a mod
 `lvae_jax.data` loads data sets and needs the extra `lvae-jax[experiments]`.
 """
 
-from importlib import metadata
-
 from lvae_jax import bounds, distributions, evaluation, training
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.models import VAE, LadderVAE
 
-__version__ = metadata.version("lvae-jax")
+__version__ = "0.1.0"
 
 __all__ = [
     "VAE",
