@@ -246,6 +246,11 @@ def check(settings: Settings) -> None:
             f"--depth={settings.depth}: there are sizes for {len(latent_sizes)} layers; give at "
             "most as many, or longer --latent_sizes and --hidden_sizes"
         )
+    if settings.batch_size == 1 and settings.batch_norm:
+        raise SettingsError(
+            "--batch_size=1: batch normalisation has nothing to normalise over; "
+            "give at least 2, or --nobatch_norm"
+        )
     if settings.model == "vae" and (settings.own_top_down or settings.mean_upward):
         raise SettingsError(
             "--model=vae: --own_top_down and --mean_upward are variants of the ladder; "

@@ -51,6 +51,7 @@ def digits(*arguments, cwd=ROOT):
         (["--max_gradient_norm=-1"], "give a number of at least 0"),
         (["--dept=3"], "Unknown command line flag 'dept'. Did you mean: depth ?"),
         (["mnist"], "unexpected argument 'mnist': every setting is given as --name=value"),
+        (["--batch_size=1"], "--batch_size=1: batch normalisation has nothing to normalise over"),
         (["--model=vae", "--mean_upward"], "--mean_upward are variants of the ladder"),
     ],
 )
