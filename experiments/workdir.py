@@ -10,6 +10,8 @@ import orbax.checkpoint as ocp
 
 from lvae_jax.training import TrainState
 
+_CONFIG_TMP = "config.json.tmp"
+
 
 class WorkdirError(ValueError):
     """A workdir that cannot be used; the message is one line: what is there, what to do."""
@@ -57,7 +59,8 @@ class Workdir:
         """
         self.path, self.config = path, config
         existing = read_json(path / "config.json")
-        if existing is None and path.is_dir() and any(path.iterdir()):
+        # A start that was killed at once can leave config.json half written, under its other name.
+        if existing is None and path.is_dir() and {p.name for p in path.iterdir()} - {_CONFIG_TMP}:
             raise WorkdirError(
                 f"{path} holds files but no config.json, so it is no run's; give another --workdir"
             )

@@ -170,6 +170,14 @@ def test_a_folder_that_is_no_runs_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_whose_config_was_being_written_when_the_run_was_killed_is_used(tmp_path):
+    (tmp_path / "config.json.tmp").write_text('{"dataset": ')
+    workdir = Workdir(tmp_path, {"dataset": "stripes", "settings": {}})
+    workdir.create()
+    workdir.close()
+    assert json.loads((tmp_path / "config.json").read_text())["dataset"] == "stripes"
+
+
 def test_a_damaged_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"dataset": ')
     with pytest.raises(WorkdirError, match=r"config\.json is damaged"):
