@@ -170,6 +170,17 @@ def test_a_folder_that_is_no_runs_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_workdir_that_cannot_be_made_is_refused(name, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(WorkdirError) as refusal:
+        run(dataclasses.replace(SETTINGS, workdir=str(tmp_path / name)), stripes())
+    reason = "File exists" if name == "file" else "Not a directory"
+    assert str(refusal.value) == (
+        f"cannot write to {tmp_path / name} ({reason}); give another --workdir"
+    )
+
+
 def test_a_folder_whose_config_was_being_written_when_the_run_was_killed_is_used(tmp_path):
     (tmp_path / "config.json.tmp").write_text('{"dataset": ')
     workdir = Workdir(tmp_path, {"dataset": "stripes", "settings": {}})
