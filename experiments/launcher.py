@@ -44,9 +44,8 @@ def _main(
     from experiments.workdir import WorkdirError
     from lvae_jax.data import DataError
 
-    depth = len(settings.layers()[0])
     try:
-        run(settings, load(settings), paper_log_likelihoods.get((settings.model, depth)))
+        run(settings, load(settings), paper_log_likelihoods.get((settings.model, settings.depth)))
     except (settings_lib.SettingsError, DataError, WorkdirError) as error:
         settings_lib.fail(str(error))
     except NonFiniteError as error:

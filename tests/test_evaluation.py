@@ -10,6 +10,7 @@ import linear_gaussian as lg
 import numpy as np
 import pytest
 from jax.extend import core
+from random_parameters import random_params
 from scipy import integrate, special, stats
 
 from lvae_jax import VAE, LadderVAE, evaluation
@@ -33,17 +34,6 @@ def identity(key, images):
 @functools.partial(jax.jit, static_argnames=("model", "num_samples"))
 def terms_of(model, variables, x, key, num_samples=1):
     return model.apply(variables, x, num_samples=num_samples, rngs={"sample": key})
-
-
-def random_params(model, seed=0, scale=0.7):
-    """Parameters of the model's structure, every leaf random."""
-    key = jax.random.key(0)
-    x = jnp.zeros((1, model.data_dim), jnp.float32)
-    like = jax.eval_shape(model.init, {"params": key, "sample": key}, x)["params"]
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32), like
-    )
 
 
 def np_normal_logpdf(z, p):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from random_parameters import random_params
 
 from lvae_jax import VAE, LadderVAE, evaluation, training
 from lvae_jax.data import binarisation
@@ -25,17 +26,6 @@ train_step = jax.jit(
 
 def identity(key, images):
     return images
-
-
-def random_params(model, seed=0, scale=0.7):
-    """Parameters of the model's structure, every leaf random."""
-    key = jax.random.key(0)
-    x = jnp.zeros((1, model.data_dim), jnp.float32)
-    like = jax.eval_shape(model.init, {"params": key, "sample": key}, x)["params"]
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32), like
-    )
 
 
 def fresh_state(optimizer, params):
