@@ -370,7 +370,14 @@ def initial_state(experiment: Experiment, dataset_name: str) -> TrainState:
     config, params = read_trained(Path(settings.init_from))
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, state.params):
         was, now = config["settings"], settings.changing_results()
-        names = ("model", "latent_sizes", "hidden_sizes", "batch_norm", "own_top_down")
+        names = (
+            "model",
+            "latent_sizes",
+            "hidden_sizes",
+            "batch_norm",
+            "own_top_down",
+            "mean_upward",
+        )
         differences = [f"{n} {was[n]} there, {now[n]} here" for n in names if was[n] != now[n]]
         if config["dataset"] != dataset_name:
             differences.append(f"trained on {config['dataset']}, not on {dataset_name}")
