@@ -1,5 +1,7 @@
 """Bounds on the log-likelihood, equations (6) and (20): KL, ELBO, importance weights, warm-up.
 
+And what came after the paper: free bits, and gradients of the bounds with less variance.
+
 Everything starts from the `Terms` of a model: one log density, one posterior and one prior a layer,
 for every sample of every example. Arrays are [samples, batch], or [samples, batch, units] by layer,
 in nats; tuples run from the bottom layer to the top.
@@ -7,6 +9,7 @@ in nats; tuples run from the bottom layer to the top.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -159,14 +162,121 @@ def objective(
     """
     if importance_samples == 1:
         return elbo(terms, beta)
-    samples = terms.log_px.shape[0]
+    return _importance_weighted_in_groups(terms, beta, importance_samples)
+
+
+def _importance_weighted_in_groups(
+    terms: Terms, beta: float | Float[Array, ""], importance_samples: int
+) -> Float[Array, " batch"]:
+    """The mean of the importance-weighted bounds of groups of samples."""
+    groups = _in_groups(terms, importance_samples)
+    return jnp.mean(jax.vmap(importance_weighted, in_axes=(0, None))(groups, beta), axis=0)
+
+
+def _in_groups(tree: Any, importance_samples: int) -> Any:
+    """Splits the first axis of every array: [samples, ...] becomes [groups, K, ...]."""
+    samples = jax.tree.leaves(tree)[0].shape[0]
     if samples % importance_samples:
         raise ValueError(
             f"{samples} samples do not split into groups of importance_samples="
             f"{importance_samples}; give a multiple"
         )
-    groups = jax.tree.map(lambda a: a.reshape(-1, importance_samples, *a.shape[1:]), terms)
-    return jnp.mean(jax.vmap(importance_weighted, in_axes=(0, None))(groups, beta), axis=0)
+    return jax.tree.map(lambda a: a.reshape(-1, importance_samples, *a.shape[1:]), tree)
+
+
+def free_bits(
+    terms: Terms, beta: float | Float[Array, ""], minimum: float | Float[Array, ""]
+) -> Float[Array, ""]:
+    """The ELBO of a mini-batch with free bits: no unit gains by a KL of less than `minimum`.
+
+    E_x E_q[log p(x | z)] - beta sum_j max(lambda, E_x KL_j), E_x being the mean over the mini-batch
+    and j one unit of one layer. The gradient of a unit's KL is zero while its mean is below lambda.
+    Where the KL is a one-sample estimate (see `kl_per_unit`), the maximum is of its mean.
+
+    Source: Kingma et al. 2016, Improving Variational Inference with Inverse Autoregressive Flow,
+    arXiv:1606.04934, (15)-(16), with a unit as the group.
+
+    Args:
+      terms: of a model, with any number of samples; their mean is taken.
+      beta: weight of the KL terms.
+      minimum: lambda, in nats a unit.
+
+    Returns:
+      A scalar, in nats: the mean over the mini-batch, which the maximum does not let be split.
+    """
+    kl = jnp.concatenate([jnp.mean(layer, axis=(0, 1)) for layer in kl_per_unit(terms)])
+    return jnp.mean(terms.log_px) - beta * jnp.sum(jnp.maximum(kl, minimum))
+
+
+# The parameters of the inference model enter a log weight in two ways: through the samples z that
+# they produce, which is the path, and as they stand in log q(z | x), which is the score. With
+# weights w_k that sum to one, and beta as in `log_weights`,
+#
+#     gradient of log 1/K sum_k exp(log w_k) = sum_k w_k (path_k - beta score_k).
+#
+# The two functions below keep the path and do without the score, a source of variance. They are
+# given terms in which the path alone is left: the samples depend on the parameters, the densities
+# evaluated at them have constant ones. (It is not enough to hold the fields of `Terms.posterior`
+# constant, since they depend on samples of other layers too.)
+#
+# The generative parameters keep the bound's own gradient. In the ladder they take part in inference
+# as well, but what they add to log p(z) and to log q(z | x) cancels for the most part: without the
+# latter their gradient would vary much more.
+
+
+def sticking_the_landing(
+    path: Terms, beta: float | Float[Array, ""] = 1.0, importance_samples: int = 1
+) -> Float[Array, " batch"]:
+    """The bound without closed forms, whose gradient is sum_k w_k path_k: the score is left out.
+
+    With K = 1 the score's mean is zero: the gradient is unbiased, and for beta = 1 it is zero for
+    every sample where q(z | x) is p(z | x). With K > 1 the weights depend on the samples as well
+    and it is biased; see `doubly_reparameterized`.
+
+    Source: Roeder, Wu, Duvenaud 2017, Sticking the Landing, arXiv:1703.09194.
+
+    Args:
+      path: terms of constant densities at samples that depend on the inference model's parameters.
+      beta: weight of the KL terms within each log weight.
+      importance_samples: K; the mean is taken over groups of K samples.
+
+    Returns:
+      [batch], in nats.
+
+    Raises:
+      ValueError: the number of samples is not a multiple of importance_samples.
+    """
+    return _importance_weighted_in_groups(path, beta, importance_samples)
+
+
+def doubly_reparameterized(
+    path: Terms, beta: float | Float[Array, ""] = 1.0, importance_samples: int = 1
+) -> Float[Array, " batch"]:
+    """A function whose gradient is sum_k ((1 - beta) w_k + beta w_k^2) path_k; only that has a use.
+
+    The score is reparameterised too: sum_k w_k score_k has the mean of sum_k (w_k - w_k^2) path_k.
+    For beta = 1 that leaves w_k^2 path_k. The gradient is unbiased for any K and beta where a log
+    weight depends on no other sample; batch norm over samples makes it depend on all of them, which
+    for K > 1 leaves a bias. With K = 1 it is the gradient of `sticking_the_landing`.
+
+    Source: Tucker, Lawson, Gu, Maddison 2018, Doubly Reparameterized Gradient Estimators for Monte
+    Carlo Objectives, arXiv:1810.04152, where beta = 1; for layers of latents Bauer, Mnih 2021,
+    Generalized Doubly Reparameterized Gradient Estimators.
+
+    Args:
+      path: terms of constant densities at samples that depend on the inference model's parameters.
+      beta: weight of the KL terms within each log weight.
+      importance_samples: K; the mean is taken over groups of K samples.
+
+    Returns:
+      [batch], for its gradient alone.
+
+    Raises:
+      ValueError: the number of samples is not a multiple of importance_samples.
+    """
+    log_w = _in_groups(log_weights(path, beta), importance_samples)
+    w = jax.lax.stop_gradient(jax.nn.softmax(log_w, axis=1))
+    return jnp.mean(jnp.sum(((1 - beta) * w + beta * w**2) * log_w, axis=1), axis=0)
 
 
 def effective_sample_size(log_weights: Float[Array, " samples *rest"]) -> Float[Array, "*rest"]:

@@ -23,6 +23,9 @@ OBSERVATIONS = ("bernoulli", "gaussian")
 Prior = Callable[[int, Array], Gaussian]
 """p(z_i | z_{i+1}) as a function of i and z_{i+1}."""
 
+Draw = Callable[[int, Gaussian], Float[Array, "samples batch units"]]
+"""z_i as a function of i and q(z_i | ...): a sample of it, or a value that is given."""
+
 
 class GenerativeModel(nn.Module):
     """p(x | z_1) p(z_1 | z_2) ... p(z_L), equations (1)-(3) with the networks of (10)-(12).
@@ -115,20 +118,20 @@ class LadderInference(nn.Module):
     def infer(
         self,
         likelihoods: tuple[Gaussian, ...],
-        noise: Sequence[Float[Array, "samples batch units"]],
+        draw: Draw,
         prior: Prior,
         train: bool,
     ) -> Inferred:
         """The downward pass, (16)-(19): a layer's posterior is its likelihood times its prior."""
         *lower, top = (jax.tree.map(lambda field: field[None], q) for q in likelihoods)
-        z = [distributions.reparameterize(top, noise[-1])]
+        z = [draw(len(likelihoods), top)]
         posteriors = [top]
         priors = [distributions.standard_gaussian(z[0].shape)]
         for i in range(len(lower), 0, -1):
             p = prior(i, z[0])
             above = self.top_down(i, z[0], train) if self.own_top_down else p
             q = distributions.precision_weighted(lower[i - 1], above)
-            z.insert(0, distributions.reparameterize(q, noise[i - 1]))
+            z.insert(0, draw(i, q))
             posteriors.insert(0, q)
             priors.insert(0, p)
         return Inferred(tuple(z), tuple(posteriors), tuple(priors), (True,) * len(z))
@@ -164,17 +167,17 @@ class BottomUpInference(nn.Module):
     def infer(
         self,
         encoded: tuple[Gaussian, ...],
-        noise: Sequence[Float[Array, "samples batch units"]],
+        draw: Draw,
         prior: Prior,
         train: bool,
     ) -> Inferred:
         """The upward pass: z_1 from q(z_1 | x), then z_i from q(z_i | z_{i-1})."""
         depth = len(self.latent_sizes)
         posteriors = [jax.tree.map(lambda field: field[None], encoded[0])]
-        z = [distributions.reparameterize(posteriors[0], noise[0])]
+        z = [draw(1, posteriors[0])]
         for i in range(2, depth + 1):
             posteriors.append(self.posterior(i, z[-1], train))
-            z.append(distributions.reparameterize(posteriors[-1], noise[i - 1]))
+            z.append(draw(i, posteriors[-1]))
         priors = [prior(i, z[i]) for i in range(1, depth)]
         priors.append(distributions.standard_gaussian(z[-1].shape))
         closed_form_kl = (False,) * (depth - 1) + (True,)
@@ -266,9 +269,51 @@ class HierarchicalVAE(nn.Module):
         train: bool = False,
     ) -> Terms:
         """The rest of `__call__`, from what `encode` gave."""
-        prior = functools.partial(self.generative.prior, train=train)
         noise = self._noise(self.make_rng("sample"), (num_samples, x.shape[0]))
-        inferred = self.inference.infer(encoded, noise, prior, train)
+        return self._terms(
+            x, encoded, lambda i, q: distributions.reparameterize(q, noise[i - 1]), train
+        )
+
+    def densities(
+        self,
+        x: Float[Array, "batch data_dim"],
+        z: Sequence[Float[Array, "samples batch units"]],
+        train: bool = False,
+    ) -> Terms:
+        """Evaluates every density as `__call__` does, at a z that is given: nothing is drawn.
+
+        Each q(z_i | ...) and p(z_i | z_{i+1}) is the one given the neighbouring layer of this z, so
+        that it can be differentiated by z alone, or by the parameters alone.
+
+        Args:
+          x: the examples.
+          z: of every layer, bottom to top.
+          train: see `__call__`.
+
+        Returns:
+          The terms of every bound, with this z.
+
+        Raises:
+          ValueError: z does not have the layers, the examples and the units that it should.
+        """
+        expected = [(x.shape[0], units) for units in self.latent_sizes]
+        if [layer.shape[1:] for layer in z] != expected:
+            raise ValueError(
+                f"z has shapes {', '.join(str(layer.shape) for layer in z)}; give [samples, "
+                f"{x.shape[0]}, units] for each of the units {self.latent_sizes}, bottom to top"
+            )
+        return self._terms(x, self.encode(x, train), lambda i, q: z[i - 1], train)
+
+    def _terms(
+        self,
+        x: Float[Array, "batch data_dim"],
+        encoded: tuple[Gaussian, ...],
+        draw: Draw,
+        train: bool,
+    ) -> Terms:
+        """Every density at the z that `draw` gives."""
+        prior = functools.partial(self.generative.prior, train=train)
+        inferred = self.inference.infer(encoded, draw, prior, train)
         observed = self.generative.observe(inferred.z[0], train)
         return Terms(
             log_px=jnp.sum(distributions.log_prob(observed, x[None]), axis=-1),

@@ -23,6 +23,12 @@ Preprocess = Callable[[Key[Array, ""], Array], Float[Array, "batch data_dim"]]
 """Images as stored to x: binarisation or dequantisation with the key given, flattening."""
 
 
+PATH_BOUNDS = {"stl": bounds.sticking_the_landing, "dreg": bounds.doubly_reparameterized}
+"""What the inference model's parameters climb instead of the bound, by the gradient's name."""
+
+GRADIENTS = ("standard", *PATH_BOUNDS)
+
+
 class TrainState(NamedTuple):
     """What changes from step to step: enough to go on exactly where training stopped."""
 
@@ -44,12 +50,15 @@ def named_key(key: Key[Array, ""], name: str, step: int | Int[Array, ""] = 0) ->
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)
 
 
+@functools.cache
 def make_optimizer(
     max_gradient_norm: float | None = None,
     max_gradient: float | None = None,
     adam_epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
     """Adam without its learning rate, which `train_epoch` is given for each epoch.
+
+    The same arguments give the same object, so that no program is compiled twice for it.
 
     Args:
       max_gradient_norm: gradients of a larger total norm are scaled down to it (the authors: 4).
@@ -72,8 +81,8 @@ def scheduled_learning_rate(schedule: str, initial: float, epoch: int, epochs: i
     """The learning rate of an epoch.
 
     Args:
-      schedule: "constant"; "staircase", the paper's for fine-tuning: times 0.75 after every 200
-        epochs; or "cosine", half a cosine from `initial` towards 0 at the end.
+      schedule: "constant"; "staircase", the paper's for fine-tuning: times 0.75 after every tenth
+        of the epochs (200 of its 2,000); or "cosine", half a cosine from `initial` to 0 at the end.
       initial: learning rate of the first epoch.
       epoch: counted from 0.
       epochs: length of the run.
@@ -85,13 +94,13 @@ def scheduled_learning_rate(schedule: str, initial: float, epoch: int, epochs: i
       ValueError: there is no such schedule.
 
     Example:
-      >>> [scheduled_learning_rate("staircase", 1.0, epoch, 600) for epoch in (0, 199, 200, 400)]
+      >>> [scheduled_learning_rate("staircase", 1.0, epoch, 2000) for epoch in (0, 199, 200, 400)]
       [1.0, 1.0, 0.75, 0.5625]
     """
     if schedule == "constant":
         return initial
     if schedule == "staircase":
-        return initial * 0.75 ** (epoch // 200)
+        return initial * 0.75 ** (10 * epoch // epochs)
     if schedule == "cosine":
         return initial * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     raise ValueError(f"schedule={schedule!r}; give constant, staircase or cosine")
@@ -117,7 +126,15 @@ def init_state(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "optimizer", "mc_samples", "importance_samples")
+    jax.jit,
+    static_argnames=(
+        "model",
+        "optimizer",
+        "mc_samples",
+        "importance_samples",
+        "gradient",
+        "free_bits",
+    ),
 )
 def train_step(
     model: HierarchicalVAE,
@@ -129,6 +146,8 @@ def train_step(
     learning_rate: float | Float[Array, ""],
     mc_samples: int = 1,
     importance_samples: int = 1,
+    gradient: str = "standard",
+    free_bits: float = 0.0,
 ) -> tuple[TrainState, EpochMetrics]:
     """One step of gradient ascent on the objective, equation (20) or (6).
 
@@ -142,26 +161,55 @@ def train_step(
       learning_rate: of this step.
       mc_samples: independent estimates of the bound an example, averaged.
       importance_samples: K of the bound; see `bounds.objective`.
+      gradient: which one the inference model's parameters follow: "standard", the bound's own;
+        "stl", of `bounds.sticking_the_landing`; or "dreg", of `bounds.doubly_reparameterized`.
+      free_bits: nats a unit, see `bounds.free_bits`; 0 for none.
 
     Returns:
       The state after the step, and the batch's metrics.
-    """
 
-    def loss(params: Any) -> tuple[Float[Array, ""], EpochMetrics]:
+    Raises:
+      ValueError: there is no such gradient, or free bits are asked for together with another bound
+        or gradient.
+    """
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient={gradient!r}; give one of {', '.join(GRADIENTS)}")
+    if free_bits and (importance_samples > 1 or gradient != "standard"):
+        raise ValueError(
+            f"free_bits={free_bits}, importance_samples={importance_samples}, "
+            f"gradient={gradient!r}: free bits are for the ELBO and its standard gradient; "
+            "give importance_samples=1 and gradient='standard', or free_bits=0"
+        )
+
+    def infer(params: Any) -> Terms:
         num_samples = mc_samples * importance_samples
-        terms = cast(
+        return cast(
             Terms,
             model.apply({"params": params}, x, num_samples, train=True, rngs={"sample": key}),
         )
+
+    def loss(params: Any) -> tuple[Float[Array, ""], EpochMetrics]:
+        terms = infer(params)
         kl_per_layer = bounds.sum_units(bounds.kl_per_unit(terms))
         metrics = EpochMetrics(
             train_elbo=jnp.mean(bounds.elbo(terms)),
             log_px=jnp.mean(terms.log_px),
             kl_per_layer=jnp.stack([jnp.mean(kl) for kl in kl_per_layer]),
         )
+        if free_bits:
+            return -bounds.free_bits(terms, beta, free_bits), metrics
         return -jnp.mean(bounds.objective(terms, beta, importance_samples)), metrics
 
+    def path_loss(inference: Any) -> Float[Array, ""]:
+        # The samples depend on the inference model; the densities at them have constant parameters.
+        z = infer({**state.params, "inference": inference}).z
+        constant = {"params": state.params}
+        path = cast(Terms, model.apply(constant, x, z, train=True, method="densities"))
+        return -jnp.mean(PATH_BOUNDS[gradient](path, beta, importance_samples))
+
     gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+    if gradient != "standard":
+        gradients = {**gradients, "inference": jax.grad(path_loss)(state.params["inference"])}
     direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
     return TrainState(params, opt_state, state.step + 1), metrics
@@ -176,6 +224,8 @@ def train_step(
         "batch_size",
         "mc_samples",
         "importance_samples",
+        "gradient",
+        "free_bits",
     ),
     donate_argnames=("state",),
 )
@@ -192,6 +242,8 @@ def train_epoch(
     batch_size: int,
     mc_samples: int = 1,
     importance_samples: int = 1,
+    gradient: str = "standard",
+    free_bits: float = 0.0,
 ) -> tuple[TrainState, EpochMetrics]:
     """One pass over the training images in a new order, without a last partial batch: one program.
 
@@ -207,6 +259,8 @@ def train_epoch(
       batch_size: examples a step, at most n.
       mc_samples: see `train_step`.
       importance_samples: see `train_step`.
+      gradient: see `train_step`.
+      free_bits: see `train_step`.
 
     Returns:
       The state after the epoch, and the epoch's metrics.
@@ -227,6 +281,8 @@ def train_epoch(
             learning_rate,
             mc_samples,
             importance_samples,
+            gradient,
+            free_bits,
         )
 
     state, metrics = jax.lax.scan(step, state, order.reshape(steps, batch_size))

@@ -1,5 +1,6 @@
 """KL terms and bounds, against sums in float64, quadrature and a model with known p(x)."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -280,6 +281,117 @@ def test_objective_refuses_samples_that_do_not_form_groups():
         objective(make_terms(), 1.0, 4)
 
 
+# --- Beyond the paper: free bits, other gradients ------------------------------------------------
+
+
+def terms_with_kl(kl_by_layer, log_px):
+    """Terms of one sample with closed-form KLs: KL(N(m, 1) || N(0, 1)) is m^2 / 2."""
+    prior = [distributions.standard_gaussian(np.shape(kl)) for kl in kl_by_layer]
+    posterior = [
+        Gaussian(float32(np.sqrt(2 * np.asarray(kl))), p.variance)
+        for kl, p in zip(kl_by_layer, prior, strict=True)
+    ]
+    z = tuple(q.mean for q in posterior)
+    flags = (True,) * len(z)
+    return Terms(float32(log_px), z, tuple(posterior), tuple(prior), flags)
+
+
+# [samples, batch, units]: two examples, with two units in one layer and one in the other, of which
+# the means over the examples are 0.5, 1.0 and 0.05.
+FREE_BITS_TERMS = terms_with_kl(
+    ([[[0.5, 0.0], [0.5, 2.0]]], [[[0.02], [0.08]]]), log_px=[[-3.0, -5.0]]
+)
+
+
+@pytest.mark.parametrize(
+    ("minimum", "expected"),
+    [
+        (0.01, -4 - 0.5 * (0.5 + 1.0 + 0.05)),
+        # The second unit stays as it is, though its KL in the first example is zero.
+        (0.25, -4 - 0.5 * (0.5 + 1.0 + 0.25)),
+        (0.75, -4 - 0.5 * (0.75 + 1.0 + 0.75)),
+        (3.0, -4 - 0.5 * 9.0),
+    ],
+)
+def test_free_bits_charge_the_mean_kl_of_a_unit_but_no_less_than_the_minimum(minimum, expected):
+    actual = bounds.free_bits(FREE_BITS_TERMS, 0.5, minimum)
+    assert actual.shape == ()
+    assert float(actual) == pytest.approx(expected, rel=1e-6)
+
+
+def test_free_bits_take_the_gradient_from_units_below_the_minimum_alone():
+    gradient = jax.grad(bounds.free_bits)(FREE_BITS_TERMS, 0.5, 0.25)
+    # d/dm of -beta/2 m^2 averaged over two examples.
+    lower, upper = (-0.5 * q.mean / 2 for q in FREE_BITS_TERMS.posterior)
+    np.testing.assert_allclose(gradient.posterior[0].mean, lower, rtol=1e-6)
+    assert np.any(upper)
+    for leaf in jax.tree.leaves((gradient.posterior[1], gradient.prior[1])):
+        assert not np.any(leaf)
+    np.testing.assert_array_equal(gradient.log_px, [[0.5, 0.5]])
+
+
+def test_free_bits_of_zero_give_the_mean_elbo_where_no_kl_is_negative():
+    terms = make_terms(closed_form_kl=(True, True))
+    kl = sum(layer.sum(-1) for layer in kl_in_float64(terms))
+    expected = (np.float64(terms.log_px) - 0.7 * kl).mean()
+    assert float(bounds.free_bits(terms, 0.7, 0.0)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_free_bits_bound_the_mean_of_one_sample_estimates():
+    terms = make_terms(closed_form_kl=(False, False), seed=5)
+    kl = np.concatenate([layer.mean((0, 1)) for layer in kl_in_float64(terms)])
+    assert kl.min() < 0.1 < kl.max()
+    expected = np.float64(terms.log_px).mean() - 0.7 * np.maximum(kl, 0.1).sum()
+    assert float(bounds.free_bits(terms, 0.7, 0.1)) == pytest.approx(expected, rel=1e-6)
+
+
+PATH_BOUNDS = {
+    "stl": (bounds.sticking_the_landing, lambda w, beta: w),
+    "dreg": (bounds.doubly_reparameterized, lambda w, beta: w - beta * w * (1 - w)),
+}
+
+
+@pytest.mark.parametrize("importance_samples", [1, 3])
+@pytest.mark.parametrize("beta", np.float32([0.0, 0.5, 1.0]))
+@pytest.mark.parametrize("name", PATH_BOUNDS)
+def test_gradients_share_out_the_path_by_the_normalised_weights(name, beta, importance_samples):
+    terms = make_terms(closed_form_kl=(True, True))
+    # Within a few nats of each other, so that no weight is near one.
+    terms = dataclasses.replace(terms, log_px=terms.log_px / 5)
+    path_bound, weight_of = PATH_BOUNDS[name]
+    gradient = jax.jit(
+        jax.grad(lambda terms, beta: path_bound(terms, beta, importance_samples).sum())
+    )(terms, beta)
+    log_weights = log_weights_in_float64(terms, beta).reshape(-1, importance_samples, 3)
+    weights = weight_of(special.softmax(log_weights, axis=1), np.float64(beta))
+    weights = weights.reshape(6, 3) * importance_samples / 6  # the mean over groups
+    np.testing.assert_allclose(gradient.log_px, weights, rtol=1e-4, atol=1e-7)
+    for layer in range(2):
+        q, p = np.float64(terms.posterior[layer]), np.float64(terms.prior[layer])
+        z = np.float64(terms.z[layer])
+        slope = beta * ((z - q[0]) / q[1] - (z - p[0]) / p[1])  # of the log weight, by z
+        np.testing.assert_allclose(
+            gradient.z[layer], weights[..., None] * slope, rtol=1e-3, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("importance_samples", [1, 3])
+def test_sticking_the_landing_has_the_value_of_the_bound_without_closed_forms(importance_samples):
+    terms = make_terms(closed_form_kl=(True, True))
+    groups = log_weights_in_float64(terms, 0.5).reshape(-1, importance_samples, 3)
+    expected = special.logsumexp(groups, axis=1) - np.log(importance_samples)
+    path_bound = jax.jit(bounds.sticking_the_landing, static_argnums=2)
+    actual = path_bound(terms, 0.5, importance_samples)
+    np.testing.assert_allclose(actual, expected.mean(axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PATH_BOUNDS)
+def test_gradients_refuse_samples_that_do_not_form_groups(name):
+    message = "6 samples do not split into groups of importance_samples=4; give a multiple"
+    with pytest.raises(ValueError, match=message):
+        PATH_BOUNDS[name][0](make_terms(), 1.0, 4)
+
+
 # --- Effective sample size, warm-up --------------------------------------------------------------
 
 
@@ -358,6 +470,8 @@ BOUNDS = {
     "elbo": bounds.elbo,
     "importance_weighted": bounds.importance_weighted,
     "objective of pairs": lambda terms, beta: bounds.objective(terms, beta, 2),
+    "free_bits": lambda terms, beta: bounds.free_bits(terms, beta, 0.1),
+    "doubly_reparameterized": lambda terms, beta: bounds.doubly_reparameterized(terms, beta, 3),
     "log_weights": bounds.log_weights,
     "effective_sample_size": lambda terms, beta: bounds.effective_sample_size(
         bounds.log_weights(terms, beta)

@@ -36,6 +36,11 @@ def infer(model, variables, x, key, num_samples=1, train=False):
     return model.apply(variables, x, num_samples=num_samples, train=train, rngs={"sample": key})
 
 
+@functools.partial(jax.jit, static_argnames=("model", "train"))
+def densities(model, variables, x, z, train=False):
+    return model.apply(variables, x, z, train=train, method="densities")
+
+
 @functools.partial(jax.jit, static_argnames=("model", "layer", "num_samples"))
 def generate(model, variables, z_or_key, key=None, layer=None, num_samples=1):
     rngs = {} if key is None else {"sample": key}
@@ -254,24 +259,43 @@ def forward(variant):
     return NumpyModel(model, variables), np.float64(np.float32(x)), terms
 
 
-@all_variants
-def test_log_px_is_that_of_a_forward_pass_by_hand(variant):
+def variables_of(by_hand):
+    return {"params": by_hand.params, "batch_stats": by_hand.batch_stats}
+
+
+@functools.cache
+def at_given_z(variant):
+    """As `forward`, with the densities at values of z that have nothing to do with the model."""
     by_hand, x, terms = forward(variant)
+    rng = np.random.default_rng(21)
+    z = tuple(jnp.float32(2 * rng.standard_normal(layer.shape)) for layer in terms.z)
+    return by_hand, x, densities(by_hand.model, variables_of(by_hand), jnp.float32(x), z)
+
+
+drawn_and_given = pytest.mark.parametrize("evaluate", [forward, at_given_z], ids=["drawn", "given"])
+
+
+@all_variants
+@drawn_and_given
+def test_log_px_is_that_of_a_forward_pass_by_hand(variant, evaluate):
+    by_hand, x, terms = evaluate(variant)
     assert terms.log_px.shape == (6, 5)
     expected = by_hand.log_px(x[None], np.float64(terms.z[0]))
     np.testing.assert_allclose(terms.log_px, expected, rtol=2e-5)
 
 
 @all_variants
-def test_priors_are_those_of_a_forward_pass_by_hand(variant):
-    by_hand, _, terms = forward(variant)
+@drawn_and_given
+def test_priors_are_those_of_a_forward_pass_by_hand(variant, evaluate):
+    by_hand, _, terms = evaluate(variant)
     check_gaussian(terms.prior[0], by_hand.prior(1, np.float64(terms.z[1])), (6, 5, 3))
     check_gaussian(terms.prior[1], (0.0, 1.0), (6, 5, 2))
 
 
 @pytest.mark.parametrize("variant", ["ladder", "own_top_down", "mean_upward"])
-def test_ladder_posterior_is_likelihood_times_what_comes_down(variant):
-    by_hand, x, terms = forward(variant)
+@drawn_and_given
+def test_ladder_posterior_is_likelihood_times_what_comes_down(variant, evaluate):
+    by_hand, x, terms = evaluate(variant)
     (mean, variance), top = by_hand.likelihoods(x)
     check_gaussian(terms.posterior[1], top, (6, 5, 2))
     z_2 = np.float64(terms.z[1])
@@ -285,12 +309,57 @@ def test_ladder_posterior_is_likelihood_times_what_comes_down(variant):
     check_gaussian(terms.posterior[0], (product_mean, product_variance), (6, 5, 3))
 
 
-def test_bottom_up_posterior_is_that_of_a_forward_pass_by_hand():
-    by_hand, x, terms = forward("vae")
+@drawn_and_given
+def test_bottom_up_posterior_is_that_of_a_forward_pass_by_hand(evaluate):
+    by_hand, x, terms = evaluate("vae")
     for layer, below in enumerate((x, np.float64(terms.z[0]))):
         d = by_hand.mlp("inference", f"mlps_{layer}", below)
         expected = by_hand.head("inference", f"heads_{layer}", d)
         check_gaussian(terms.posterior[layer], expected, terms.z[layer].shape)
+
+
+@all_variants
+def test_densities_keep_the_z_that_they_are_given(variant):
+    *_, terms = forward(variant)
+    *_, given = at_given_z(variant)
+    assert given.closed_form_kl == terms.closed_form_kl
+    rng = np.random.default_rng(21)
+    for layer in given.z:
+        np.testing.assert_array_equal(layer, np.float32(2 * rng.standard_normal(layer.shape)))
+
+
+@pytest.mark.parametrize(
+    ("variant", "depth"),
+    [("vae", 1), ("vae", 2), ("ladder", 1), ("ladder", 2), ("own_top_down", 2), ("mean_upward", 2)],
+)
+def test_densities_at_the_samples_drawn_are_the_terms_of_the_draw(variant, depth):
+    model = VARIANTS[variant](4, (3, 2)[:depth], (5, 4)[:depth])
+    params = {"params": random_variables(model)["params"]}
+    x = jnp.float32(np.random.default_rng(22).random((6, 4)) > 0.5)
+    drawn = infer(model, params, x, jax.random.key(23), 7, train=True)
+    given = densities(model, params, x, drawn.z, train=True)
+    assert jax.tree.structure(given) == jax.tree.structure(drawn)
+    for one, other in zip(jax.tree.leaves(given), jax.tree.leaves(drawn), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shapes_of_z", "given"),
+    [
+        ([(6, 5, 3)], "(6, 5, 3)"),
+        ([(6, 5, 2), (6, 5, 3)], "(6, 5, 2), (6, 5, 3)"),
+        ([(6, 1, 3), (6, 1, 2)], "(6, 1, 3), (6, 1, 2)"),
+    ],
+)
+def test_densities_refuse_a_z_of_other_shapes(shapes_of_z, given):
+    by_hand, x, _ = forward("ladder")
+    z = [jnp.zeros(shape, jnp.float32) for shape in shapes_of_z]
+    message = (
+        f"z has shapes {given}; give [samples, 5, units] for each of the units (3, 2), "
+        "bottom to top"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        densities(by_hand.model, variables_of(by_hand), jnp.float32(x), z)
 
 
 @all_variants
@@ -362,6 +431,9 @@ def test_every_method_applies_without_promotion_of_dtypes(variant, strict_dtypes
     assert jax.eval_shape(from_z, variables, jnp.zeros((7, 2), jnp.float32)).shape == (7, 6)
     reconstruct = functools.partial(call, method="reconstruct")
     assert jax.eval_shape(reconstruct, variables, x).shape == (5, 6)
+    at_z = functools.partial(call, method="densities")
+    z = [jnp.zeros((7, 5, units), jnp.float32) for units in (3, 2)]
+    assert jax.eval_shape(at_z, variables, x, z).log_px.shape == (7, 5)
 
 
 @all_variants

@@ -1,5 +1,6 @@
 """Training against a step written by hand, recomputed draws and NumPy's Adam."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -7,12 +8,13 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+import linear_gaussian as lg
 import numpy as np
 import optax
 import pytest
 from random_parameters import random_params
 
-from lvae_jax import VAE, LadderVAE, evaluation, training
+from lvae_jax import VAE, LadderVAE, bounds, evaluation, training
 from lvae_jax.data import binarisation
 
 pytestmark = pytest.mark.usefixtures("compile_sooner")
@@ -20,7 +22,14 @@ pytestmark = pytest.mark.usefixtures("compile_sooner")
 
 train_step = jax.jit(
     training.train_step,
-    static_argnames=("model", "optimizer", "mc_samples", "importance_samples"),
+    static_argnames=(
+        "model",
+        "optimizer",
+        "mc_samples",
+        "importance_samples",
+        "gradient",
+        "free_bits",
+    ),
 )
 
 
@@ -250,6 +259,225 @@ def test_with_beta_zero_nothing_moves_that_only_the_kl_depends_on():
     assert len(still) == 9
 
 
+# Gradients of the inference model, and free bits
+
+
+@functools.partial(jax.jit, static_argnames=("model", "importance_samples", "names", "num_draws"))
+def gradients_of_draws(model, params, x, beta, importance_samples, names, num_draws):
+    """By name, the gradient that a step climbs, for every draw of z; the draws are the same."""
+
+    def gradient(key, name):
+        state = training.TrainState(params, GRADIENT.init(params), jnp.zeros((), jnp.int32))
+        stepped, _ = training.train_step(
+            model,
+            GRADIENT,
+            state,
+            x,
+            key,
+            beta,
+            jnp.float32(1.0),
+            importance_samples=importance_samples,
+            gradient=name,
+        )
+        return jax.tree.map(jnp.subtract, stepped.params, params)
+
+    keys = jax.random.split(jax.random.key(20), num_draws)
+    return {name: jax.vmap(functools.partial(gradient, name=name))(keys) for name in names}
+
+
+def rows(tree):
+    """[draws, parameters], float64."""
+    leaves = jax.tree.leaves(tree)
+    return np.concatenate([np.float64(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+SMALL = {
+    model_class: model_class(4, (2, 2), (3, 3), batch_norm=False)
+    for model_class in (LadderVAE, VAE)
+}
+SMALL_X = jnp.float32([[0, 1, 1, 0], [1, 0, 1, 1]])
+both_models = pytest.mark.parametrize("model_class", SMALL)
+
+
+@functools.cache
+def small_gradients(model_class, importance_samples, beta=1.0):
+    """Of both parts of a small model, 4000 draws each."""
+    model = SMALL[model_class]
+    names = ("standard", "stl") if importance_samples == 1 else ("standard", "stl", "dreg")
+    gradients = gradients_of_draws(
+        model,
+        random_params(model, seed=3),
+        SMALL_X,
+        jnp.float32(beta),
+        importance_samples,
+        names,
+        4000,
+    )
+    parts = ("inference", "generative")
+    return {part: {name: rows(gradients[name][part]) for name in gradients} for part in parts}
+
+
+def z_scores(one, other):
+    """Of the mean difference of two gradients, in standard errors, along its principal axes.
+
+    Along these axes a difference of mean zero has uncorrelated scores of variance one.
+    """
+    difference = other - one
+    variances, axes = np.linalg.eigh(np.cov(difference.T))
+    axes = axes[:, variances > 1e-6 * variances.max()]  # the others are rounding
+    along = difference @ axes
+    return along.mean(0) / (along.std(0, ddof=1) / np.sqrt(len(along)))
+
+
+@both_models
+@pytest.mark.parametrize(
+    ("name", "importance_samples", "beta"),
+    [("stl", 1, 1.0), ("stl", 1, 0.5), ("dreg", 8, 1.0), ("dreg", 8, 0.5)],
+)
+def test_gradients_have_the_mean_of_the_bounds_own(model_class, name, importance_samples, beta):
+    gradients = small_gradients(model_class, importance_samples, beta)
+    scores = z_scores(gradients["inference"]["standard"], gradients["inference"][name])
+    assert len(scores) > 10
+    assert np.max(np.abs(scores)) < 6
+    assert np.mean(scores**2) < 2
+    generative = gradients["generative"]
+    np.testing.assert_allclose(generative[name], generative["standard"], rtol=1e-4, atol=1e-4)
+
+
+@both_models
+def test_sticking_the_landing_with_several_importance_samples_is_biased(model_class):
+    inference = small_gradients(model_class, 8)["inference"]
+    assert np.max(np.abs(z_scores(inference["standard"], inference["stl"]))) > 30
+
+
+def test_holding_the_fields_of_the_posterior_constant_is_biased():
+    # They depend on samples of other layers: it is the parameters that have to be constant.
+    model = SMALL[LadderVAE]
+    params = random_params(model, seed=3)
+
+    @jax.jit
+    def gradients(keys):
+        def path_bound(inference, key):
+            variables = {"params": {**params, "inference": inference}}
+            terms = model.apply(variables, SMALL_X, num_samples=8, rngs={"sample": key})
+            constant = jax.lax.stop_gradient(terms.posterior)
+            path = dataclasses.replace(terms, posterior=constant)
+            return jnp.mean(bounds.doubly_reparameterized(path, 1.0, 8))
+
+        return jax.vmap(jax.grad(path_bound), in_axes=(None, 0))(params["inference"], keys)
+
+    standard = small_gradients(LadderVAE, 8)["inference"]["standard"]
+    keys = jax.random.split(jax.random.key(20), len(standard))
+    assert np.max(np.abs(z_scores(standard, rows(gradients(keys))))) > 8
+
+
+@both_models
+def test_with_beta_zero_there_is_no_score_to_do_without(model_class):
+    inference = small_gradients(model_class, 8, 0.0)["inference"]
+    for name in ("stl", "dreg"):
+        np.testing.assert_allclose(inference[name], inference["standard"], rtol=1e-3, atol=1e-5)
+
+
+def linear_gradients(model_class, generative, inference, importance_samples):
+    """By name, of the inference model of a linear-Gaussian model, 500 draws."""
+    model, variables = lg.model_and_variables(model_class, generative, inference)
+    names = ("standard", "stl", "dreg")
+    gradients = gradients_of_draws(
+        model,
+        variables["params"],
+        jnp.float32(lg.X),
+        jnp.float32(1.0),
+        importance_samples,
+        names,
+        500,
+    )
+    return {name: rows(gradients[name]["inference"]) for name in names}
+
+
+LINEAR = {LadderVAE: lg.LADDER, VAE: lg.ONE_UNIT_LAYERS}
+
+
+@pytest.mark.parametrize(
+    ("model_class", "depth", "importance_samples"),
+    [(LadderVAE, 1, 1), (LadderVAE, 2, 8), (VAE, 2, 8)],
+)
+def test_without_the_score_every_draw_from_the_exact_posterior_has_a_gradient_of_zero(
+    model_class, depth, importance_samples
+):
+    generative = LINEAR[model_class][:depth]
+    inference = lg.perfectly(generative, model_class)
+    gradients = linear_gradients(model_class, generative, inference, importance_samples)
+    size = {name: np.abs(gradients[name]).max(axis=1) for name in gradients}
+    assert np.all(size["standard"] > 0.02)
+    assert np.all(size["stl"] < 1e-4)
+    assert np.all(size["dreg"] < 1e-4)
+
+
+@both_models
+def test_close_to_the_exact_posterior_doubly_reparameterised_gradients_vary_least(model_class):
+    generative = LINEAR[model_class][:2]
+    inference = lg.worsened(lg.perfectly(generative, model_class))
+    gradients = linear_gradients(model_class, generative, inference, 8)
+    variance = {name: np.sum(np.var(gradients[name], axis=0)) for name in gradients}
+    assert variance["dreg"] < 0.5 * variance["standard"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"gradient": "stl", "mc_samples": 2}, {"gradient": "dreg", "importance_samples": 2}],
+    ids=["stl", "dreg"],
+)
+def test_steps_by_other_gradients_move_every_parameter_and_have_the_same_metrics(options):
+    state, key = fresh_state(ADAM, random_params(LADDER, seed=15)), jax.random.key(16)
+    beta = jnp.float32(0.3)
+    stepped, metrics = train_step(LADDER, ADAM, state, X, key, beta, jnp.float32(0.01), **options)
+    for before, after in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(stepped.params), strict=True
+    ):
+        assert np.all(np.isfinite(after))
+        assert np.any(before != after)
+    _, expected = step_by_hand(state.params, X, key, beta, samples=2)
+    assert_trees_close(tuple(metrics), expected, rtol=1e-4)
+
+
+def test_with_every_kl_below_the_free_bits_a_step_is_that_of_beta_zero():
+    state, key = fresh_state(GRADIENT, random_params(LADDER, seed=2)), jax.random.key(3)
+    gradient, expected = step_by_hand(state.params, X, key, jnp.float32(0.0), samples=2)
+    stepped, metrics = train_step(
+        LADDER,
+        GRADIENT,
+        state,
+        X,
+        key,
+        jnp.float32(0.3),
+        jnp.float32(1.0),
+        mc_samples=2,
+        free_bits=1e6,
+    )
+    difference = flat(state.params) - flat(stepped.params)
+    np.testing.assert_allclose(difference, flat(gradient), rtol=1e-3, atol=2e-5)
+    assert_trees_close(tuple(metrics), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient": "iwae"}, "gradient='iwae'; give one of standard, stl, dreg"),
+        (
+            {"free_bits": 0.1, "importance_samples": 5},
+            "free_bits=0.1, importance_samples=5, gradient='standard': free bits are for the ELBO "
+            "and its standard gradient; give importance_samples=1 and gradient='standard', or "
+            "free_bits=0",
+        ),
+        ({"free_bits": 0.1, "gradient": "stl"}, "free_bits=0.1, importance_samples=1, gradient='s"),
+    ],
+)
+def test_what_is_no_gradient_and_what_does_not_go_with_free_bits_is_refused(options, message):
+    state = fresh_state(GRADIENT, random_params(LADDER))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_step(LADDER, GRADIENT, state, X, jax.random.key(0), 1.0, 1.0, **options)
+
+
 # The optimiser and its learning rate
 
 
@@ -354,7 +582,14 @@ IMAGES = np.random.default_rng(8).integers(0, 256, (14, 5), np.uint8)
 ROOT = jax.random.key(9)
 
 
-def train_epoch(state, beta=1.0, learning_rate=0.01, preprocess=binarisation.binarise):
+the_paper_and_beyond = pytest.mark.parametrize(
+    "options",
+    [{}, {"gradient": "dreg", "importance_samples": 2}, {"free_bits": 0.5}],
+    ids=["the paper", "dreg", "free_bits"],
+)
+
+
+def train_epoch(state, beta=1.0, learning_rate=0.01, preprocess=binarisation.binarise, **options):
     """Three steps of 4 of the 14 images."""
     return training.train_epoch(
         MODEL,
@@ -366,6 +601,7 @@ def train_epoch(state, beta=1.0, learning_rate=0.01, preprocess=binarisation.bin
         jnp.float32(beta),
         jnp.float32(learning_rate),
         batch_size=4,
+        **options,
     )
 
 
@@ -399,7 +635,8 @@ def test_an_epoch_visits_images_at_most_once_in_a_new_order_and_drops_the_last_p
     assert orders[0] != orders[1]
 
 
-def test_the_draws_of_a_step_follow_from_the_key_a_name_and_the_step():
+@the_paper_and_beyond
+def test_the_draws_of_a_step_follow_from_the_key_a_name_and_the_step(options):
     state, expected = start(), []
     for epoch in range(2):
         order = jax.random.permutation(key_by_hand(ROOT, "shuffle", 3 * epoch), 14)
@@ -408,12 +645,12 @@ def test_the_draws_of_a_step_follow_from_the_key_a_name_and_the_step():
             x = binarisation.binarise(key_by_hand(ROOT, "preprocess", 3 * epoch + step), images)
             key = key_by_hand(ROOT, "sample", 3 * epoch + step)
             state, metrics = train_step(
-                MODEL, ADAM, state, x, key, jnp.float32(1.0), jnp.float32(0.01)
+                MODEL, ADAM, state, x, key, jnp.float32(1.0), jnp.float32(0.01), **options
             )
             expected.append(metrics)
     epochs = start()
     for epoch in range(2):
-        epochs, actual = train_epoch(epochs)
+        epochs, actual = train_epoch(epochs, **options)
         of_epoch = [
             np.mean([np.float64(values) for values in metrics], axis=0)
             for metrics in zip(*expected[3 * epoch : 3 * epoch + 3], strict=True)
@@ -431,11 +668,12 @@ def test_a_run_taken_up_from_a_copy_on_the_host_goes_on_bit_for_bit():
     assert np.any(flat(resumed.params) != flat(on_host.params))
 
 
-def test_an_epoch_compiles_once_for_any_beta_and_learning_rate():
+@the_paper_and_beyond
+def test_an_epoch_compiles_once_for_any_beta_and_learning_rate(options):
     training.train_epoch.clear_cache()
     state = training.init_state(MODEL, ADAM, jax.random.key(11, impl="unsafe_rbg"))
     for beta, learning_rate in ((0.0, 0.01), (0.5, 0.01), (1.0, 0.002), (1.0, 0.0)):
-        state, _ = train_epoch(state, beta, learning_rate)
+        state, _ = train_epoch(state, beta, learning_rate, **options)
         assert training.train_epoch._cache_size() == 1
     assert state.step == 12
 
