@@ -5,6 +5,9 @@ from typing import Any
 from experiments import launcher
 from experiments.settings import Settings
 
+# As MNIST, which the paper used.
+DEFAULTS = Settings()
+
 
 def load(settings: Settings) -> Any:
     """Binarised MNIST, from where the settings say."""
@@ -14,4 +17,4 @@ def load(settings: Settings) -> Any:
 
 
 if __name__ == "__main__":
-    launcher.main(load, Settings())
+    launcher.main(load, DEFAULTS)

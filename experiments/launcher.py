@@ -1,6 +1,9 @@
-"""From the command line to a run: what the modules of the data sets share."""
+"""From the command line to a run or another command: what all modules with a command share."""
 
-from collections.abc import Callable
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from absl import app, logging
@@ -9,46 +12,68 @@ from experiments import settings as settings_lib
 from experiments.settings import Settings
 
 
-def main(
-    load: Callable[[Any], Any],
-    defaults: Settings,
-    paper_log_likelihoods: dict[tuple[str, int], float] | None = None,
-) -> None:
-    """Parses the flags, loads the data and runs; every foreseen error is one line and status 2.
+def main(load: Callable[[Any], Any], defaults: Settings) -> None:
+    """Parses the flags, loads the data and runs.
 
     Args:
       load: loads the `Dataset` that the settings ask for.
       defaults: of the flags.
-      paper_log_likelihoods: the paper's test log-likelihoods by model and depth.
     """
+
+    def train_and_evaluate() -> None:
+        settings = settings_lib.from_flags(type(defaults))
+
+        # Only now what takes seconds to import.
+        from experiments.run import run
+
+        run(settings, load(settings), experiment_name=Path(sys.argv[0]).stem)
+
+    _start(train_and_evaluate, defaults, arguments="")
+
+
+def start(command: Callable[..., None], defaults: Any, arguments: str = "") -> None:
+    """Parses the flags and calls a command.
+
+    Args:
+      command: takes the settings, then the arguments that are not flags.
+      defaults: of the flags, a dataclass of `setting` fields.
+      arguments: what may be given besides flags; nothing if empty.
+    """
+    kind = type(defaults)
+
+    def call(*given: str) -> None:
+        command(kind(**settings_lib.flag_values(kind)), *given)
+
+    _start(call, defaults, arguments)
+
+
+def _start(command: Callable[..., None], defaults: Any, arguments: str) -> None:
     settings_lib.define_flags(defaults)
     logging.set_verbosity(logging.WARNING)  # orbax tells of every step of every save
-    app.run(
-        lambda _: _main(load, type(defaults), paper_log_likelihoods or {}),
-        flags_parser=settings_lib.parse,
-    )
+
+    def call(argv: list[str]) -> None:
+        with errors_in_one_line():
+            command(*argv[1:])
+
+    app.run(call, flags_parser=lambda argv: settings_lib.parse(argv, arguments))
 
 
-def _main(
-    load: Callable[[Any], Any],
-    kind: type[Settings],
-    paper_log_likelihoods: dict[tuple[str, int], float],
-) -> None:
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Every foreseen error ends the process with one line; the status says which kind it is."""
     try:
-        settings = settings_lib.from_flags(kind)
+        yield
     except settings_lib.SettingsError as error:
         settings_lib.fail(str(error))
-
-    # Only now what takes seconds to import.
-    from experiments.run import NonFiniteError, run
-    from experiments.workdir import WorkdirError
-    from lvae_jax.data import DataError
-
-    try:
-        run(settings, load(settings), paper_log_likelihoods.get((settings.model, settings.depth)))
-    except (settings_lib.SettingsError, DataError, WorkdirError) as error:
-        settings_lib.fail(str(error))
-    except NonFiniteError as error:
-        settings_lib.fail(str(error), status=3)
     except KeyboardInterrupt:
         settings_lib.fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except (ValueError, ArithmeticError) as error:
+        from experiments.run import NonFiniteError
+        from experiments.workdir import WorkdirError
+        from lvae_jax.data import DataError
+
+        if isinstance(error, (DataError, WorkdirError)):
+            settings_lib.fail(str(error))
+        if isinstance(error, NonFiniteError):
+            settings_lib.fail(str(error), status=3)
+        raise

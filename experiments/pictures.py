@@ -1,14 +1,111 @@
-"""Pictures of a run: samples from the prior and reconstructions, as grids of images."""
+"""Pictures that a model makes: samples, reconstructions, what each layer knows, interpolations."""
 
+import functools
 import math
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Key
 from PIL import Image
 
+from lvae_jax.bounds import Terms
 from lvae_jax.models import HierarchicalVAE
+
+INTERPOLATION_STEPS = 10
+
+
+class Draws(NamedTuple):
+    """What a model makes of noise and of images: means of p(x | z_1), and samples of z."""
+
+    samples: Float[Array, "samples data_dim"]
+    """From the prior."""
+
+    reconstructions: Float[Array, "images data_dim"]
+    """With z drawn from the posterior of each image."""
+
+    known: Float[Array, "depth draws images data_dim"]
+    """By layer i: z_i of the image's posterior is kept and every layer below it drawn anew from the
+    priors. What changes between draws is what z_i does not know."""
+
+    interpolations: Float[Array, "pairs steps data_dim"]
+    """Straight lines in one layer's z between the posteriors' samples of two images, the noise of
+    the layers below held fixed along each line."""
+
+    z: tuple[Float[Array, "images units"], ...]
+    """A posterior sample of every layer for each image."""
+
+
+@functools.partial(jax.jit, static_argnames=("model", "layer", "num_samples"))
+def draw(
+    model: HierarchicalVAE,
+    variables: Any,
+    images: Float[Array, "images data_dim"],
+    first_x: Float[Array, "columns data_dim"],
+    key: Key[Array, ""],
+    layer: int,
+    num_samples: int = 80,
+) -> Draws:
+    """Everything that is drawn of a model, in one program.
+
+    Args:
+      model: the model.
+      variables: of `evaluation.reestimate_batch_stats`.
+      images: x of the images that are reconstructed and whose z is sampled.
+      first_x: x of the few images that the layers are shown with.
+      key: for all draws.
+      layer: the one that interpolations are made in, 1 .. L.
+      num_samples: draws from the prior.
+
+    Returns:
+      The draws.
+    """
+    sample_key, image_key, first_key, known_key, line_key = jax.random.split(key, 5)
+
+    def posterior_sample(x: Array, key: Key[Array, ""]) -> tuple[Array, ...]:
+        terms = cast(Terms, model.apply(variables, x, rngs={"sample": key}))
+        return tuple(z[0] for z in terms.z)
+
+    def generate(z: Array, layer: int, key: Key[Array, ""]) -> Any:
+        rngs = {"sample": key}
+        return model.apply(variables, z, layer=layer, method="generate", rngs=rngs)
+
+    z = posterior_sample(images, image_key)
+    first_z = posterior_sample(first_x, first_key)
+    known = [
+        jnp.stack([generate(first_z[i], i + 1, key) for key in jax.random.split(known_key)])
+        for i in range(model.depth)
+    ]
+
+    ends = first_z[layer - 1]
+    ends = ends[: len(ends) // 2 * 2].reshape(-1, 2, 1, ends.shape[-1])
+    weights = jnp.linspace(0, 1, INTERPOLATION_STEPS)[None, :, None]
+    lines = (1 - weights) * ends[:, 0] + weights * ends[:, 1]
+    # By step, so that every step of a line is drawn with the same noise.
+    interpolations = jax.vmap(lambda z: generate(z, layer, line_key), 1, 1)(lines)
+
+    samples = model.apply(variables, sample_key, num_samples=num_samples, method="generate")
+    return Draws(
+        samples=cast(Array, samples),
+        reconstructions=generate(z[0], 1, image_key),
+        known=jnp.stack(known),
+        interpolations=interpolations,
+        z=z,
+    )
+
+
+def one_of_each(labels: np.ndarray, count: int = 10) -> np.ndarray:
+    """Rows of `count` images, or of all there are: the first of each label, then the first others.
+
+    Example:
+      >>> one_of_each(np.array([7, 7, 2, 5, 2]), 4).tolist()
+      [2, 3, 0, 1]
+    """
+    _, firsts = np.unique(labels, return_index=True)
+    others = np.setdiff1d(np.arange(len(labels)), firsts)
+    return np.concatenate([firsts, others])[:count]
 
 
 def as_pictures(x: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
@@ -33,7 +130,7 @@ def grid(pictures: np.ndarray, columns: int, low: float, high: float) -> np.ndar
     """Lays pictures out row by row, a pixel apart.
 
     Args:
-      pictures: [n, height, width], or [n, height, width, 3].
+      pictures: [n, height, width], or [n, height, width, 3]. NaN is drawn as black.
       columns: of the grid.
       low: the value drawn as black.
       high: the value drawn as white.
@@ -42,7 +139,8 @@ def grid(pictures: np.ndarray, columns: int, low: float, high: float) -> np.ndar
       uint8 [height, width], or [height, width, 3].
     """
     scale = 255 / (high - low) if high > low else 0.0
-    pictures = np.clip(np.rint((pictures - low) * scale), 0, 255).astype(np.uint8)
+    scaled = np.nan_to_num(np.clip(np.rint((pictures - low) * scale), 0, 255))
+    pictures = scaled.astype(np.uint8)
     n, height, width, *colours = pictures.shape
     rows = math.ceil(n / columns)
     canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, *colours), 128, np.uint8)
@@ -52,47 +150,10 @@ def grid(pictures: np.ndarray, columns: int, low: float, high: float) -> np.ndar
     return canvas
 
 
-def draw(
-    model: HierarchicalVAE,
-    variables: dict,
-    test_x: jax.Array,
-    image_shape: tuple[int, ...],
-    key: jax.Array,
-) -> dict[str, np.ndarray]:
-    """The pictures of a run, by name.
-
-    Args:
-      model: the model.
-      variables: its variables.
-      test_x: test images; the first ones are reconstructed, 40 at most.
-      image_shape: of the data set.
-      key: for samples of z.
-
-    Returns:
-      "samples": means of p(x | z_1) for 80 draws from the prior. "reconstructions": rows of ten
-      test images, each above a row of what the model makes of them. Grey values are those of the
-      test images: 0 to 1 if they are binary, else from their least to their greatest.
-    """
-    shown = test_x[: min(40, len(test_x) // 10 * 10) or len(test_x)]  # whole rows of ten
-    sample_key, reconstruction_key = jax.random.split(key)
-    samples = jax.jit(lambda v, k: model.apply(v, k, num_samples=80, method="generate"))(
-        variables, sample_key
-    )
-    reconstructions = jax.jit(
-        lambda v, x, k: model.apply(v, x, method="reconstruct", rngs={"sample": k})
-    )(variables, shown, reconstruction_key)
-    low, high = float(jnp.min(shown)), float(jnp.max(shown))
-
-    originals, copies = (as_pictures(np.asarray(x), image_shape) for x in (shown, reconstructions))
-    pairs = [
-        part[start : start + 10]
-        for start in range(0, len(shown), 10)
-        for part in (originals, copies)
-    ]
-    return {
-        "samples": grid(as_pictures(np.asarray(samples), image_shape), 10, low, high),
-        "reconstructions": grid(np.concatenate(pairs), min(10, len(shown)), low, high),
-    }
+def above_each_other(rows: list[np.ndarray], columns: int = 10) -> np.ndarray:
+    """[n, ...] each: the first `columns` of every array, then their next ones, and so on."""
+    starts = range(0, len(rows[0]), columns)
+    return np.concatenate([part[start : start + columns] for start in starts for part in rows])
 
 
 def write_png(path: Path, picture: np.ndarray, least_width: int = 600) -> None:

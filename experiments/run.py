@@ -1,72 +1,52 @@
 """A whole run: settings, data, model, training, evaluation, results."""
 
-import functools
-import hashlib
 import math
-import os
 import platform
 import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from PIL import Image
 from tensorboardX import SummaryWriter
 
 import lvae_jax
-from experiments import figures
+from experiments import drawing, page, published, registry
+from experiments.experiment import (
+    Experiment,
+    data_sha256,
+    device,
+    evaluate,
+    evaluate_fully,
+    evaluation_variables,
+    make_experiment,
+    steps_per_epoch,
+)
+from experiments.figures import USED_KL
 from experiments.progress import Progress
 from experiments.settings import Settings, SettingsError
-from experiments.workdir import Workdir, read_trained, remove_tensorboard
-from lvae_jax import VAE, LadderVAE, bounds, evaluation, training
-from lvae_jax.data import Dataset, as_stored
-from lvae_jax.data.validation import hold_out
-from lvae_jax.models import HierarchicalVAE
-from lvae_jax.training import Preprocess, TrainState, named_key
-
-EVAL_BATCH_SIZE = 250
-"""Images at a time in evaluation; no result depends on it."""
-
-EVAL_CHUNK_SIZE = {"cpu": 10, "gpu": 100, "tpu": 100}
-"""Importance samples an image at a time: few stay in a CPU's caches, many fill an accelerator."""
-
-
-USED_KL = 0.01
-"""Nats. A unit of a lower layer can be active, by the variance of its posterior mean, only because
-its prior follows the layer above; its KL says how much it adds of its own."""
+from experiments.workdir import Workdir, read_config, read_trained, remove_tensorboard
+from lvae_jax import bounds, training
+from lvae_jax.data import Dataset
+from lvae_jax.training import TrainState
 
 
 class NonFiniteError(ArithmeticError):
     """Training arrived at a number that is not finite; the message is one line."""
 
 
-class Experiment(NamedTuple):
-    """What stays the same over a run: its settings, its model, and its data on the device."""
-
-    settings: Settings
-    model: HierarchicalVAE
-    optimizer: optax.GradientTransformation
-    key: jax.Array
-    """The root key; every draw is derived from it."""
-    preprocess: Preprocess
-    train_images: jax.Array
-    test_x: jax.Array
-    validation_x: jax.Array | None
-    """Of training images held out, where some are."""
-    image_shape: tuple[int, ...]
-
-
-def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None = None) -> None:
+def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None) -> None:
     """Trains and evaluates one model, from the beginning or from where an earlier start got to.
 
     Args:
       settings: checked settings.
       dataset: what to train and test on.
-      paper_log_likelihood: the paper's number for this data set and model, where it has one.
+      experiment_name: one of `registry.NAMES`, for the report to know the command by; None for a
+        data set of your own code.
 
     Raises:
       SettingsError: settings that do not fit the data set.
@@ -74,15 +54,7 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
       NonFiniteError: training diverged.
     """
     started = time.monotonic()
-    config = make_config(settings, dataset)
-    validation = None
-    if settings.validation:
-        dataset, validation = hold_out(dataset, settings.validation)
-    if settings.batch_size > len(dataset.train_images):
-        raise SettingsError(
-            f"--batch_size={settings.batch_size}: {dataset.name} has {len(dataset.train_images)} "
-            "training images; give at most that"
-        )
+    config = make_config(settings, dataset, experiment_name)
 
     # The run's folder. It is created only once nothing is left that could be refused.
     name = f"{dataset.name}-{settings.model}{settings.depth}"
@@ -90,9 +62,9 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
     results = workdir.results()
     if results is not None:
         print(f"{workdir.path} is finished.")
-        print(describe(results, paper_log_likelihood))
+        print(describe(results, config))
         return
-    experiment = make_experiment(settings, dataset, validation)
+    experiment = make_experiment(settings, dataset)
     state = initial_state(experiment, dataset.name)
     workdir.create()
 
@@ -111,10 +83,10 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
     # Evaluate, the epoch with the best validation ELBO if there is one.
     evaluation_started = time.monotonic()
     chosen_epoch = settings.epochs
-    if validation is not None:
+    if settings.validation:
         state, chosen_epoch = workdir.restore_chosen(state)
     variables = evaluation_variables(experiment, state.params, chosen_epoch)
-    draw_figures(experiment, variables, workdir.path)
+    drawing.draw_model(experiment, variables, workdir.path / "figures")
     results = {
         "dataset": dataset.name,
         "model": settings.model,
@@ -126,34 +98,13 @@ def run(settings: Settings, dataset: Dataset, paper_log_likelihood: float | None
         "wall_seconds": training_seconds + time.monotonic() - evaluation_started,
         "device": device(),
     }
+    page.write(workdir.path, config, registry.command(config, workdir.path), results)
+    write_pictures(workdir.path, settings.epochs)
     workdir.write_results(results)
     workdir.close()
-    print(describe(results, paper_log_likelihood))
+    print(describe(results, config))
+    print(f"{workdir.path / page.NAME} shows it.")
     print(f"{workdir.path} is finished, {time.monotonic() - started:.0f} s after this start.")
-
-
-def make_experiment(settings: Settings, dataset: Dataset, validation: Dataset | None) -> Experiment:
-    """The model and the data of a run, the data on the device from here on."""
-    return Experiment(
-        settings=settings,
-        model=make_model(settings, dataset),
-        optimizer=training.make_optimizer(
-            max_gradient_norm=settings.max_gradient_norm or None,
-            max_gradient=settings.max_gradient or None,
-            adam_epsilon=settings.adam_epsilon,
-        ),
-        key=jax.random.key(settings.seed),
-        preprocess=dataset.preprocess,
-        train_images=jnp.asarray(dataset.train_images),
-        test_x=jnp.asarray(dataset.test_x()),
-        validation_x=None if validation is None else jnp.asarray(validation.test_x()),
-        image_shape=dataset.image_shape,
-    )
-
-
-def steps_per_epoch(experiment: Experiment) -> int:
-    """Full batches in the training set."""
-    return len(experiment.train_images) // experiment.settings.batch_size
 
 
 def train(
@@ -181,7 +132,7 @@ def train(
         Progress("epoch", settings.epochs, done=epoch) as progress,
     ):
         for line in lines:
-            write_scalars(tensorboard, line)
+            write_line(tensorboard, line)
         saved = time.monotonic()
         while epoch < settings.epochs:
             epoch_started = time.monotonic()
@@ -202,7 +153,7 @@ def train(
             if line.get("validation_elbo", -math.inf) == best_validation_elbo(lines):
                 workdir.save_chosen(state, epoch)
             workdir.append_metrics(line)
-            write_scalars(tensorboard, line)
+            write_line(tensorboard, line)
             if last or time.monotonic() - saved >= settings.checkpoint_seconds:
                 workdir.save(state, epoch)
                 saved = time.monotonic()
@@ -238,6 +189,8 @@ def train_epoch(
         batch_size=settings.batch_size,
         mc_samples=settings.mc_samples,
         importance_samples=settings.iw_samples,
+        gradient=settings.gradient,
+        free_bits=settings.free_bits,
     )
     return state, {
         "epoch": epoch,
@@ -250,112 +203,6 @@ def train_epoch(
     }
 
 
-def evaluation_variables(experiment: Experiment, params: Any, epoch: int) -> dict[str, Any]:
-    """The parameters after `epoch` epochs with batch-norm statistics of the training set."""
-    return evaluation.reestimate_batch_stats(
-        experiment.model,
-        params,
-        experiment.preprocess,
-        experiment.train_images,
-        named_key(experiment.key, "batch_stats", epoch),
-        batch_size=experiment.settings.batch_size,
-    )
-
-
-def evaluate(experiment: Experiment, variables: dict[str, Any], epoch: int) -> dict[str, Any]:
-    """What is evaluated every few epochs: L_1 of the test set, KL and activity of every unit."""
-    results: dict[str, Any] = {}
-    if experiment.validation_x is not None:
-        key = named_key(experiment.key, "validation_elbo", epoch)
-        validation = evaluation.elbo(
-            experiment.model,
-            variables,
-            as_stored,
-            experiment.validation_x,
-            key,
-            batch_size=EVAL_BATCH_SIZE,
-        )
-        results["validation_elbo"] = float(validation.elbo)
-    test = evaluation.elbo(
-        experiment.model,
-        variables,
-        as_stored,
-        experiment.test_x,
-        named_key(experiment.key, "test_elbo", epoch),
-        batch_size=EVAL_BATCH_SIZE,
-    )
-    return results | {
-        "test_elbo": float(test.elbo),
-        "active_units": [int(jnp.sum(active)) for active in test.active],
-        "kl_per_unit": [kl.tolist() for kl in test.kl_per_unit],
-    }
-
-
-def draw_figures(experiment: Experiment, variables: dict[str, Any], path: Path) -> None:
-    """Writes figures/*.png, and the same pictures to TensorBoard."""
-    pictures = figures.draw(
-        experiment.model,
-        variables,
-        experiment.test_x,
-        experiment.image_shape,
-        named_key(experiment.key, "figures"),
-    )
-    with SummaryWriter(str(path / "tensorboard")) as tensorboard:
-        for name, picture in pictures.items():
-            figures.write_png(path / "figures" / f"{name}.png", picture)
-            dataformats = "HW" if picture.ndim == 2 else "HWC"
-            tensorboard.add_image(
-                name, picture, experiment.settings.epochs, dataformats=dataformats
-            )
-
-
-def evaluate_fully(experiment: Experiment, variables: dict[str, Any], epoch: int) -> dict[str, Any]:
-    """What is evaluated at the end, the test log-likelihood and the training set's L_1 included.
-
-    The validation ELBO is left out: what has been chosen by is no result.
-    """
-    experiment = experiment._replace(validation_x=None)
-    test = evaluate(experiment, variables, epoch)
-    train = evaluation.elbo(
-        experiment.model,
-        variables,
-        experiment.preprocess,
-        experiment.train_images,
-        named_key(experiment.key, "train_elbo", epoch),
-        batch_size=EVAL_BATCH_SIZE,
-    )
-    log_likelihood, effective_sample_size = test_log_likelihood(experiment, variables)
-    return {
-        "test_log_likelihood": float(np.mean(log_likelihood)),
-        "test_log_likelihood_standard_error": float(
-            np.std(log_likelihood, ddof=1) / math.sqrt(len(log_likelihood))
-        ),
-        "eval_samples": experiment.settings.eval_samples,
-        "effective_sample_size": float(np.mean(effective_sample_size)),
-        "train_elbo": float(train.elbo),
-        "kl_per_layer": [sum(layer) for layer in test["kl_per_unit"]],
-        **test,
-    }
-
-
-def make_model(settings: Settings, dataset: Dataset) -> HierarchicalVAE:
-    """The model of the settings, for the data set's dimension and observation."""
-    latent_sizes, hidden_sizes = settings.layers()
-    ladder = functools.partial(
-        LadderVAE, own_top_down=settings.own_top_down, mean_upward=settings.mean_upward
-    )
-    model_class: Any = {"lvae": ladder, "vae": VAE}[settings.model]
-    return model_class(
-        data_dim=dataset.data_dim,
-        latent_sizes=latent_sizes,
-        hidden_sizes=hidden_sizes,
-        observation=dataset.observation,
-        activation=settings.activation,
-        batch_norm=settings.batch_norm,
-        variance_floor=settings.variance_floor,
-    )
-
-
 def initial_state(experiment: Experiment, dataset_name: str) -> TrainState:
     """Fresh parameters, or with --init_from those of another run; the optimiser starts afresh.
 
@@ -364,10 +211,12 @@ def initial_state(experiment: Experiment, dataset_name: str) -> TrainState:
       WorkdirError: there is no such run.
     """
     settings = experiment.settings
+    other = Path(settings.init_from)
+    if settings.init_from:
+        (params, _), config = read_trained(other), read_config(other)
     state = training.init_state(experiment.model, experiment.optimizer, experiment.key)
     if not settings.init_from:
         return state
-    config, params = read_trained(Path(settings.init_from))
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, state.params):
         was, now = config["settings"], settings.changing_results()
         names = (
@@ -388,16 +237,17 @@ def initial_state(experiment: Experiment, dataset_name: str) -> TrainState:
     return state._replace(params=jax.tree.map(jnp.asarray, params))
 
 
-def make_config(settings: Settings, dataset: Dataset) -> dict[str, Any]:
+def make_config(
+    settings: Settings, dataset: Dataset, experiment_name: str | None
+) -> dict[str, Any]:
     """What config.json says: every setting, and the versions and device of the first start."""
-    data = hashlib.sha256()
-    for images in (dataset.train_images, dataset.test_images):
-        data.update(images.tobytes())
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
+        "experiment": experiment_name,
         "dataset": dataset.name,
-        "data_sha256": data.hexdigest(),
+        "data_sha256": data_sha256(dataset),
         "settings": settings.changing_results(),
+        "other_settings": settings.not_changing_results(),
         "versions": {
             "python": platform.python_version(),
             "lvae_jax": lvae_jax.__version__,
@@ -407,58 +257,34 @@ def make_config(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def device() -> str:
-    """The devices in words: how many of which kind."""
-    devices = jax.devices()
-    cores = f" ({os.cpu_count()} cores)" if devices[0].platform == "cpu" else ""
-    return f"{len(devices)} x {devices[0].device_kind}{cores}"
-
-
-def test_log_likelihood(
-    experiment: Experiment, variables: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """L_K and the effective sample size of every test image, with progress."""
-    num_samples, n = experiment.settings.eval_samples, len(experiment.test_x)
-    key = named_key(experiment.key, "log_likelihood")
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
-    chunk_size = EVAL_CHUNK_SIZE[jax.default_backend()]
-    estimates, sizes = [], []
-    with Progress(f"test log-likelihood, K = {num_samples}, image", n) as progress:
-        for start in range(0, n, EVAL_BATCH_SIZE):
-            # A smaller last batch is filled up with the first images: one program serves all.
-            rows = np.arange(start, start + EVAL_BATCH_SIZE) % n
-            result = evaluation.log_likelihood(
-                experiment.model,
-                variables,
-                experiment.test_x[rows],
-                keys[rows],
-                num_samples,
-                chunk_size,
-            )
-            estimates.append(np.asarray(result.log_likelihood))
-            sizes.append(np.asarray(result.effective_sample_size))
-            done = min(start + EVAL_BATCH_SIZE, n)
-            progress.update(done, f"{np.mean(np.concatenate(estimates)[:done]):.2f} nats")
-    return np.concatenate(estimates)[:n], np.concatenate(sizes)[:n]
-
-
-def write_scalars(tensorboard: SummaryWriter, line: dict[str, Any]) -> None:
-    """Writes a line of metrics.jsonl to TensorBoard, a scalar a number, a layer a curve."""
+def write_line(tensorboard: SummaryWriter, line: dict[str, Any]) -> None:
+    """Writes a line of metrics.jsonl to TensorBoard: a layer a curve, its units' KL a histogram."""
     for name, value in line.items():
         if name in ("kl_per_layer", "active_units"):
             for i, layer_value in enumerate(value, start=1):
                 tensorboard.add_scalar(f"{name}/z_{i}", layer_value, line["epoch"])
+        elif name == "kl_per_unit":
+            for i, units in enumerate(value, start=1):
+                tensorboard.add_histogram(f"{name}/z_{i}", np.array(units), line["epoch"])
         elif isinstance(value, float):
             tensorboard.add_scalar(name, value, line["epoch"])
 
 
-def describe(results: dict[str, Any], paper_log_likelihood: float | None) -> str:
+def write_pictures(path: Path, epoch: int) -> None:
+    """Writes figures/*.png to TensorBoard."""
+    with SummaryWriter(str(path / "tensorboard")) as tensorboard:
+        for file in sorted((path / "figures").glob("*.png")):
+            with Image.open(file) as image:
+                picture = np.asarray(image.convert("RGB"))
+            tensorboard.add_image(file.stem, picture, epoch, dataformats="HWC")
+
+
+def describe(results: dict[str, Any], config: dict[str, Any]) -> str:
     """results.json for a person."""
-    paper = (
-        f"   (the paper, after 2,000 epochs: {paper_log_likelihood})"
-        if paper_log_likelihood
-        else ""
-    )
+    number = published.log_likelihood(config)
+    paper = ""
+    if number is not None:
+        paper = f"   (the paper, after {published.EPOCHS[results['dataset']]:,} epochs: {number})"
     chosen = (
         f", epoch {results['chosen_epoch']} chosen by validation"
         if results["chosen_epoch"] != results["epochs"]

@@ -36,7 +36,7 @@ def real(expected: str, accept: Callable[[float], bool]) -> Kind:
 
 def choice(*choices: str) -> Kind:
     """One of some words."""
-    return Kind(str, lambda v: v in choices, f"one of {', '.join(choices)}")
+    return Kind(str, lambda v: v in choices, f"one of {', '.join(filter(None, choices))}")
 
 
 POSITIVE = real("a number greater than 0", lambda v: v > 0)
@@ -105,10 +105,19 @@ class Settings:
     schedule: str = setting(
         "constant",
         choice("constant", "staircase", "cosine"),
-        "of the learning rate; staircase: x0.75 every 200 epochs; cosine: to 0 at the end",
+        "of the learning rate; staircase: x0.75 after every tenth of the epochs; cosine: to 0 at "
+        "the end",
     )
     mc_samples: int = setting(1, whole(1), "independent estimates of the bound an example")
     iw_samples: int = setting(1, whole(1), "importance samples K of the bound that is trained")
+    gradient: str = setting(
+        "standard",
+        choice("standard", "stl", "dreg"),
+        "of the inference model; stl: sticking the landing; dreg: doubly reparameterised",
+    )
+    free_bits: float = setting(
+        0.0, NOT_NEGATIVE, "nats of a unit's mean KL below which it is not reduced; 0: none"
+    )
     adam_epsilon: float = setting(1e-8, POSITIVE, "Adam's epsilon (the authors: 1e-4)")
     max_gradient_norm: float = setting(
         0.0, NOT_NEGATIVE, "limit of the gradient's total norm (the authors: 4); 0: none"
@@ -153,13 +162,19 @@ class Settings:
     def changing_results(self) -> dict[str, Any]:
         """The settings that decide the results, by name, as JSON values."""
         latent_sizes, hidden_sizes = self.layers()
-        values = {
+        layers = {"latent_sizes": list(latent_sizes), "hidden_sizes": list(hidden_sizes)}
+        return self._values(changes_results=True) | layers
+
+    def not_changing_results(self) -> dict[str, Any]:
+        """The other settings, those that two starts of one run may differ in."""
+        return self._values(changes_results=False)
+
+    def _values(self, changes_results: bool) -> dict[str, Any]:
+        return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.metadata["changes_results"]
+            if field.metadata["changes_results"] == changes_results
         }
-        layers = {"latent_sizes": list(latent_sizes), "hidden_sizes": list(hidden_sizes)}
-        return values | layers
 
 
 class _Parser(flags.ArgumentParser):
@@ -188,11 +203,11 @@ class _Serializer(flags.ArgumentSerializer):
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def define_flags(defaults: Settings) -> None:
+def define_flags(defaults: Any) -> None:
     """Defines one absl flag a setting, of the module that is run.
 
     Args:
-      defaults: of the data set.
+      defaults: `Settings` of the data set, or another dataclass of `setting` fields.
     """
     for field in dataclasses.fields(defaults):
         default = getattr(defaults, field.name)
@@ -207,6 +222,11 @@ def define_flags(defaults: Settings) -> None:
         flags.DEFINE_flag(flag, module_name=sys.argv[0])
 
 
+def flag_values(kind: Any) -> dict[str, Any]:
+    """What the command line says, by the names of a dataclass's fields."""
+    return {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)}
+
+
 def from_flags(kind: type[Settings]) -> Settings:
     """The settings on the command line, checked against each other.
 
@@ -216,7 +236,7 @@ def from_flags(kind: type[Settings]) -> Settings:
     Raises:
       SettingsError: settings that do not fit together.
     """
-    values: dict[str, Any] = {f.name: flags.FLAGS[f.name].value for f in dataclasses.fields(kind)}
+    values = flag_values(kind)
     given = {name for name in values if flags.FLAGS[name].present}
     # Sizes that are given decide how many of the others are used, and the depth.
     for sizes, others in (("latent_sizes", "hidden_sizes"), ("hidden_sizes", "latent_sizes")):
@@ -256,6 +276,12 @@ def check(settings: Settings) -> None:
             "--model=vae: --own_top_down and --mean_upward are variants of the ladder; "
             "leave them out or give --model=lvae"
         )
+    if settings.free_bits and (settings.iw_samples > 1 or settings.gradient != "standard"):
+        raise SettingsError(
+            f"--free_bits={settings.free_bits} --iw_samples={settings.iw_samples} "
+            f"--gradient={settings.gradient}: free bits are for the ELBO and its standard "
+            "gradient; give --free_bits=0, or --iw_samples=1 --gradient=standard"
+        )
 
 
 def _comma(sizes: tuple[int, ...]) -> str:
@@ -268,12 +294,20 @@ def fail(message: str, status: int = 2) -> NoReturn:
     raise SystemExit(status)
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the command line; a bad one ends the process with one line and status 2."""
+def parse(argv: list[str], arguments: str = "") -> list[str]:
+    """Parses the command line; a bad one ends the process with one line and status 2.
+
+    Args:
+      argv: the command line.
+      arguments: what may be given besides flags, for the message; nothing if empty.
+
+    Returns:
+      The command line without its flags.
+    """
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
         fail(str(error))
-    if len(rest) > 1:
+    if len(rest) > 1 and not arguments:
         fail(f"unexpected argument {rest[1]!r}: every setting is given as --name=value; see --help")
     return rest

@@ -1,5 +1,6 @@
 """A run's folder: config.json, metrics.jsonl, results.json, checkpoints/, tensorboard/."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from experiments.settings import Settings
 from lvae_jax.training import TrainState
 
 _CONFIG_TMP = "config.json.tmp"
@@ -123,15 +125,7 @@ class Workdir:
           The lines that stay.
         """
         path = self.path / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    values = json.loads(line)
-                except json.JSONDecodeError:
-                    break
-                if values["epoch"] < epochs:
-                    kept.append(values)
+        kept = [values for values in read_metrics(self.path) if values["epoch"] < epochs]
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text("".join(json.dumps(values) + "\n" for values in kept))
         temporary.replace(path)
@@ -161,31 +155,59 @@ def _restore_newest(checkpoints: ocp.CheckpointManager, like: TrainState) -> tup
     return checkpoints.restore(epoch, args=ocp.args.StandardRestore(like)), epoch
 
 
-def read_trained(path: Path) -> tuple[dict[str, Any], Any]:
-    """config.json and the parameters of a run: those chosen by validation, else the newest.
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; one that is being written just now is left out."""
+    lines = []
+    if path.joinpath("metrics.jsonl").exists():
+        for line in path.joinpath("metrics.jsonl").read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a run.
+
+    Raises:
+      WorkdirError: there is none.
+    """
+    config = read_json(path / "config.json")
+    if config is None:
+        raise WorkdirError(
+            f"{path} holds no config.json, so it is no run's; give a run's --workdir"
+        )
+    return config
+
+
+def read_trained(path: Path) -> tuple[Any, int]:
+    """The parameters of a run, those chosen by validation, else the newest, and their epoch.
 
     Raises:
       WorkdirError: there are none.
     """
-    config = read_json(path / "config.json")
     folders = (folder for folder in (path / "chosen", path / "checkpoints") if folder.is_dir())
     folder = next(folders, None)
-    if config is not None and folder is not None:
+    if folder is not None:
         with _checkpoint_manager(folder) as checkpoints:
             epoch = checkpoints.latest_step()
             if epoch is not None:
                 tree = checkpoints.restore(epoch, args=ocp.args.StandardRestore())
-                return config, tree["params"]
+                return tree["params"], epoch
     raise WorkdirError(
         f"{path} holds no run with a checkpoint; give the --workdir of one that was trained"
     )
 
 
 def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, Any]) -> None:
-    was, now = (
+    # A run of an earlier version lacks the settings that came later; it had their defaults.
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    now, was = (
         {"dataset": c["dataset"], "data_sha256": c.get("data_sha256", "")[:12], **c["settings"]}
-        for c in (existing, config)
+        for c in (config, existing)
     )
+    was = {name: defaults[name] for name in now.keys() & defaults.keys()} | was
     differences = [
         f"{name} was {was.get(name)} and is now {now.get(name)}"
         for name in sorted(was.keys() | now.keys())

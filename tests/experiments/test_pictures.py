@@ -1,10 +1,15 @@
-"""Pictures of images, whatever their shape."""
+"""Pictures of images, whatever their shape, and what a model draws for them."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from random_parameters import random_params
+from scipy import stats
 
-from experiments import figures
+from experiments import pictures
+from lvae_jax import VAE, LadderVAE
 
 
 @pytest.mark.parametrize(
@@ -20,14 +25,14 @@ from experiments import figures
 def test_images_are_drawn_in_their_own_shape(image_shape, drawn):
     size = int(np.prod(image_shape))
     x = np.arange(2 * size, dtype=np.float32).reshape(2, size)
-    pictures = figures.as_pictures(x, image_shape)
-    assert pictures.shape == (2, *drawn)
-    np.testing.assert_array_equal(pictures.ravel(), x.ravel())
+    found = pictures.as_pictures(x, image_shape)
+    assert found.shape == (2, *drawn)
+    np.testing.assert_array_equal(found.ravel(), x.ravel())
 
 
 def test_a_grid_lays_pictures_out_row_by_row_a_grey_pixel_apart():
     black, white = np.zeros((1, 2)), np.ones((1, 2))
-    drawn = figures.grid(np.stack([white, black, white]), columns=2, low=0.0, high=1.0)
+    drawn = pictures.grid(np.stack([white, black, white]), columns=2, low=0.0, high=1.0)
     g = 128
     expected = [
         [g, g, g, g, g, g, g],
@@ -40,16 +45,193 @@ def test_a_grid_lays_pictures_out_row_by_row_a_grey_pixel_apart():
 
 
 def test_values_are_scaled_to_the_range_given_and_cut_off_beyond_it():
-    drawn = figures.grid(np.array([[[-5.0, -1.0, 0.0, 1.0, 9.0]]]), columns=1, low=-1.0, high=1.0)
+    drawn = pictures.grid(np.array([[[-5.0, -1.0, 0.0, 1.0, 9.0]]]), columns=1, low=-1.0, high=1.0)
     assert drawn[1, 1:-1].tolist() == [0, 0, 128, 255, 255]
 
 
 def test_images_that_are_all_of_one_value_can_be_drawn():
-    drawn = figures.grid(np.full((1, 1, 2), 3.0), columns=1, low=3.0, high=3.0)
+    drawn = pictures.grid(np.full((1, 1, 2), 3.0), columns=1, low=3.0, high=3.0)
     assert drawn[1, 1:-1].tolist() == [0, 0]
 
 
 def test_a_small_picture_is_enlarged_by_a_whole_factor(tmp_path):
-    figures.write_png(tmp_path / "new" / "a.png", np.array([[0, 255]], np.uint8), least_width=5)
+    pictures.write_png(tmp_path / "new" / "a.png", np.array([[0, 255]], np.uint8), least_width=5)
     with Image.open(tmp_path / "new" / "a.png") as image:
         assert np.asarray(image).tolist() == [[0] * 3 + [255] * 3] * 3
+
+
+def test_values_that_are_not_finite_are_drawn_all_the_same():
+    values = np.array([[[np.nan, np.inf, -np.inf, 1.0]]])
+    drawn = pictures.grid(values, columns=1, low=0.0, high=1.0)
+    assert drawn[1, 1:-1].tolist() == [0, 255, 0, 255]
+
+
+def test_colours_are_drawn_as_they_are():
+    red_and_white = np.array([[[[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]]])
+    drawn = pictures.grid(red_and_white, columns=1, low=0.0, high=1.0)
+    assert drawn[1, 1:-1].tolist() == [[255, 0, 0], [255, 255, 255]]
+
+
+def test_rows_stand_above_each_other_ten_by_ten():
+    upper, lower = np.arange(14), 100 + np.arange(14)
+    found = pictures.above_each_other([upper, lower], columns=10)
+    expected = [*range(10), *range(100, 110), *range(10, 14), *range(110, 114)]
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([2, 0, 2, 1, 0, 1], [1, 3, 0, 2, 4, 5]),  # fewer images than ten: all of them
+        ([3] * 12, list(range(10))),
+        ([-1] * 25, list(range(10))),  # unlabelled
+        ([*range(12, -1, -1)], [12, 11, 10, 9, 8, 7, 6, 5, 4, 3]),  # more classes than ten
+        ([1] * 11 + [0], [11, 0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ([5], [0]),
+    ],
+)
+def test_one_of_each_label_is_shown_and_others_fill_up_to_ten(labels, expected):
+    assert pictures.one_of_each(np.array(labels)).tolist() == expected
+
+
+# What a model draws.
+
+LADDER = LadderVAE(
+    data_dim=6,
+    latent_sizes=(3, 2, 2),
+    hidden_sizes=(8, 6, 5),
+    batch_norm=False,
+    variance_floor=1e-12,
+)
+KEY = jax.random.key(5)
+IMAGES = np.random.default_rng(0).integers(0, 2, (500, 6)).astype(np.float32)
+A, B = np.zeros(6, np.float32), np.ones(6, np.float32)
+FIRST = np.tile([A, B], (150, 1))
+
+
+def certain_at_the_top(model: LadderVAE) -> dict:
+    """Random parameters, but z_L is its posterior's mean: the variance there is next to nothing."""
+    params = random_params(model)
+    units = model.latent_sizes[-1]
+    head = params["inference"][f"heads_{model.depth - 1}"]["Linear_0"]["Dense_0"]
+    head["kernel"] = head["kernel"].at[:, units:].set(0.0)
+    head["bias"] = head["bias"].at[units:].set(-60.0)
+    return {"params": params}
+
+
+def drawn(first: np.ndarray, layer: int = 3, key: jax.Array = KEY) -> pictures.Draws:
+    variables = certain_at_the_top(LADDER)
+    return jax.tree.map(np.asarray, pictures.draw(LADDER, variables, IMAGES, first, key, layer))
+
+
+@pytest.fixture(scope="module")
+def draws() -> pictures.Draws:
+    return drawn(FIRST)
+
+
+@pytest.fixture(scope="module")
+def generated() -> dict[str, np.ndarray]:
+    """A thousand images for the top layer of A, of B, and of the prior, with noise of their own."""
+    variables = certain_at_the_top(LADDER)
+    *_, top = LADDER.apply(variables, np.stack([A, B]), method="encode")
+    prior = jax.random.normal(jax.random.key(1), (1000, 2))
+    generate = jax.jit(
+        lambda z: LADDER.apply(variables, z, method="generate", rngs={"sample": jax.random.key(2)})
+    )
+    sources = {"A": jnp.tile(top.mean[:1], (1000, 1)), "B": jnp.tile(top.mean[1:], (1000, 1))}
+    return {name: np.asarray(generate(z)) for name, z in (sources | {"prior": prior}).items()}
+
+
+def same_distribution(one: np.ndarray, other: np.ndarray) -> bool:
+    """Kolmogorov and Smirnov's test of every pixel."""
+    return bool(np.min(stats.ks_2samp(one, other).pvalue) > 1e-3)
+
+
+def test_draws_have_the_shapes_of_what_is_asked_for(draws):
+    assert draws.samples.shape == (80, 6)
+    assert draws.reconstructions.shape == (500, 6)
+    assert draws.known.shape == (3, 2, 300, 6)
+    assert draws.interpolations.shape == (150, 10, 6)
+    assert [z.shape for z in draws.z] == [(500, 3), (500, 2), (500, 2)]
+    for x in (draws.samples, draws.reconstructions, draws.known, draws.interpolations):
+        assert x.min() >= 0  # probabilities
+        assert x.max() <= 1
+
+
+@pytest.mark.parametrize(
+    "model", [LADDER, VAE(data_dim=6, latent_sizes=(3, 2), hidden_sizes=(8, 6), batch_norm=False)]
+)
+def test_z_are_samples_of_the_posteriors_of_the_images(model):
+    variables = {"params": random_params(model)}
+    draws = pictures.draw(model, variables, IMAGES, FIRST, KEY, model.depth)
+    z = [layer[None] for layer in draws.z]
+    terms = jax.jit(lambda z: model.apply(variables, IMAGES, z, method="densities"))(z)
+    for layer, q in zip(z, terms.posterior, strict=True):
+        standardised = np.asarray((layer - q.mean) / jnp.sqrt(q.variance))[0]
+        assert np.min(stats.kstest(standardised, "norm").pvalue) > 1e-3
+
+
+def test_reconstructions_are_decoded_from_the_same_z(draws):
+    params = certain_at_the_top(LADDER)
+    expected = LADDER.apply(params, jnp.asarray(draws.z[0]), layer=1, method="generate")
+    np.testing.assert_allclose(draws.reconstructions, expected, rtol=1e-5)
+
+
+def test_samples_are_distributed_as_those_of_the_prior(draws, generated):
+    assert same_distribution(draws.samples, generated["prior"])
+    assert not same_distribution(draws.samples, generated["A"])
+
+
+def test_the_bottom_layer_keeps_everything_and_a_layer_above_leaves_something_open(draws):
+    np.testing.assert_array_equal(draws.known[0, 0], draws.known[0, 1])
+    for upper in draws.known[1:]:
+        difference = np.abs(upper[0] - upper[1]).max(axis=1)
+        assert difference.min() > 0
+        assert np.median(difference) > 0.1
+
+
+def test_what_the_top_layer_leaves_open_is_drawn_from_the_priors_below(draws, generated):
+    for draw in draws.known[2]:
+        assert same_distribution(draw[0::2], generated["A"])
+        assert same_distribution(draw[1::2], generated["B"])
+        assert not same_distribution(draw[0::2], generated["B"])
+
+
+def test_a_line_ends_in_what_its_ends_generate_with_the_noise_of_the_line(draws):
+    # z at the top is certain, so that of two images that are alike the whole line is one point.
+    for end, image in ((0, A), (-1, B)):
+        alike = drawn(np.tile(image, (300, 1))).interpolations
+        np.testing.assert_allclose(alike, np.broadcast_to(alike[:, :1], alike.shape), atol=1e-4)
+        np.testing.assert_allclose(draws.interpolations[:, end], alike[:, end], atol=1e-4)
+    # Another line has other noise, and on the way something changes.
+    assert np.ptp(draws.interpolations[:, 0], axis=0).min() > 0.01
+    assert np.ptp(draws.interpolations, axis=1).max() > 0.01
+
+
+def test_a_line_is_straight_in_z():
+    # With one layer there is no noise: z is encoded, and what is between is decoded.
+    model = LadderVAE(
+        data_dim=6, latent_sizes=(2,), hidden_sizes=(8,), batch_norm=False, variance_floor=1e-12
+    )
+    variables = certain_at_the_top(model)
+    draws = pictures.draw(model, variables, IMAGES[:3], np.stack([A, B, A]), KEY, 1, num_samples=2)
+    ((z_a, z_b),) = (q.mean for q in model.apply(variables, np.stack([A, B]), method="encode"))
+    z = np.linspace(z_a, z_b, pictures.INTERPOLATION_STEPS)
+    expected = model.apply(variables, jnp.asarray(z), method="generate")
+    assert draws.interpolations.shape == (1, 10, 6)  # the third image has no partner
+    np.testing.assert_allclose(draws.interpolations[0], expected, atol=1e-4)
+
+
+def test_lines_in_the_bottom_layer_end_in_what_that_layer_knows():
+    draws = drawn(FIRST, layer=1)
+    np.testing.assert_allclose(draws.interpolations[:, 0], draws.known[0, 0, 0::2], atol=1e-5)
+    np.testing.assert_allclose(draws.interpolations[:, -1], draws.known[0, 0, 1::2], atol=1e-5)
+
+
+def test_draws_are_reproduced_by_their_key_and_by_no_other(draws):
+    again, other = drawn(FIRST), drawn(FIRST, key=jax.random.key(6))
+    leaves = zip(*map(jax.tree.leaves, (draws, again, other)), strict=True)
+    for one, same, another in leaves:
+        np.testing.assert_array_equal(one, same)
+        if one is not draws.z[2]:  # which is certain
+            assert np.abs(one - another).max() > 1e-3

@@ -1,6 +1,8 @@
 """Whole runs: their files, resuming, refusing, starting from another run's parameters."""
 
+import base64
 import dataclasses
+import io
 import json
 import signal
 import subprocess
@@ -15,7 +17,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.run import NonFiniteError, run
+from experiments.run import NonFiniteError, describe, run
 from experiments.settings import Settings, SettingsError
 from experiments.workdir import Workdir, WorkdirError
 from lvae_jax.data import Dataset
@@ -64,8 +66,15 @@ def checkpoint_of(workdir: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "stripes"
-    run(dataclasses.replace(SETTINGS, workdir=str(workdir)), stripes(), paper_log_likelihood=-1.5)
+    run(dataclasses.replace(SETTINGS, workdir=str(workdir)), stripes())
     return workdir
+
+
+def events_of(workdir: Path) -> EventAccumulator:
+    """All that TensorBoard shows of a run."""
+    keep_all = {"scalars": 0, "histograms": 0, "images": 0}
+    events = EventAccumulator(str(workdir / "tensorboard"), size_guidance=keep_all)
+    return events.Reload()
 
 
 def test_metrics_hold_a_line_an_epoch_with_beta_and_learning_rate(finished):
@@ -109,12 +118,12 @@ def test_results_hold_what_the_run_found_and_its_settings_say(finished):
     assert config["settings"]["latent_sizes"] == [3, 2]
     assert config["settings"]["warmup_epochs"] == 2
     assert config["versions"]["jax"] == jax.__version__
+    assert config["experiment"] is None  # code of the tests' own
 
 
 def test_tensorboard_holds_the_scalars_of_metrics_written_without_tensorflow(finished):
     assert "tensorflow" not in sys.modules
-    events = EventAccumulator(str(finished / "tensorboard"))
-    events.Reload()
+    events = events_of(finished)
     lines = lines_of(finished)
     for name in ("beta", "train_elbo", "log_px"):
         scalars = events.Scalars(name)
@@ -125,16 +134,56 @@ def test_tensorboard_holds_the_scalars_of_metrics_written_without_tensorflow(fin
     assert len(events.Scalars("kl_per_layer/z_2")) == 4
 
 
-def test_figures_hold_samples_and_reconstructions_and_tensorboard_the_same(finished):
-    events = EventAccumulator(str(finished / "tensorboard"))
-    events.Reload()
+def test_tensorboard_holds_a_histogram_of_the_kl_of_each_layers_units(finished):
+    events = events_of(finished)
+    evaluated = [line for line in lines_of(finished) if "kl_per_unit" in line]
+    for i in (1, 2):
+        histograms = events.Histograms(f"kl_per_unit/z_{i}")
+        assert [histogram.step for histogram in histograms] == [1, 3]
+        for histogram, line in zip(histograms, evaluated, strict=True):
+            units, found = line["kl_per_unit"][i - 1], histogram.histogram_value
+            assert found.num == len(units) == (3, 2)[i - 1]
+            np.testing.assert_allclose(found.sum, sum(units), rtol=1e-6)
+            np.testing.assert_allclose([found.min, found.max], [min(units), max(units)], rtol=1e-6)
+            assert sum(found.bucket) == len(units)
+
+
+FIGURES = {
+    "learning_curves", "kl_per_unit", "kl_per_layer", "principal_components", "samples",
+    "reconstructions", "layers", "interpolations",
+}  # fmt: skip
+
+
+def test_tensorboard_holds_every_figure_pixel_by_pixel(finished):
+    assert {file.name for file in (finished / "figures").iterdir()} == {f"{n}.png" for n in FIGURES}
+    events = events_of(finished)
+    assert set(events.Tags()["images"]) == FIGURES
+    for name in FIGURES:
+        (picture,) = events.Images(name)
+        assert picture.step == 4
+        with (
+            Image.open(finished / "figures" / f"{name}.png") as file,
+            Image.open(io.BytesIO(picture.encoded_image_string)) as shown,
+        ):
+            assert (picture.width, picture.height) == shown.size == file.size
+            np.testing.assert_array_equal(
+                np.asarray(shown.convert("RGB")), np.asarray(file.convert("RGB")), err_msg=name
+            )
+
+
+def test_the_report_of_a_finished_run_shows_every_figure(finished):
+    page = (finished / "report.html").read_text()
+    for name in FIGURES:
+        content = base64.b64encode((finished / "figures" / f"{name}.png").read_bytes()).decode()
+        assert page.count(f"data:image/png;base64,{content}") == 1
+
+
+def test_figures_hold_samples_and_reconstructions(finished):
     # Images of 4×3, a pixel apart: 80 samples in rows of ten; ten test images above their copies.
     for name, rows in (("samples", 8), ("reconstructions", 2)):
         with Image.open(finished / "figures" / f"{name}.png") as image:
             enlarged = 15  # to 600 pixels at least
             assert image.size == ((10 * 4 + 1) * enlarged, (rows * 5 + 1) * enlarged)
-        (picture,) = events.Images(name)
-        assert (picture.width, picture.height, picture.step) == (10 * 4 + 1, rows * 5 + 1, 4)
     with Image.open(finished / "figures" / "reconstructions.png") as image:
         first_row = np.asarray(image)[1::15][1:5, 1::15]
     test_x = stripes().test_x().reshape(10, 4, 3)
@@ -146,11 +195,20 @@ def test_figures_hold_samples_and_reconstructions_and_tensorboard_the_same(finis
 
 def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    run(dataclasses.replace(SETTINGS, workdir=str(finished)), stripes(), paper_log_likelihood=-1.5)
+    run(dataclasses.replace(SETTINGS, workdir=str(finished)), stripes())
     out = capsys.readouterr().out
     assert f"{finished} is finished." in out
-    assert "(the paper, after 2,000 epochs: -1.5)" in out
+    assert "the paper" not in out
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_model_of_the_papers_is_described_with_the_papers_number(finished):
+    results = json.loads((finished / "results.json").read_text()) | {"dataset": "mnist"}
+    settings = Settings(workdir=str(finished))
+    config = {"dataset": "mnist", "settings": settings.changing_results()}
+    assert "(the paper, after 2,000 epochs: -82.12)" in describe(results, config)
+    config["settings"]["model"] = "vae"
+    assert "the paper" not in describe(results, config)
 
 
 def test_other_settings_on_the_same_workdir_are_refused_with_the_difference(finished):
@@ -161,6 +219,18 @@ def test_other_settings_on_the_same_workdir_are_refused_with_the_difference(fini
         f"{finished} holds a run with other settings: epochs was 4 and is now 5; seed was 0 and is "
         "now 1. Give those settings again, or another --workdir"
     )
+
+
+def test_a_run_of_a_version_that_lacked_a_setting_had_its_default(finished, tmp_path):
+    config = json.loads((finished / "config.json").read_text())
+    for name in ("gradient", "free_bits"):
+        del config["settings"][name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    now = json.loads((finished / "config.json").read_text())
+    Workdir(tmp_path, now)
+    now["settings"]["gradient"] = "dreg"
+    with pytest.raises(WorkdirError, match="gradient was standard and is now dreg"):
+        Workdir(tmp_path, now)
 
 
 def test_a_folder_that_is_no_runs_is_refused(tmp_path):

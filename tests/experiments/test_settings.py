@@ -53,6 +53,14 @@ def digits(*arguments, cwd=ROOT):
         (["mnist"], "unexpected argument 'mnist': every setting is given as --name=value"),
         (["--batch_size=1"], "--batch_size=1: batch normalisation has nothing to normalise over"),
         (["--model=vae", "--mean_upward"], "--mean_upward are variants of the ladder"),
+        (["--gradient=iwae"], "flag --gradient=iwae: give one of standard, stl, dreg"),
+        (["--free_bits=-0.1"], "flag --free_bits=-0.1: give a number of at least 0"),
+        (
+            ["--free_bits=0.1", "--iw_samples=5"],
+            "--free_bits=0.1 --iw_samples=5 --gradient=standard: free bits are for the ELBO and "
+            "its standard gradient; give --free_bits=0, or --iw_samples=1 --gradient=standard",
+        ),
+        (["--free_bits=0.1", "--gradient=stl"], "--iw_samples=1 --gradient=stl: free bits are"),
     ],
 )
 def test_a_bad_flag_is_refused_in_one_line_with_status_2_and_nothing_created(

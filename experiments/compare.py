@@ -1,0 +1,140 @@
+"""Runs side by side: `python -m experiments.compare RUN...`, one table and overlaid curves.
+
+A run is a workdir, finished or not; its JSON files are all that is read.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import figures, launcher, published
+from experiments.figures import USED_KL, Lines
+from experiments.settings import PATH, SettingsError, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareSettings:
+    """Where the comparison goes."""
+
+    output: str = setting("comparison", PATH, "folder for table.md and the figures")
+
+
+class Run(NamedTuple):
+    """The files of a run."""
+
+    path: Path
+    config: Mapping[str, Any]
+    lines: Lines
+    results: Mapping[str, Any] | None
+    """None while it is not finished."""
+
+
+def read(path: Path) -> Run:
+    """Reads a run's files.
+
+    Raises:
+      WorkdirError: the folder is no run's.
+    """
+    from experiments.workdir import read_config, read_json, read_metrics
+
+    return Run(path, read_config(path), read_metrics(path), read_json(path / "results.json"))
+
+
+def names(runs: Sequence[Run]) -> list[str]:
+    """The folders' names, or their paths where two have the same."""
+    last = [run.path.absolute().name for run in runs]  # "." has a name too
+    return last if len(set(last)) == len(last) else [str(run.path) for run in runs]
+
+
+def table(runs: Sequence[Run]) -> str:
+    """The runs as a Markdown table, a row a run; what a run does not have yet is left empty."""
+    header = (
+        "run", "data set", "model", "epochs", "seed", "test log-likelihood", "the paper's",
+        "test ELBO", "train ELBO", "KL of z_1, z_2, ...", f"units with KL > {USED_KL}",
+        "training, s",
+    )  # fmt: skip
+    rows = [header, ("---",) * len(header)]
+    rows += [_row(name, run) for name, run in zip(names(runs), runs, strict=True)]
+    return "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in rows)
+
+
+def _cell(text: str) -> str:
+    """A text as it is: a stroke would end the cell, and a line's end the table."""
+    return " ".join(text.splitlines()).replace("\\", r"\\").replace("|", r"\|")
+
+
+def _row(name: str, run: Run) -> tuple[str, ...]:
+    settings, results = run.config["settings"], run.results
+    evaluated = [line for line in run.lines if "test_elbo" in line]
+    last: Mapping[str, Any] = results or (evaluated[-1] if evaluated else {})
+    likelihood, train_elbo, epochs = "", "", f"{len(run.lines)} of {settings['epochs']}"
+    if results:
+        error = results["test_log_likelihood_standard_error"]
+        likelihood = f"{results['test_log_likelihood']:.2f} ± {error:.2f}"
+        likelihood += f" (L_{results['eval_samples']})"
+        train_elbo, epochs = f"{results['train_elbo']:.2f}", str(settings["epochs"])
+    paper = published.log_likelihood(run.config)
+    per_unit = last.get("kl_per_unit", ())
+    return (
+        name,
+        run.config["dataset"],
+        f"{settings['model']}{settings['depth']}",
+        epochs,
+        str(settings["seed"]),
+        likelihood,
+        "" if paper is None else str(paper),
+        f"{last['test_elbo']:.2f}" if last else "",
+        train_elbo,
+        ", ".join(f"{sum(layer):.2f}" for layer in per_unit),
+        ", ".join(str(sum(kl > USED_KL for kl in layer)) for layer in per_unit),
+        f"{sum(line['seconds'] for line in run.lines):,.0f}",
+    )
+
+
+def compare(settings: CompareSettings, *workdirs: str) -> None:
+    """Prints the table, and writes it and the figures.
+
+    Args:
+      settings: where to.
+      *workdirs: of the runs.
+
+    Raises:
+      SettingsError: there are none, or the output has no place.
+      WorkdirError: one is no run's, or has no finished epoch.
+    """
+    from experiments.workdir import WorkdirError
+
+    if not workdirs:
+        raise SettingsError("no runs given; name workdirs: python -m experiments.compare RUN...")
+    runs = [read(Path(workdir)) for workdir in workdirs]
+    for run in runs:
+        if not run.lines:
+            raise WorkdirError(f"{run.path} has no finished epoch yet; leave it out or wait")
+    print(table(runs), end="")
+    folder = Path(settings.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"--output={folder}: cannot write there ({error.strerror}); give another folder"
+        ) from error
+    (folder / "table.md").write_text(table(runs), encoding="utf-8")
+    by_name = dict(zip(names(runs), runs, strict=True))
+    curves = figures.learning_curves({name: run.lines for name, run in by_name.items()})
+    figures.write_png(folder / "learning_curves.png", curves)
+    layers = {name: last_kl_per_layer(run.lines) for name, run in by_name.items()}
+    figures.write_png(folder / "kl_per_layer.png", figures.kl_per_layer(layers))
+    print(f"{folder} holds this table, learning_curves.png and kl_per_layer.png.")
+
+
+def last_kl_per_layer(lines: Lines) -> list[float]:
+    """The KL of every layer on the test set where it was evaluated last, else the last epoch's."""
+    evaluated = [line for line in lines if "kl_per_unit" in line]
+    if not evaluated:
+        return list(lines[-1]["kl_per_layer"])
+    return [sum(layer) for layer in evaluated[-1]["kl_per_unit"]]
+
+
+if __name__ == "__main__":
+    launcher.start(compare, CompareSettings(), arguments="RUN...")

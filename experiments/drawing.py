@@ -1,0 +1,96 @@
+"""All figures of a run: drawn from its metrics and its model, kept as figures/NAME.png."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import figures, pictures
+from experiments.experiment import Experiment
+from experiments.figures import Lines
+from lvae_jax.training import named_key
+
+RECONSTRUCTED = 40
+PROJECTED = 2000
+"""Test images, at most, that are reconstructed, and whose samples of z are projected."""
+
+
+def draw_metrics(lines: Lines, folder: Path) -> None:
+    """Writes the figures that the metrics alone make.
+
+    Args:
+      lines: of the run's metrics so far, at least one.
+      folder: for NAME.png.
+    """
+    figures.write_png(folder / "learning_curves.png", figures.learning_curves({"": lines}))
+    evaluated = [line for line in lines if "kl_per_unit" in line]
+    if evaluated:
+        kl_per_layer = [sum(layer) for layer in evaluated[-1]["kl_per_unit"]]
+        figures.write_png(folder / "kl_per_unit.png", figures.kl_per_unit(evaluated))
+        figures.write_png(folder / "kl_per_layer.png", figures.kl_per_layer({"": kl_per_layer}))
+
+
+def draw_model(
+    experiment: Experiment,
+    variables: Mapping[str, Any],
+    folder: Path,
+    layer: int | None = None,
+) -> None:
+    """Writes the figures that the model makes.
+
+    Args:
+      experiment: of the run.
+      variables: of its model, for evaluation.
+      folder: for NAME.png.
+      layer: the one that interpolations are made in; the top one where it is not given.
+    """
+    model, dataset = experiment.model, experiment.dataset
+    layer = layer or model.depth
+    images = experiment.test_x[:PROJECTED]
+    labels = dataset.test_labels[: len(images)]
+    shown = images[: min(RECONSTRUCTED, len(images) // 10 * 10) or len(images)]  # whole rows of ten
+    firsts = images[pictures.one_of_each(labels)]
+    draws = pictures.draw(
+        model, variables, images, firsts, named_key(experiment.key, "figures"), layer
+    )
+    draws = jax.tree.map(np.asarray, draws)
+
+    # Grey values are those of the test images: 0 to 1 if they are binary, else their range.
+    low, high = float(jnp.min(shown)), float(jnp.max(shown))
+
+    def grid(rows: list[np.ndarray], columns: int) -> np.ndarray:
+        x = np.concatenate(rows)
+        return pictures.grid(pictures.as_pictures(x, dataset.image_shape), columns, low, high)
+
+    columns = min(10, len(shown))
+    copies = draws.reconstructions[: len(shown)]
+    pairs = pictures.above_each_other([np.asarray(shown), copies], columns)
+    pictures.write_png(folder / "samples.png", grid([draws.samples], 10))
+    pictures.write_png(folder / "reconstructions.png", grid([pairs], columns))
+
+    components = figures.principal_components(draws.z, labels)
+    figures.write_png(folder / "principal_components.png", components)
+
+    # Two draws a layer, but for the bottom one, which leaves nothing to draw.
+    rows, names = [np.asarray(firsts), draws.known[0, 0]], ["test images", _kept(1, model.depth)]
+    for i in range(2, model.depth + 1):
+        rows += list(draws.known[i - 1])
+        names += [_kept(i, model.depth)] * 2
+    layers = figures.labelled_rows(grid(rows, len(firsts)), names)
+    figures.write_png(folder / "layers.png", layers)
+
+    lines = list(draws.interpolations)
+    if lines:
+        picture = grid(lines, pictures.INTERPOLATION_STEPS)
+        names = [f"in $z_{{{layer}}}$"] * len(lines)
+        figures.write_png(folder / "interpolations.png", figures.labelled_rows(picture, names))
+
+
+def _kept(layer: int, depth: int) -> str:
+    """What is kept of an image in a row of the figure "layers"."""
+    if layer == depth:
+        return f"$z_{{{layer}}}$ kept"
+    return f"$z_{{{layer}}}$ to $z_{{{depth}}}$ kept" if layer > 1 else "all $z$ kept"

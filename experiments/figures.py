@@ -1,0 +1,403 @@
+"""Figures of runs, after the paper's: axes named with units, colours told apart by everybody.
+
+Every function returns a matplotlib figure; nothing here reads a file. A run is given by the lines
+of its metrics.jsonl. Colours are Okabe and Ito's, which survive colour-blindness; what they tell
+apart is also told by line, hatch or place, which survives grey printing.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+Lines = Sequence[Mapping[str, Any]]
+"""Of a metrics.jsonl."""
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's; more runs than these repeat them with other markers."""
+
+MARKERS = "osD^vPX*<>"
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "**")
+"""One more than the colours, so that bars of one colour differ in it."""
+
+USED_KL = 0.01
+"""Nats. A unit of a lower layer can be active, by the variance of its posterior mean, only because
+its prior follows the layer above; its KL says how much it adds of its own."""
+
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+}
+
+
+def learning_curves(runs: Mapping[str, Lines]) -> Figure:
+    """L_1 by epoch, after the paper's Figure 2: training set full, test set dashed.
+
+    The training curve is each epoch's mean over its steps, with beta = 1 whatever the warm-up; the
+    test curve is there for the epochs that were evaluated. The axis leaves out what lies below the
+    last nine tenths of the epochs.
+
+    Args:
+      runs: lines of metrics by the name of the run.
+
+    Returns:
+      The figure.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2 + _legend_height(len(runs), 2)))
+        axes = figure.add_subplot()
+        settled, everything = [np.zeros(0)], [np.zeros(0)]
+        for i, (name, lines) in enumerate(runs.items()):
+            look: Any = {
+                "color": COLOURS[i % len(COLOURS)],
+                "marker": MARKERS[i % len(MARKERS)],
+                "markersize": 4,
+                "linewidth": 1.5,
+            }
+            for key, dashes in (("train_elbo", "-"), ("test_elbo", "--")):
+                points = [(line["epoch"], line[key]) for line in lines if key in line]
+                if points:
+                    epochs, values = np.array(points, float).T
+                    every = max(1, len(values) // 8)
+                    axes.plot(epochs, values, dashes, markevery=every, **look)
+                    settled.append(values[epochs >= (epochs[-1] + 1) // 10])
+                    everything.append(values)
+            if name:
+                axes.plot([], [], label=_label(name), **look)
+        for dashes, name in (("-", "training set"), ("--", "test set")):
+            axes.plot([], [], dashes, color="black", label=name)
+        late, all_ = (a[np.isfinite(a)] for a in map(np.concatenate, (settled, everything)))
+        if len(late):
+            low, high = float(late.min()), float(all_.max())
+            margin = 0.05 * (high - low) or 1.0
+            axes.set_ylim(low - margin, high + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("$L_1$ (ELBO), nats")
+        _add_legend(figure, len(runs), "lower right")
+    return figure
+
+
+def _label(name: str) -> str:
+    """A name as it is: matplotlib takes $ for mathematics, and leaves _name out of legends."""
+    return " " * name.startswith("_") + name.replace("$", r"\$")
+
+
+def _add_legend(figure: Figure, runs: int, place: Literal["lower right", "best"]) -> None:
+    """A legend within the axes; of more than two runs below them, where it hides nothing."""
+    if runs > 2:
+        figure.legend(loc="outside lower center", ncols=2)
+    else:
+        figure.axes[0].legend(loc=place)
+
+
+def _legend_height(runs: int, others: int = 0) -> float:
+    """Inches that the legend of so many runs, and so many other entries, takes below the axes."""
+    return 0.22 * -(-(runs + others) // 2) if runs > 2 else 0.0
+
+
+def kl_per_unit(lines: Lines, title: str = "") -> Figure:
+    """KL of every unit over training on a logarithmic scale, after the paper's Figure 4.
+
+    A row of panels a layer, the top layer uppermost; a layer's units sorted by their last KL. White
+    is a unit that is not used, with less than `USED_KL` nats.
+
+    Args:
+      lines: of metrics, those of the evaluated epochs.
+      title: above the figure.
+
+    Returns:
+      The figure.
+    """
+    return kl_per_unit_of_runs({title: lines})
+
+
+def kl_per_unit_of_runs(runs: Mapping[str, Lines]) -> Figure:
+    """`kl_per_unit` of several runs of the same depth side by side, on one scale of colours.
+
+    Args:
+      runs: lines of metrics, those of the evaluated epochs, by the name of the run.
+
+    Returns:
+      The figure.
+    """
+    # [units, epochs] by run and layer.
+    kl = [
+        [np.array([line["kl_per_unit"][i] for line in lines]).T for i in range(depth)]
+        for lines in runs.values()
+        for depth in [len(lines[0]["kl_per_unit"])]
+    ]
+    depth = len(kl[0])
+    heights = [max(len(layer), 6) ** 0.5 for layer in reversed(kl[0])]
+    finite = np.concatenate([layer[np.isfinite(layer)] for layers in kl for layer in layers])
+    scale = LogNorm(USED_KL, max(float(finite.max(initial=0.0)), 10 * USED_KL))
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(2.2 + 4.2 * len(runs) ** 0.7, max(3.2, 0.9 + 0.27 * sum(heights))))
+        panels = figure.subplots(
+            depth, len(runs), sharex="col", squeeze=False, height_ratios=heights
+        )
+        for column, (name, lines) in enumerate(runs.items()):
+            edges = _edges(np.array([line["epoch"] for line in lines], float))
+            for i, layer in enumerate(kl[column]):
+                panel = panels[depth - 1 - i, column]
+                layer = layer[np.argsort(-layer[:, -1], kind="stable")]
+                mesh = panel.pcolormesh(
+                    edges,
+                    np.arange(len(layer) + 1),
+                    np.ma.masked_where(~(layer >= USED_KL), layer),
+                    norm=scale,
+                    cmap="viridis_r",
+                )
+                panel.invert_yaxis()
+                panel.set_yticks([])
+                panel.spines[["top", "right"]].set_visible(True)
+                if column == 0:
+                    units = f"$z_{{{i + 1}}}$\n{_units(len(layer))}"
+                    panel.set_ylabel(units, rotation=0, ha="right", va="center")
+            panels[-1, column].set_xlabel("epoch")
+            panels[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            panels[0, column].set_title(_label(name), fontsize=10)
+        bar = figure.colorbar(mesh, ax=panels.ravel().tolist(), fraction=0.05, pad=0.02)
+        bar.set_label(f"KL(q || p) of a unit, nats\n(white: less than {USED_KL})")
+    return figure
+
+
+def _units(count: int) -> str:
+    return f"{count} unit{'s' * (count != 1)}"
+
+
+def _edges(epochs: np.ndarray) -> np.ndarray:
+    """Edges of the columns of a heat map: halfway between the epochs."""
+    if len(epochs) == 1:
+        return epochs[0] + np.array([-0.5, 0.5])
+    middles = (epochs[1:] + epochs[:-1]) / 2
+    return np.concatenate([[2 * epochs[0] - middles[0]], middles, [2 * epochs[-1] - middles[-1]]])
+
+
+def kl_per_layer(runs: Mapping[str, Sequence[float]]) -> Figure:
+    """KL(q || p) by layer, from the bottom to the top, after the paper's Figure 5.
+
+    Args:
+      runs: `kl_per_layer` by the name of the run; runs may differ in depth.
+
+    Returns:
+      The figure.
+    """
+    depth = max(len(layers) for layers in runs.values())
+    width = 0.8 / len(runs)
+    with rc_context(STYLE | {"axes.grid.axis": "y"}):
+        figure = Figure(figsize=(6.4, 3.6 + _legend_height(len(runs))))
+        axes = figure.add_subplot()
+        for i, (name, layers) in enumerate(runs.items()):
+            places = np.arange(len(layers)) - 0.4 + width * (i + 0.5)
+            bars = axes.bar(
+                places,
+                np.where(np.isfinite(layers), layers, np.nan),
+                width,
+                label=_label(name),
+                color=COLOURS[i % len(COLOURS)],
+                hatch=HATCHES[i % len(HATCHES)],
+                edgecolor="white",
+            )
+            if len(runs) <= 2:
+                axes.bar_label(bars, fmt="%.1f", fontsize=8)
+        names = [f"$z_{{{i}}}$" for i in range(1, depth + 1)]
+        names[0] += " (bottom)"
+        if depth > 1:
+            names[-1] += " (top)"
+        axes.set_xticks(range(depth), names)
+        axes.set_ylabel("KL(q || p) of a layer, nats")
+        if len(runs) > 1 or "" not in runs:
+            _add_legend(figure, len(runs), "best")
+    return figure
+
+
+def principal_components(z: Sequence[np.ndarray], labels: np.ndarray, title: str = "") -> Figure:
+    """Posterior samples of every layer on two principal components, after the paper's Figure 6.
+
+    Args:
+      z: by layer, [images, units]: a sample an image.
+      labels: [images]; up to ten different ones are coloured, and written where their images lie.
+      title: above the figure.
+
+    Returns:
+      The figure.
+    """
+    names = np.unique(labels)
+    coloured = 1 < len(names) <= 10
+    # The written labels are for whoever cannot tell ten hues apart.
+    hues = (*COLOURS[:6], "#999999", "#882255", "#F0E442", "#000000")
+    columns = min(3, len(z))
+    rows = -(-len(z) // columns)
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(2.8 * columns, 2.8 * rows + (0.3 if title else 0.0)))
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for i, (panel, layer) in enumerate(zip(panels, z, strict=False)):
+            components, explained = _two_components(layer)
+            for j, name in enumerate(names if coloured else [None]):
+                chosen = components[labels == name] if coloured else components
+                colour = hues[j] if coloured else COLOURS[0]
+                panel.scatter(*chosen.T, s=4, color=colour, alpha=0.6, linewidths=0)
+            for name in names if coloured else ():
+                middle = np.median(components[labels == name], axis=0)
+                box = {"facecolor": "white", "alpha": 0.8, "pad": 0.8, "linewidth": 0}
+                panel.text(*middle, str(name), ha="center", va="center", fontsize=9, bbox=box)
+            panel.set_title(f"$z_{{{i + 1}}}$, {_units(layer.shape[1])}", fontsize=10)
+            panel.set_xlabel(f"component 1 ({explained[0]:.0%} of variance)", fontsize=8)
+            panel.set_ylabel(f"component 2 ({explained[1]:.0%})", fontsize=8)
+            panel.tick_params(labelsize=7)
+        for panel in panels[len(z) :]:
+            panel.set_visible(False)
+        if title:
+            figure.suptitle(title)
+    return figure
+
+
+def _two_components(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two principal components, [images, 2], and the fractions of variance they explain.
+
+    Of images whose z is not finite they are NaN, which is not drawn.
+    """
+    finite = np.isfinite(z).all(axis=1)
+    if not finite.all():
+        components = np.full((len(z), 2), np.nan)
+        explained = np.zeros(2)
+        if finite.any():
+            components[finite], explained = _two_components(z[finite])
+        return components, explained
+    centred = z - z.mean(axis=0)
+    left, scales, _ = np.linalg.svd(centred, full_matrices=False)
+    # Of one unit, or one image, there is only one component; the other one is zero.
+    components = np.zeros((len(z), 2))
+    found = min(2, left.shape[1])
+    components[:, :found] = (left * scales)[:, :found]
+    explained = np.zeros(2)
+    total = float(np.sum(scales**2))
+    explained[:found] = scales[:found] ** 2 / total if total > 0 else 0.0
+    return components, explained
+
+
+def labelled_rows(picture: np.ndarray, names: Sequence[str]) -> Figure:
+    """A grid of images with a name beside each row.
+
+    Args:
+      picture: of `pictures.grid`.
+      names: of its rows, from the top.
+
+    Returns:
+      The figure.
+    """
+    height, width = picture.shape[:2]
+    row = (height - 1) / len(names)
+    # Inches: the names stand left of the picture.
+    beside, across = 1.4, 5.0
+    size = (beside + across + 0.05, across * height / width + 0.1)
+    with rc_context(STYLE | {"axes.grid": False, "figure.constrained_layout.use": False}):
+        figure = Figure(figsize=size)
+        axes = figure.add_axes(
+            (beside / size[0], 0.05 / size[1], across / size[0], 1 - 0.1 / size[1])
+        )
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_yticks([row * (i + 0.5) for i in range(len(names))], names)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def by_depth(
+    values: Mapping[str, Mapping[str, Mapping[int, float]]],
+    reference: Mapping[str, tuple[str, float]],
+) -> Figure:
+    """Log-likelihoods against the number of layers, after the paper's Figure 3.
+
+    Args:
+      values: in nats, by panel, model and depth. Models without any are left out.
+      reference: by panel, a name and a number that a line is drawn at.
+
+    Returns:
+      The figure.
+    """
+    models = list(dict.fromkeys(model for panel in values.values() for model in panel))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.4 * len(values), 3.6))
+        panels = figure.subplots(1, len(values), squeeze=False)[0]
+        for panel, (name, curves) in zip(panels, values.items(), strict=True):
+            for i, model in enumerate(models):
+                points = sorted(curves.get(model, {}).items())
+                if points:
+                    panel.plot(
+                        *np.array(points, float).T,
+                        color=COLOURS[i % len(COLOURS)],
+                        marker=MARKERS[i % len(MARKERS)],
+                        label=model,
+                    )
+            if name in reference:
+                label, number = reference[name]
+                panel.axhline(number, color="black", linestyle=":", label=label)
+            panel.set_title(name, fontsize=10)
+            panel.set_xlabel("layers of latents")
+            panel.set_ylabel("nats")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        labels = {
+            label: handle
+            for panel in panels
+            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5)
+    return figure
+
+
+def above_each_other(files: Mapping[str, Path]) -> Figure:
+    """PNG files one above the other, each under its name."""
+    images = {}
+    for name, file in files.items():
+        with Image.open(file) as opened:
+            images[name] = np.asarray(opened.convert("RGB"))
+    width = max(image.shape[1] for image in images.values())
+    heights = [image.shape[0] for image in images.values()]
+    with rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(8, 8 * sum(heights) / width + 0.4 * len(images)))
+        panels = figure.subplots(len(images), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for panel, (name, image) in zip(panels, images.items(), strict=True):
+            panel.imshow(image)
+            panel.set_title(name)
+            panel.set_axis_off()
+    return figure
+
+
+def titled(figure: Figure, title: str) -> Figure:
+    """The figure under a title."""
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def write_png(path: Path, figure: Figure) -> None:
+    """Writes the figure with a palette of 256 colours: a third of the size, to the eye the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(io.BytesIO(as_png(figure))) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -1,0 +1,82 @@
+"""The paper's tables and figures, from one command: `python -m experiments.paper --only=table1`.
+
+Plans the runs that they need, makes those that are not finished, goes on with those that were
+broken off, and writes tables and figures with the paper's numbers beside ours.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import launcher
+from experiments.paper_plan import (
+    PaperSettings,
+    PlannedRun,
+    duration,
+    estimated_seconds,
+    planned_runs,
+    products_per_second,
+    read,
+    scaled,
+    show_plan,
+)
+from experiments.settings import fail
+
+
+def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
+    """Makes the runs that are not finished, one after the other.
+
+    Tables are written anew after every run.
+
+    Returns:
+      Names of the runs that diverged, which the tables leave empty.
+    """
+    from experiments import registry
+    from experiments.paper_tables import write_tables
+    from experiments.run import NonFiniteError, run
+
+    datasets: dict[str, Any] = {}
+    diverged: list[str] = []
+    speed = products_per_second()
+    left = {planned.name: estimated_seconds(planned, speed) for planned in runs}
+    for i, planned in enumerate(runs, start=1):
+        if read(planned) is None:
+            print(
+                f"\n[{i}/{len(runs)}] {planned.name}; about {duration(sum(left.values()))} left "
+                "for all",
+                file=sys.stderr,
+            )
+            if planned.experiment not in datasets:
+                load = registry.module(planned.experiment).load
+                datasets[planned.experiment] = load(planned.settings)
+            try:
+                run(planned.settings, datasets[planned.experiment], planned.experiment)
+            except NonFiniteError as error:
+                print(f"{planned.name} diverged: {error}", file=sys.stderr)
+                diverged.append(planned.name)
+            write_tables(paper)
+        left.pop(planned.name)
+    return diverged
+
+
+def main(paper: PaperSettings) -> None:
+    """Plans, makes and writes."""
+    runs = planned_runs(paper)
+    if paper.dry_run:
+        show_plan(paper, runs)
+        return
+    diverged = make(paper, runs)
+
+    from experiments.paper_tables import write_figures, write_tables
+
+    write_tables(paper)
+    write_figures(paper)
+    written = sorted(path.name for path in Path(paper.workdir).iterdir() if path.is_file())
+    print(f"{paper.workdir}: {len(runs)} runs; {', '.join(written)}.{scaled(paper)}")
+    if diverged:
+        fail(f"these runs diverged and are left out: {', '.join(diverged)}", status=3)
+
+
+if __name__ == "__main__":
+    launcher.start(main, PaperSettings())

@@ -1,0 +1,92 @@
+"""The report of a run, finished or not: `python -m experiments.report WORKDIR`.
+
+Draws all figures, of the newest checkpoint (or of the one chosen by validation) and of the metrics
+so far, and writes report.html, which holds them all.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from experiments import launcher
+from experiments.settings import PATH, SettingsError, setting, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSettings:
+    """What a report needs to know besides the workdir."""
+
+    layer: int = setting(
+        0, whole(0), "layer that interpolations are made in, 1 for the bottom one; 0: the top"
+    )
+    experiment: str = setting(
+        "", PATH, "such as mnist, where the run's config.json does not name it"
+    )
+    data_dir: str = setting(
+        "", PATH, "where the original files are now, if not where they were for the run"
+    )
+    tfds_dir: str = setting(
+        "", PATH, "where the prepared data set is now, if not where it was for the run"
+    )
+
+
+def report(path: Path, layer: int | None = None, **changed: str) -> None:
+    """Draws a run's figures and writes its report.html.
+
+    Args:
+      path: the workdir. If the run was made by code of one's own, and not by an experiment's
+        command, the figures of its model stay as they were drawn at its end.
+      layer: see `drawing.draw_model`.
+      **changed: of the settings, those that do not change results, such as `data_dir`; and
+        `experiment`, for a run that does not name it.
+
+    Raises:
+      WorkdirError: the folder is no run's, or has nothing to show yet.
+      DataError: the data set is not at hand, or is another one.
+    """
+    from experiments import drawing, page, registry
+    from experiments.experiment import data_sha256, evaluation_variables, make_experiment
+    from experiments.workdir import (
+        WorkdirError,
+        read_config,
+        read_json,
+        read_metrics,
+        read_trained,
+    )
+    from lvae_jax.data import DataError
+
+    config = read_config(path)
+    config.setdefault("experiment", None)
+    config["experiment"] = changed.pop("experiment", config["experiment"])
+    if not read_metrics(path):
+        raise WorkdirError(f"{path} has no finished epoch yet; wait for the first")
+    if config["experiment"] is not None:
+        params, epoch = read_trained(path)
+        settings = registry.settings_of(config, **changed)
+        if layer is not None and layer > settings.depth:
+            raise WorkdirError(f"--layer={layer}: the model of {path} has {settings.depth} layers")
+        dataset = registry.module(config["experiment"]).load(settings)
+        if config.get("data_sha256", data_sha256(dataset)) != data_sha256(dataset):
+            raise DataError(
+                f"{dataset.name} is not the data that {path} was trained on; give its --data_dir"
+            )
+        experiment = make_experiment(settings, dataset)
+        variables = evaluation_variables(experiment, params, epoch)
+        drawing.draw_model(experiment, variables, path / "figures", layer)
+    page.write(path, config, registry.command(config, path), read_json(path / "results.json"))
+
+
+def main(settings: ReportSettings, *workdirs: str) -> None:
+    """Takes the workdir, and the settings that are given.
+
+    Raises:
+      SettingsError: not one workdir.
+    """
+    if len(workdirs) != 1:
+        raise SettingsError("give one workdir: python -m experiments.report WORKDIR")
+    changed = {name: value for name, value in dataclasses.asdict(settings).items() if value}
+    report(Path(workdirs[0]), **changed)
+    print(f"{Path(workdirs[0]) / 'report.html'} is written.")
+
+
+if __name__ == "__main__":
+    launcher.start(main, ReportSettings(), arguments="WORKDIR")

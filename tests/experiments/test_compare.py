@@ -1,0 +1,266 @@
+"""Runs side by side: the table holds what is in the runs' files, whatever they are called."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import compare
+from experiments.compare import CompareSettings
+from experiments.settings import Settings, SettingsError
+from experiments.workdir import WorkdirError
+
+ROOT = Path(__file__).parents[2]
+
+HEADER = [
+    "run", "data set", "model", "epochs", "seed", "test log-likelihood", "the paper's",
+    "test ELBO", "train ELBO", "KL of z_1, z_2, ...", "units with KL > 0.01", "training, s",
+]  # fmt: skip
+
+
+def write_run(
+    path: Path,
+    *,
+    dataset: str = "mnist",
+    finished: bool = True,
+    evaluated: bool = True,
+    epochs: int = 3,
+    **settings,
+) -> Path:
+    """The JSON files of a run of three epochs, with numbers that depend on its path."""
+    generator = np.random.default_rng(len(str(path)))
+    kept = dataclasses.replace(Settings(), epochs=epochs, **settings)
+    path.mkdir(parents=True)
+    config = {"dataset": dataset, "settings": kept.changing_results()}
+    (path / "config.json").write_text(json.dumps(config))
+    lines = []
+    for epoch in range(3):
+        line = {"epoch": epoch, "train_elbo": -100 * generator.random(), "seconds": 700.5}
+        line["kl_per_layer"] = generator.random(kept.depth).tolist()
+        if evaluated and epoch == 1:
+            line["test_elbo"] = -100 * generator.random()
+            line["kl_per_unit"] = [[10 * generator.random(), 0.001]] * kept.depth
+            line["active_units"] = [1] * kept.depth
+        lines.append(line)
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if finished:
+        results = {
+            "test_log_likelihood": -100 * generator.random(),
+            "test_log_likelihood_standard_error": generator.random(),
+            "eval_samples": 5000,
+            "test_elbo": -100 * generator.random(),
+            "train_elbo": -100 * generator.random(),
+            "kl_per_unit": [[10 * generator.random(), 0.5, 0.002]] * kept.depth,
+        }
+        (path / "results.json").write_text(json.dumps(results))
+    return path
+
+
+def files_of(path: Path) -> tuple[dict, list[dict], dict]:
+    """config.json, metrics.jsonl and results.json."""
+    config = json.loads((path / "config.json").read_text())
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    results = path / "results.json"
+    return config, lines, json.loads(results.read_text()) if results.exists() else {}
+
+
+def cells_of(markdown: str) -> list[list[str]]:
+    """The cells of a Markdown table's rows, by the rules of Markdown."""
+    rows = []
+    for line in markdown.splitlines():
+        assert line.startswith("| ")
+        assert line.endswith(" |")
+        cells, escaped = [""], False
+        for letter in line[1:]:
+            if escaped or letter not in "\\|":
+                cells[-1] += letter if letter in "\\|" or not escaped else "\\" + letter
+                escaped = False
+            elif letter == "\\":
+                escaped = True
+            else:
+                cells.append("")
+        rows.append([cell.strip() for cell in cells[:-1]])
+    return rows
+
+
+def table_of(*paths: Path) -> list[dict[str, str]]:
+    """The rows of the table by the names of its columns."""
+    header, ruler, *rows = cells_of(compare.table([compare.read(path) for path in paths]))
+    assert header == HEADER
+    assert ruler == ["---"] * len(HEADER)
+    assert {len(row) for row in rows} == {len(HEADER)}
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_the_row_of_a_finished_run_holds_its_results(tmp_path):
+    path = write_run(tmp_path / "five", seed=3)
+    _, _, results = files_of(path)
+    (row,) = table_of(path)
+    assert row == {
+        "run": "five",
+        "data set": "mnist",
+        "model": "lvae5",
+        "epochs": "3",
+        "seed": "3",
+        "test log-likelihood": "{:.2f} ± {:.2f} (L_5000)".format(
+            results["test_log_likelihood"], results["test_log_likelihood_standard_error"]
+        ),
+        "the paper's": "-82.12",
+        "test ELBO": f"{results['test_elbo']:.2f}",
+        "train ELBO": f"{results['train_elbo']:.2f}",
+        "KL of z_1, z_2, ...": ", ".join(f"{sum(units):.2f}" for units in results["kl_per_unit"]),
+        "units with KL > 0.01": "2, 2, 2, 2, 2",
+        "training, s": "2,102",
+    }
+
+
+def test_what_an_unfinished_run_does_not_have_yet_is_left_empty(tmp_path):
+    path = write_run(tmp_path / "half", depth=2, epochs=40, finished=False)
+    _, lines, _ = files_of(path)
+    (row,) = table_of(path)
+    assert row["epochs"] == "3 of 40"
+    assert row["test ELBO"] == f"{lines[1]['test_elbo']:.2f}"
+    kl = ", ".join(f"{sum(units):.2f}" for units in lines[1]["kl_per_unit"])
+    assert row["KL of z_1, z_2, ..."] == kl
+    assert row["units with KL > 0.01"] == "1, 1"
+    for name in ("test log-likelihood", "the paper's", "train ELBO"):
+        assert row[name] == ""
+
+    path = write_run(tmp_path / "new", depth=2, epochs=40, finished=False, evaluated=False)
+    (row,) = table_of(path)
+    empty = {name for name, cell in row.items() if cell == ""}
+    assert empty == {
+        "test log-likelihood", "the paper's", "test ELBO", "train ELBO", "KL of z_1, z_2, ...",
+        "units with KL > 0.01",
+    }  # fmt: skip
+
+
+def test_runs_are_named_by_their_folders_or_by_their_paths_where_these_are_alike(
+    tmp_path, monkeypatch
+):
+    one, two = write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run", depth=2)
+    assert [row["run"] for row in table_of(one)] == ["run"]
+    assert [row["run"] for row in table_of(one, two)] == [str(one), str(two)]
+    other = write_run(tmp_path / "other")
+    assert [row["run"] for row in table_of(two, other)] == ["run", "other"]
+    monkeypatch.chdir(other)
+    assert [row["run"] for row in table_of(Path())] == ["other"]
+
+
+@pytest.mark.parametrize("name", ["a|b", "|", "||", r"a\|b", "line\nbreak", "*b*", r"c:\d"])
+def test_a_name_of_any_letters_stays_in_its_cell(name, tmp_path):
+    path = write_run(tmp_path / name, dataset=name)
+    (row,) = table_of(path)
+    assert row["run"] == row["data set"] == name.replace("\n", " ")
+    assert row["model"] == "lvae5"
+
+
+def test_the_comparison_is_printed_and_written_with_both_figures(tmp_path, capsys):
+    paths = [
+        write_run(tmp_path / "one"),
+        write_run(tmp_path / "_two", depth=2, finished=False),
+        write_run(tmp_path / "three $", model="vae", finished=False, evaluated=False),
+    ]
+    output = tmp_path / "new" / "comparison"
+    compare.compare(CompareSettings(output=str(output)), *map(str, paths))
+    table = compare.table([compare.read(path) for path in paths])
+    printed = capsys.readouterr().out
+    assert (
+        printed == table + f"{output} holds this table, learning_curves.png and kl_per_layer.png.\n"
+    )
+    assert (output / "table.md").read_text(encoding="utf-8") == table
+    assert {file.name for file in output.iterdir()} == {
+        "table.md", "learning_curves.png", "kl_per_layer.png",
+    }  # fmt: skip
+    for name in ("learning_curves.png", "kl_per_layer.png"):
+        with Image.open(output / name) as image:
+            assert np.ptp(np.asarray(image.convert("L"))) > 200
+
+
+def test_the_figures_show_each_runs_own_numbers(tmp_path, monkeypatch):
+    drawn = {}
+
+    def keep(name):
+        original = getattr(compare.figures, name)
+        monkeypatch.setattr(
+            compare.figures, name, lambda runs: drawn.update({name: runs}) or original(runs)
+        )
+
+    keep("learning_curves")
+    keep("kl_per_layer")
+    deep = write_run(tmp_path / "deep")
+    new = write_run(tmp_path / "new", depth=2, finished=False, evaluated=False)
+    compare.compare(CompareSettings(output=str(tmp_path / "out")), str(deep), str(new))
+    assert drawn["learning_curves"] == {"deep": files_of(deep)[1], "new": files_of(new)[1]}
+    evaluated, last = files_of(deep)[1][1], files_of(new)[1][2]
+    assert drawn["kl_per_layer"] == {
+        "deep": [sum(units) for units in evaluated["kl_per_unit"]],  # on the test set
+        "new": last["kl_per_layer"],  # of the training set, as nothing else is there yet
+    }
+
+
+def test_what_is_no_run_or_has_no_epoch_yet_is_refused_and_nothing_written(tmp_path):
+    settings = CompareSettings(output=str(tmp_path / "out"))
+    fine = write_run(tmp_path / "fine")
+    fresh = write_run(tmp_path / "fresh")
+    (fresh / "metrics.jsonl").unlink()
+    with pytest.raises(WorkdirError) as refusal:
+        compare.compare(settings, str(fine), str(fresh))
+    message = f"{fresh} has no finished epoch yet; leave it out or wait"
+    assert str(refusal.value) == message
+    (fresh / "metrics.jsonl").write_text('{"epoch": 0, "trai')  # being written just now
+    with pytest.raises(WorkdirError, match="has no finished epoch yet"):
+        compare.compare(settings, str(fresh))
+    for path in (tmp_path, tmp_path / "nowhere", fine / "config.json"):
+        with pytest.raises(WorkdirError) as refusal:
+            compare.compare(settings, str(fine), str(path))
+        message = f"{path} holds no config.json, so it is no run's; give a run's --workdir"
+        assert str(refusal.value) == message
+    with pytest.raises(SettingsError, match="no runs given"):
+        compare.compare(settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    settings = CompareSettings(output=str(tmp_path / "file"))
+    with pytest.raises(SettingsError) as refusal:
+        compare.compare(settings, str(write_run(tmp_path / "run")))
+    assert str(refusal.value) == (
+        f"--output={tmp_path / 'file'}: cannot write there (File exists); give another folder"
+    )
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.compare", *arguments],
+        cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_command_compares_runs_and_refuses_others_in_one_line_with_status_2(tmp_path):
+    write_run(tmp_path / "runs" / "a")
+    result = command("runs/a", "--output=out", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "out" / "table.md").read_text() in result.stdout
+    for arguments, message in (
+        (
+            [],
+            "error: no runs given; name workdirs: python -m experiments.compare RUN...\n",
+        ),
+        (
+            ["runs/a", "runs"],
+            "error: runs holds no config.json, so it is no run's; give a run's --workdir\n",
+        ),
+    ):
+        result = command(*arguments, cwd=tmp_path)
+        assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]

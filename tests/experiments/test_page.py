@@ -1,0 +1,257 @@
+"""report.html: what it shows, and that nothing in it comes from elsewhere or gets out of hand."""
+
+import base64
+import dataclasses
+import html
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from experiments import page
+from experiments.settings import Settings
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+"""The elements that HTML has no closing tag for."""
+
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+class Page(HTMLParser):
+    """A page taken apart: elements, attributes, texts; every tag has to be closed in its place."""
+
+    def __init__(self, text: str):
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.rows: list[list[str]] = []
+        self.tags: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    def of(self, tag: str) -> list[str]:
+        return [text for element, text in self.texts if element == tag]
+
+    def table(self) -> dict[str, list[str]]:
+        """The cells of all tables' rows, by their first."""
+        return {first: rest for first, *rest in self.rows}
+
+
+def config_of(dataset: str = "mnist", **settings) -> dict:
+    """config.json of a run of these settings, the others MNIST's."""
+    kept = dataclasses.replace(Settings(), **settings)
+    return {
+        "experiment": "mnist",
+        "dataset": dataset,
+        "data_sha256": "0123abcd",
+        "settings": kept.changing_results(),
+        "versions": {"python": "3.11.9", "jax": "0.10.2"},
+        "device": "1 x cpu (2 cores)",
+    }
+
+
+RESULTS = {
+    "dataset": "mnist", "model": "lvae", "epochs": 2000, "chosen_epoch": 2000, "seed": 0,
+    "test_elbo": -85.4321, "test_log_likelihood": -82.3456, "train_elbo": -83.2109,
+    "test_log_likelihood_standard_error": 0.2345, "eval_samples": 5000,
+    "effective_sample_size": 123.4,
+    "kl_per_unit": [[1.5, 0.25, 0.001], [2.0, 0.009], [3.0], [0.5], [0.0]],
+    "active_units": [3, 1, 1, 0, 0],
+    "training_seconds": 3600.4, "wall_seconds": 4000.6, "device": "1 x cpu (2 cores)",
+}  # fmt: skip
+
+LINES = [
+    {"epoch": 0, "train_elbo": -300.0},
+    {
+        "epoch": 1,
+        "train_elbo": -201.234,
+        "test_elbo": -202.0,
+        "kl_per_unit": [[0.75, 0.5], [0.002]],
+        "active_units": [2, 0],
+    },
+    {"epoch": 2, "train_elbo": -150.678},
+]
+
+IMAGES = {name: b"\x89PNG of " + name.encode() for name in page.CAPTIONS}
+
+
+def render(config=None, command="python -m experiments.mnist", results=RESULTS, images=IMAGES):
+    return page.render(config or config_of(), command, results, LINES, images)
+
+
+@pytest.mark.parametrize("results", [RESULTS, None])
+@pytest.mark.parametrize("images", [IMAGES, {}])
+def test_every_tag_is_closed_in_its_place(results, images):
+    parsed = Page(render(results=results, images=images))
+    assert parsed.tags[:3] == ["html", "head", "meta"]
+    assert parsed.tags.count("img") == len(images)
+    assert {"h1", "table", "pre"} <= set(parsed.tags)
+
+
+def test_names_from_elsewhere_are_shown_as_they_are_and_make_no_element():
+    harmless = Page(render())
+    config = config_of(dataset=EVIL, init_from=EVIL)
+    config["settings"][EVIL] = EVIL
+    config["versions"][EVIL] = EVIL
+    config["device"] = config["data_sha256"] = EVIL
+    results = RESULTS | {"device": EVIL, "seed": EVIL, "eval_samples": EVIL, "epochs": EVIL}
+    text = page.render(config, f"python {EVIL}", results, LINES, IMAGES)
+    parsed = Page(text)
+    assert "script" not in parsed.tags
+    assert EVIL not in text
+    assert set(parsed.attributes) == set(harmless.attributes)
+    assert f"Ladder VAE with 5 layers on {EVIL}" in parsed.of("h1")
+    assert f"Ladder VAE with 5 layers on {EVIL}" in parsed.of("title")
+    assert parsed.of("pre") == [f"python {EVIL}"]
+    assert parsed.table()["init_from"] == [EVIL]
+    assert parsed.table()[EVIL] == [EVIL]
+    assert parsed.table()["seed"] == ["0"]  # of the settings, which stand below the results
+    assert ["seed", EVIL] in parsed.rows
+    assert EVIL in parsed.of("sub")
+
+
+def test_nothing_is_loaded_from_anywhere():
+    text = render()
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    references = [value for _, name, value in Page(text).attributes if name in ("src", "href")]
+    assert len(references) == len(IMAGES) + 1
+    assert all(value.startswith("data:") for value in references)
+    (policy,) = [v for _, name, v in Page(text).attributes if name == "content" and "-src" in v]
+    assert "default-src 'none'" in policy
+    assert not {"script", "iframe", "object"} & set(Page(text).tags)
+
+
+def test_figures_stand_in_the_order_of_the_paper_with_their_own_bytes():
+    sources = [
+        value for tag, name, value in Page(render()).attributes if (tag, name) == ("img", "src")
+    ]
+    contents = [
+        base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in sources
+    ]
+    assert contents == list(IMAGES.values())
+    some = {name: IMAGES[name] for name in ("samples", "learning_curves")}
+    parsed = Page(render(images=some))
+    assert parsed.of("h3") == ["Learning curves", "Samples"]
+    assert [value for tag, name, value in parsed.attributes if name == "alt"] == parsed.of("h3")
+    assert "Figures" not in Page(render(images={})).of("h2")
+
+
+def test_results_and_settings_and_data_are_shown():
+    parsed = Page(render())
+    assert parsed.of("strong") == ["-82.35 ± 0.23 nats"]
+    assert parsed.of("sub")[0] == "5000"
+    table = parsed.table()
+    assert table["test ELBO, L_1"] == ["-85.43 nats"]
+    assert table["train ELBO, L_1"] == ["-83.21 nats"]
+    assert table["effective sample size"] == ["123 of 5000"]
+    assert table["time"] == ["3,600 s of training, 4,001 s in all, on 1 x cpu (2 cores)"]
+    assert "evaluated after epoch" not in table
+    assert table["latent_sizes"] == ["64,32,16,8,4"]
+    assert table["learning_rate"] == ["0.001"]
+    assert table["batch_norm"] == ["True"]
+    assert table["data set"] == ["mnist"]
+    assert table["SHA-256 of the data"] == ["0123abcd"]
+    assert table["jax"] == ["0.10.2"]
+    names = set(config_of()["settings"]) - {"init_from"}  # which is not set
+    assert names <= table.keys()
+    assert "init_from" not in table
+
+
+def test_an_epoch_chosen_by_validation_is_named():
+    table = Page(render(results=RESULTS | {"chosen_epoch": 1400})).table()
+    assert table["evaluated after epoch"] == ["1400, by validation"]
+
+
+def test_kl_and_units_of_every_layer_are_counted():
+    table = Page(render()).table()
+    assert table["z_1 (bottom)"] == ["1.75", "3", "3", "2"]
+    assert table["z_2"] == ["2.01", "2", "1", "1"]
+    assert table["z_5 (top)"] == ["0.00", "1", "0", "0"]
+    one = RESULTS | {"kl_per_unit": [[1.0]], "active_units": [1]}
+    config = config_of(depth=1)
+    parsed = Page(page.render(config, None, one, LINES, {}))
+    assert [row[0] for row in parsed.rows if row[0].startswith("z_")] == ["z_1 (top)"]
+    assert "Ladder VAE with 1 layer on mnist" in parsed.of("h1")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (config_of(), "-82.12 nats, after 2,000 epochs"),
+        (config_of(epochs=10, seed=3), "-82.12 nats, after 2,000 epochs"),
+        (config_of(latent_sizes=(64, 32, 16, 8, 5)), None),
+        (config_of(depth=4), None),
+        (config_of(model="vae"), None),
+        (config_of(warmup_epochs=0), None),
+        (config_of(batch_norm=False), None),
+        (config_of(init_from="elsewhere"), None),
+        (config_of(dataset="fashion_mnist"), None),
+        (config_of(dataset="digits"), None),
+        (config_of(dataset="omniglot"), "-102.11 nats, after 1,500 epochs"),
+    ],
+)
+def test_the_papers_number_stands_beside_the_papers_model_alone(config, expected):
+    found = Page(render(config)).table().get("the paper's log-likelihood")
+    assert found == (None if expected is None else [expected])
+
+
+def test_an_unfinished_run_says_how_far_it_is_and_shows_its_last_evaluation():
+    config = config_of(depth=2)
+    parsed = Page(render(config, results=None))
+    (state,) = parsed.of("p")[:1]
+    assert state == "Not finished: 3 of 2000 epochs. Train ELBO of the last one -150.68 nats."
+    assert parsed.of("strong") == []
+    assert parsed.table()["z_1 (bottom)"] == ["1.25", "2", "2", "2"]
+    assert parsed.table()["z_2 (top)"] == ["0.00", "1", "0", "0"]
+    # Before the first evaluation there are no layers to show.
+    text = page.render(config, None, None, LINES[:1], {})
+    assert "Layers" not in Page(text).of("h2")
+    assert "Not finished: 1 of 2000 epochs." in text
+
+
+def test_without_a_command_none_is_shown():
+    assert "Command" in Page(render()).of("h2")
+    assert "Command" not in Page(render(command=None)).of("h2")
+
+
+def test_a_page_is_written_whole_with_the_figures_of_its_folder(tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "samples.png").write_bytes(b"the samples")
+    (tmp_path / "figures" / "of_my_own.png").write_bytes(b"another")
+    lines = ['{"epoch": 0, "train_elbo": -9.5, "kl_per_unit": [[0.5]], "active_units": [1]}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"epoch": 1, "tra')
+    page.write(tmp_path, config_of("ÄÖ", depth=1), None, None)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    parsed = Page(text)
+    assert parsed.of("h3") == [
+        "Learning curves", "KL of every unit over training", "KL by layer", "Samples",
+    ]  # fmt: skip
+    sources = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
+    files = ("learning_curves", "kl_per_unit", "kl_per_layer", "samples")
+    for source, name in zip(sources, files, strict=True):
+        assert base64.b64decode(source) == (tmp_path / "figures" / f"{name}.png").read_bytes()
+    assert "Not finished: 1 of 2000 epochs." in html.unescape(text)
+    assert "on ÄÖ" in parsed.of("h1")[0]

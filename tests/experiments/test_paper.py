@@ -1,0 +1,254 @@
+"""The paper's tables and figures: the plan, all of them made (tiny, on digits), going on."""
+
+import csv
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import experiments.digits
+from experiments import paper, paper_plan, published
+from experiments.paper_plan import PaperSettings, plan, planned_runs
+from experiments.run import NonFiniteError
+from lvae_jax.data import digits
+
+FIGURES = ("figure2", "figure3", "figure4", "figure5", "figure6")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Everything, made on digits with two layers and schedules of a few epochs."""
+    workdir = tmp_path_factory.mktemp("paper")
+    settings = PaperSettings(on="digits", scale=0.0075, eval_samples=3, workdir=str(workdir))
+    shallow = dataclasses.replace(
+        experiments.digits.DEFAULTS, depth=2, latent_sizes=(8, 4), hidden_sizes=(32, 16)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments.digits, "DEFAULTS", shallow)
+        paper.main(settings)
+        yield settings
+
+
+def results_of(settings: PaperSettings) -> dict[str, dict]:
+    """results.json by the name of the run."""
+    files = (Path(settings.workdir) / "runs").glob("*/results.json")
+    return {file.parent.name: json.loads(file.read_text()) for file in files}
+
+
+def shown(results: dict) -> str:
+    error = results["test_log_likelihood_standard_error"]
+    return f"{results['test_log_likelihood']:.2f} ± {error:.2f}"
+
+
+def table_in(path: Path) -> list[list[str]]:
+    """The rows of the Markdown table of a file, without its ruler."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in rows if row[0] != "---"]
+
+
+def test_every_run_of_the_plan_is_made_with_its_schedule_shortened(tiny):
+    results = results_of(tiny)
+    assert results.keys() == {
+        "digits-vae-1", "digits-vae-bn-1", "digits-vae-bn-wu-1",
+        "digits-vae-2", "digits-vae-bn-2", "digits-vae-bn-wu-2", "digits-lvae-bn-wu-2",
+        "digits-fine-tuning-2", "digits-fine-tuning-iw-10-2",
+    }  # fmt: skip
+    assert {found["epochs"] for found in results.values()} == {3}  # of 400
+    settings = {
+        name: json.loads((Path(tiny.workdir) / "runs" / name / "config.json").read_text())[
+            "settings"
+        ]
+        for name in results
+    }
+    assert [settings[f"digits-vae{bn}-2"]["batch_norm"] for bn in ("", "-bn", "-bn-wu")] == [
+        False,
+        True,
+        True,
+    ]
+    assert [settings[f"digits-vae{bn}-2"]["warmup_epochs"] for bn in ("", "-bn", "-bn-wu")] == [
+        0,
+        0,
+        1,
+    ]
+    tuned = settings["digits-fine-tuning-iw-10-2"]
+    assert (tuned["mc_samples"], tuned["iw_samples"], tuned["schedule"]) == (10, 10, "staircase")
+    assert Path(tuned["init_from"]).name == "digits-lvae-bn-wu-2"
+
+
+def test_table_1_holds_the_papers_numbers_beside_those_of_the_runs(tiny):
+    path = Path(tiny.workdir) / "table1.md"
+    results = results_of(tiny)
+    names = ("digits-lvae-bn-wu-2", "digits-fine-tuning-2", "digits-fine-tuning-iw-10-2")
+    _, *rows = table_in(path)
+    assert [row[1:4] for row in rows] == [
+        [number, shown(results[name]), f"{results[name]['test_elbo']:.2f}"]
+        for number, name in zip(("-82.12", "-81.84", "-81.74"), names, strict=True)
+    ]
+    assert "shortened to 0.0075 of their length: a smoke run, no result" in path.read_text()
+    assert "`python -m experiments.paper --on=digits --scale=0.0075 --eval_samples=3`" in (
+        path.read_text()
+    )
+
+
+def test_table_2_holds_every_model_at_every_depth(tiny):
+    path = Path(tiny.workdir) / "table2.md"
+    results = results_of(tiny)
+    header, *rows = table_in(path)
+    assert header == ["units", "VAE", "VAE+BN", "VAE+BN+WU", "LVAE+BN+WU"]
+    assert [row[0] for row in rows] == ["8", "8-4"]
+    for depth, row in enumerate(rows, start=1):
+        for model, cell in zip(("vae", "vae-bn", "vae-bn-wu", "lvae-bn-wu"), row[1:], strict=True):
+            name = f"digits-{model}-{depth}"
+            # A ladder of one layer is the VAE; digits are not in the paper, so no number of its.
+            assert cell == (shown(results[name]) if name in results else "")
+    assert "smoke run" in path.read_text()
+    assert "In brackets" not in path.read_text()
+
+
+def test_results_csv_holds_a_row_a_run_with_what_its_results_say(tiny):
+    with (Path(tiny.workdir) / "results.csv").open(newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    results = results_of(tiny)
+    assert rows.keys() == results.keys()
+    for name, row in rows.items():
+        assert row["finished"] == "True"
+        assert float(row["scale"]) == 0.0075
+        for column in ("test_log_likelihood", "test_elbo", "train_elbo", "training_seconds"):
+            assert float(row[column]) == results[name][column]
+        kl = [float(value) for value in row["kl_per_layer"].split()]
+        np.testing.assert_allclose(kl, results[name]["kl_per_layer"], rtol=1e-4)
+        assert (row["device"], row["paper_log_likelihood"]) == (results[name]["device"], "")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_a_picture_of_something(tiny, name):
+    with Image.open(Path(tiny.workdir) / f"{name}.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    height, width = pixels.shape
+    assert width > 600
+    assert height > 400
+    # White paper, black text, and marks in every quarter of it.
+    assert pixels.max() == 255
+    assert pixels.min() < 60
+    for rows in (pixels[: height // 2], pixels[height // 2 :]):
+        for quarter in (rows[:, : width // 2], rows[:, width // 2 :]):
+            assert np.mean(quarter < 200) > 0.002
+
+
+def test_what_is_finished_is_not_made_again_and_what_was_broken_off_is_gone_on_with(tiny, capsys):
+    folder = Path(tiny.workdir) / "runs"
+    broken = folder / "digits-vae-bn-2"
+    before = (broken / "results.json").read_text()
+    (broken / "results.json").unlink()
+    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if broken not in p.parents}
+    times.pop(broken)
+    capsys.readouterr()
+
+    paper.main(dataclasses.replace(tiny, dry_run=True))
+    shown_plan = capsys.readouterr().out.splitlines()
+    states = {line.split()[0]: line for line in shown_plan[:-1]}
+    assert "epoch 3" in states.pop("digits-vae-bn-2")
+    assert all(" finished " in line for line in states.values())
+    assert shown_plan[-1].startswith("9 runs, about ")
+    assert not (broken / "results.json").exists()
+
+    paper.main(tiny)
+    errors = capsys.readouterr().err
+    assert [line for line in errors.splitlines() if line.startswith("[")] == [
+        line for line in errors.splitlines() if "digits-vae-bn-2; about" in line
+    ]
+    assert "going on after epoch 3" in errors
+    again = json.loads((broken / "results.json").read_text())
+    times_aside = ("training_seconds", "wall_seconds")
+    for name, value in json.loads(before).items():
+        assert name in times_aside or again[name] == value
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_a_run_that_diverges_is_left_out_and_the_others_are_made(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    made = []
+
+    def run(settings, dataset, experiment_name):
+        made.append(Path(settings.workdir).name)
+        if settings.model == "vae":
+            raise NonFiniteError("epoch 1: the training ELBO is nan")
+
+    monkeypatch.setattr("experiments.run.run", run)
+    settings = dataclasses.replace(tiny, only=("figure6",), workdir=str(tmp_path))
+    with pytest.raises(SystemExit) as stopped:
+        paper.main(settings)
+    assert stopped.value.code == 3
+    assert made == ["digits-vae-bn-wu-2", "digits-lvae-bn-wu-2"]
+    errors = capsys.readouterr().err
+    assert "digits-vae-bn-wu-2 diverged: epoch 1: the training ELBO is nan" in errors
+    assert errors.splitlines()[-1] == (
+        "error: these runs diverged and are left out: digits-vae-bn-wu-2"
+    )
+    (row, _) = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
+    assert (row["finished"], row["test_log_likelihood"]) == ("False", "")
+
+
+def test_the_full_plan_is_the_papers():
+    settings = PaperSettings()
+    counts = {item: len(plan(settings, item)) for item in paper_plan.ITEMS}
+    # Three VAEs at five depths and the ladder at four, on two data sets or on one.
+    assert counts == {
+        "table1": 3, "table2": 38, "figure2": 4, "figure3": 19, "figure4": 4, "figure5": 4,
+        "figure6": 2,
+    }  # fmt: skip
+    runs = {planned.name: planned.settings for planned in planned_runs(settings)}
+    assert len(runs) == 38 + 19 + 2
+    for name, epochs, warmup_epochs in (
+        ("mnist-lvae-bn-wu-5", 2000, 200),
+        ("mnist-vae-bn-3", 2000, 0),
+        ("omniglot-lvae-bn-wu-5", 1500, 200),
+        ("norb-vae-bn-wu-4", 4000, 1000),
+        ("mnist-fine-tuning-5", 2000, 0),
+    ):
+        assert (runs[name].epochs, runs[name].warmup_epochs) == (epochs, warmup_epochs)
+        assert runs[name].eval_samples == 5000
+    assert runs["norb-vae-1"].learning_rate == 2e-3
+
+
+def test_table_2_shows_the_papers_numbers_before_a_run_is_made(tmp_path):
+    from experiments.paper_tables import table_2
+
+    settings = PaperSettings(workdir=str(tmp_path))
+    text = table_2(settings, plan(settings, "table2"))
+    assert "| 64-32-16-8-4 |  (-110.46) |  (-105.45) |  (-102.48) |  (-102.11) |" in text
+    assert "| 64-32 |  (2792) |  (3224) |  (3483) |  (3272) |" in text
+    assert published.TABLE_2_NOTE in text
+    assert "smoke run" not in text
+
+
+def test_the_estimate_counts_the_matrix_products_of_the_model():
+    (planned,) = [p for p in plan(PaperSettings(), "table1") if p.name == "mnist-lvae-bn-wu-5"]
+    per_image, per_sample = paper_plan.kernel_sizes(planned)
+    # Counted by hand: 784 to 512, 512; 512 to 256, 256; ... and heads of twice the units.
+    sizes, units = (784, 512, 256, 128, 64, 32), (64, 32, 16, 8, 4)
+    upward = sum(a * b + b * b for a, b in itertools.pairwise(sizes))
+    upward += sum(2 * u * h for u, h in zip(units, sizes[1:], strict=True))
+    downward = 64 * 512 + 512 * 512 + 512 * 784
+    for above, hidden, below in zip(units[1:], sizes[2:], units, strict=False):
+        downward += above * hidden + hidden * hidden + hidden * 2 * below
+    assert (per_image, per_sample) == (upward, downward)
+    # Twice the work takes twice the time, but for what surrounds a run.
+    slow, fast = (paper_plan.estimated_seconds(planned, speed) for speed in (1e9, 2e9))
+    around = paper_plan.AROUND_RUN
+    assert slow - around == pytest.approx(2 * (fast - around), rel=1e-9)
+
+
+def test_the_sizes_that_a_plan_assumes_are_those_of_the_data():
+    dataset = digits.load()
+    assert paper_plan.SIZES["digits"] == (
+        dataset.data_dim,
+        len(dataset.train_images),
+        len(dataset.test_images),
+    )
