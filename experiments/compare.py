@@ -123,17 +123,11 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
     by_name = dict(zip(names(runs), runs, strict=True))
     curves = figures.learning_curves({name: run.lines for name, run in by_name.items()})
     figures.write_png(folder / "learning_curves.png", curves)
-    layers = {name: last_kl_per_layer(run.lines) for name, run in by_name.items()}
+    layers = {
+        name: figures.measured_kl_per_layer(run.lines, run.results) for name, run in by_name.items()
+    }
     figures.write_png(folder / "kl_per_layer.png", figures.kl_per_layer(layers))
     print(f"{folder} holds this table, learning_curves.png and kl_per_layer.png.")
-
-
-def last_kl_per_layer(lines: Lines) -> list[float]:
-    """The KL of every layer on the test set where it was evaluated last, else the last epoch's."""
-    evaluated = [line for line in lines if "kl_per_unit" in line]
-    if not evaluated:
-        return list(lines[-1]["kl_per_layer"])
-    return [sum(layer) for layer in evaluated[-1]["kl_per_unit"]]
 
 
 if __name__ == "__main__":

@@ -18,17 +18,18 @@ PROJECTED = 2000
 """Test images, at most, that are reconstructed, and whose samples of z are projected."""
 
 
-def draw_metrics(lines: Lines, folder: Path) -> None:
+def draw_metrics(lines: Lines, results: Mapping[str, Any] | None, folder: Path) -> None:
     """Writes the figures that the metrics alone make.
 
     Args:
       lines: of the run's metrics so far, at least one.
+      results: of results.json; None while the run is not finished.
       folder: for NAME.png.
     """
     figures.write_png(folder / "learning_curves.png", figures.learning_curves({"": lines}))
     evaluated = [line for line in lines if "kl_per_unit" in line]
     if evaluated:
-        kl_per_layer = [sum(layer) for layer in evaluated[-1]["kl_per_unit"]]
+        kl_per_layer = figures.measured_kl_per_layer(lines, results)
         figures.write_png(folder / "kl_per_unit.png", figures.kl_per_unit(evaluated))
         figures.write_png(folder / "kl_per_layer.png", figures.kl_per_layer({"": kl_per_layer}))
 

@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -190,6 +191,14 @@ def _edges(epochs: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * epochs[0] - middles[0]], middles, [2 * epochs[-1] - middles[-1]]])
 
 
+def measured_kl_per_layer(lines: Lines, results: Mapping[str, Any] | None) -> list[float]:
+    """KL of every layer on the test set as measured last; if never yet, the last epoch's."""
+    measured = [*(line for line in lines if "kl_per_unit" in line), *([results] if results else [])]
+    if not measured:
+        return list(lines[-1]["kl_per_layer"])
+    return [sum(layer) for layer in measured[-1]["kl_per_unit"]]
+
+
 def kl_per_layer(runs: Mapping[str, Sequence[float]]) -> Figure:
     """KL(q || p) by layer, from the bottom to the top, after the paper's Figure 5.
 
@@ -256,8 +265,8 @@ def principal_components(z: Sequence[np.ndarray], labels: np.ndarray, title: str
                 panel.scatter(*chosen.T, s=4, color=colour, alpha=0.6, linewidths=0)
             for name in names if coloured else ():
                 middle = np.median(components[labels == name], axis=0)
-                box = {"facecolor": "white", "alpha": 0.8, "pad": 0.8, "linewidth": 0}
-                panel.text(*middle, str(name), ha="center", va="center", fontsize=9, bbox=box)
+                text = panel.text(*middle, str(name), ha="center", va="center", fontsize=9)
+                text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
             panel.set_title(f"$z_{{{i + 1}}}$, {_units(layer.shape[1])}", fontsize=10)
             panel.set_xlabel(f"component 1 ({explained[0]:.0%} of variance)", fontsize=8)
             panel.set_ylabel(f"component 2 ({explained[1]:.0%})", fontsize=8)

@@ -15,8 +15,9 @@ NAME = "report.html"
 CAPTIONS = {
     "learning_curves": (
         "Learning curves",
-        "L<sub>1</sub> of the training set (full line: each epoch's mean over its steps) and of "
-        "the test set (dashed), always with beta = 1. The paper's Figure 2.",
+        "L<sub>1</sub> of the training set (full line: each epoch's mean over its steps, "
+        "normalised by their batches) and of the test set (dashed, normalised by the statistics of "
+        "the training set), always with beta = 1. The paper's Figure 2.",
     ),
     "kl_per_unit": (
         "KL of every unit over training",
@@ -250,7 +251,7 @@ def write(
     """
     lines = read_metrics(path)
     folder = path / "figures"
-    drawing.draw_metrics(lines, folder)
+    drawing.draw_metrics(lines, results, folder)
     images = {
         name: (folder / f"{name}.png").read_bytes()
         for name in CAPTIONS

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments import figures, published
-from experiments.compare import last_kl_per_layer
 from experiments.paper_plan import (
     Finished,
     PaperSettings,
@@ -182,7 +181,7 @@ def write_figures(paper: PaperSettings) -> None:
             figure = figures.kl_per_unit_of_runs(evaluated)
         elif item == "figure5":
             figure = figures.kl_per_layer(
-                {name: last_kl_per_layer(lines) for name, lines in evaluated.items()}
+                {name: finished.results["kl_per_layer"] for name, finished in by_name.items()}
             )
         else:
             file = Path("figures") / "principal_components.png"

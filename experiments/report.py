@@ -59,6 +59,11 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     config["experiment"] = changed.pop("experiment", config["experiment"])
     if not read_metrics(path):
         raise WorkdirError(f"{path} has no finished epoch yet; wait for the first")
+    if config["experiment"] is None and layer is not None:
+        raise WorkdirError(
+            f"{path} names no experiment, so its model cannot be drawn anew; give --experiment, "
+            "or leave --layer out"
+        )
     if config["experiment"] is not None:
         params, epoch = read_trained(path)
         settings = registry.settings_of(config, **changed)

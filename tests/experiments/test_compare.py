@@ -198,9 +198,9 @@ def test_the_figures_show_each_runs_own_numbers(tmp_path, monkeypatch):
     new = write_run(tmp_path / "new", depth=2, finished=False, evaluated=False)
     compare.compare(CompareSettings(output=str(tmp_path / "out")), str(deep), str(new))
     assert drawn["learning_curves"] == {"deep": files_of(deep)[1], "new": files_of(new)[1]}
-    evaluated, last = files_of(deep)[1][1], files_of(new)[1][2]
+    results, last = files_of(deep)[2], files_of(new)[1][2]
     assert drawn["kl_per_layer"] == {
-        "deep": [sum(units) for units in evaluated["kl_per_unit"]],  # on the test set
+        "deep": [sum(units) for units in results["kl_per_unit"]],  # on the test set, at the end
         "new": last["kl_per_layer"],  # of the training set, as nothing else is there yet
     }
 

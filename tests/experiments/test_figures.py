@@ -459,3 +459,13 @@ def test_log_likelihoods_by_depth_are_drawn_by_model_beside_the_reference():
     assert legend_texts(figure) == ["VAE", "LVAE", "the paper's"]
     assert len({(line.get_marker(), line.get_linestyle()) for line in panel.lines}) == 3
     assert panel.get_ylabel() == "nats"
+
+
+def test_kl_by_layer_is_that_of_the_results_else_of_the_last_evaluation_else_of_the_last_epoch():
+    lines = [
+        {"epoch": 0, "kl_per_layer": [9.0, 8.0], "kl_per_unit": [[1.0, 0.5], [2.0]]},
+        {"epoch": 1, "kl_per_layer": [7.0, 6.0]},
+    ]
+    assert figures.measured_kl_per_layer(lines, {"kl_per_unit": [[5.0, 1.0], [4.0]]}) == [6.0, 4.0]
+    assert figures.measured_kl_per_layer(lines, None) == [1.5, 2.0]
+    assert figures.measured_kl_per_layer(lines[1:], None) == [7.0, 6.0]

@@ -152,6 +152,8 @@ def test_a_run_that_does_not_name_its_experiment_keeps_its_pictures_until_it_is_
     assert kept["samples"] == b"of the run's end"
     assert kept["learning_curves"] == expected["learning_curves"]
     assert "python -m" not in page_of(copied)
+    with pytest.raises(WorkdirError, match="names no experiment, so its model cannot be drawn"):
+        report(copied, layer=1)
     report(copied, experiment="digits")
     assert figures_of(copied) == expected
     assert "python -m experiments.digits" in page_of(copied)
