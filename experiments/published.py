@@ -45,6 +45,9 @@ EPOCHS = {"mnist": 2000, "omniglot": 1500, "small_norb": 4000}
 LATENT_SIZES = [64, 32, 16, 8, 4]
 """Of z_1 to z_5, on every data set."""
 
+HIDDEN_SIZES = [512, 256, 128, 64, 32]
+"""Of the two hidden layers of the MLPs at each layer."""
+
 
 def variant(settings: Mapping[str, Any]) -> str | None:
     """Which of `VARIANTS` the settings of a config.json are; None for any other."""
@@ -60,7 +63,10 @@ def log_likelihood(config: Mapping[str, Any]) -> float | None:
     """The paper's number for the data set and model of a config.json, where it has one."""
     settings = config["settings"]
     name, depth = variant(settings), settings["depth"]
-    if settings["latent_sizes"] != LATENT_SIZES[:depth] or settings["init_from"]:
+    sizes = settings["latent_sizes"], settings["hidden_sizes"]
+    if sizes != (LATENT_SIZES[:depth], HIDDEN_SIZES[:depth]) or settings["init_from"]:
+        return None
+    if settings.get("gradient", "standard") != "standard" or settings.get("free_bits"):
         return None
     if config["dataset"] == "mnist" and (name, depth) == ("LVAE+BN+WU", 5):
         return TABLE_1["LVAE, 5 layers"]

@@ -37,6 +37,9 @@ def test_a_variant_is_known_by_its_model_batch_norm_and_warm_up(settings, varian
         ("mnist", Settings(), {"depth": 4}, None),
         ("mnist", Settings(), {"init_from": "elsewhere"}, None),
         ("mnist", Settings(), {"latent_sizes": (64, 32, 16, 8, 3)}, None),
+        ("mnist", Settings(), {"hidden_sizes": (512, 256, 128, 64, 16)}, None),
+        ("mnist", Settings(), {"gradient": "stl"}, None),
+        ("mnist", Settings(), {"free_bits": 0.1}, None),
         ("binarized_mnist", Settings(), {}, None),
         ("omniglot", omniglot.DEFAULTS, {}, -102.11),  # Table 2
         ("omniglot-standin", omniglot.DEFAULTS, {}, None),
