@@ -44,9 +44,15 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
       DataError: the data set is not at hand, or is another one.
     """
     from experiments import drawing, page, registry
-    from experiments.experiment import data_sha256, evaluation_variables, make_experiment
+    from experiments.experiment import (
+        data_sha256,
+        evaluation_variables,
+        make_experiment,
+        steps_per_epoch,
+    )
     from experiments.workdir import (
         WorkdirError,
+        is_old,
         read_config,
         read_json,
         read_metrics,
@@ -64,8 +70,9 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
             f"{path} names no experiment, so its model cannot be drawn anew; give --experiment, "
             "or leave --layer out"
         )
-    if config["experiment"] is not None:
-        params, epoch = read_trained(path)
+    # A finished run of an older version keeps the figures that were drawn at its end.
+    if config["experiment"] is not None and not (is_old(config) and layer is None):
+        params, step = read_trained(path)
         settings = registry.settings_of(config, **changed)
         if layer is not None and layer > settings.depth:
             raise WorkdirError(f"--layer={layer}: the model of {path} has {settings.depth} layers")
@@ -75,7 +82,7 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
                 f"{dataset.name} is not the data that {path} was trained on; give its --data_dir"
             )
         experiment = make_experiment(settings, dataset)
-        variables = evaluation_variables(experiment, params, epoch)
+        variables = evaluation_variables(experiment, params, step // steps_per_epoch(experiment))
         drawing.draw_model(experiment, variables, path / "figures", layer)
     page.write(path, config, registry.command(config, path), read_json(path / "results.json"))
 

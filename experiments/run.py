@@ -69,7 +69,8 @@ def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None
     workdir.create()
 
     # Train, going on from the newest checkpoint if there is one.
-    state, epoch = workdir.restore(state)
+    state, step = workdir.restore(state) or (state, 0)
+    epoch = step // steps_per_epoch(experiment)
     print(
         f"{name}: {len(experiment.train_images)} training images, "
         f"{len(experiment.test_x)} test images, "
@@ -84,7 +85,8 @@ def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None
     evaluation_started = time.monotonic()
     chosen_epoch = settings.epochs
     if settings.validation:
-        state, chosen_epoch = workdir.restore_chosen(state)
+        state, step = workdir.restore_chosen(state)
+        chosen_epoch = step // steps_per_epoch(experiment)
     variables = evaluation_variables(experiment, state.params, chosen_epoch)
     drawing.draw_model(experiment, variables, workdir.path / "figures")
     results = {
@@ -151,11 +153,11 @@ def train(
             line["seconds"] = time.monotonic() - epoch_started
             lines.append(line)
             if line.get("validation_elbo", -math.inf) == best_validation_elbo(lines):
-                workdir.save_chosen(state, epoch)
+                workdir.save_chosen(state, line["step"])
             workdir.append_metrics(line)
             write_line(tensorboard, line)
             if last or time.monotonic() - saved >= settings.checkpoint_seconds:
-                workdir.save(state, epoch)
+                workdir.save(state, line["step"])
                 saved = time.monotonic()
             progress.update(epoch, f"beta {line['beta']:.2f}  ELBO {line['train_elbo']:.2f}")
     return state, sum(line["seconds"] for line in lines)

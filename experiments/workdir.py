@@ -4,116 +4,199 @@ import dataclasses
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
-import orbax.checkpoint as ocp
-
+from experiments.checkpoints import Checkpoints, by_first_process
+from experiments.files import (
+    WorkdirError,
+    read_json,
+    remove,
+    sync,
+    write_json,
+    write_text,
+    writing,
+)
 from experiments.settings import Settings
 from lvae_jax.training import TrainState
 
-_CONFIG_TMP = "config.json.tmp"
+try:
+    import fcntl
+except ImportError:  # Windows: there a second process on a workdir goes unnoticed
+    fcntl = None  # type: ignore[assignment]
 
+__all__ = [
+    "FORMAT",
+    "Workdir",
+    "WorkdirError",
+    "is_old",
+    "read_config",
+    "read_json",
+    "read_metrics",
+    "read_trained",
+    "remove_tensorboard",
+    "write_json",
+]
 
-class WorkdirError(ValueError):
-    """A workdir that cannot be used; the message is one line: what is there, what to do."""
+FORMAT = 2
+"""Of a workdir; that of lvae_jax 0.1 is 1, and its config.json does not say so."""
 
+_LOCK = "lock"
+_BEFORE_CONFIG = {_LOCK, "config.json.tmp"}  # of a start that was killed at once
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file; None if there is none.
-
-    Raises:
-      WorkdirError: the file is not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except json.JSONDecodeError as error:
-        raise WorkdirError(
-            f"{path} is damaged ({error}); restore it, or give another --workdir"
-        ) from error
+_MADE_BY_A_RUN = (
+    "results.json",  # first: a run that is being removed is not finished
+    "metrics.jsonl",
+    "checkpoints",
+    "chosen",
+    "tensorboard",
+    "figures",
+    "report.html",
+    "config.json",  # last: it says that the rest is a run's
+)
 
 
 class Workdir:
-    """The files of one run: looked at when opened, written to only after `create`."""
+    """The files of one run: looked at when opened, written to only after `create`.
 
-    def __init__(self, path: Path, config: dict[str, Any]):
+    Where a run has several processes, each opens its workdir; one of them writes. All of them
+    call `create`, `restore`, `save`, `save_chosen` and `restore_chosen` together.
+    """
+
+    def __init__(
+        self, path: Path, config: dict[str, Any], overwrite: bool = False, writes: bool = True
+    ):
         """Checks that the folder, if it is there, belongs to this run.
 
         Args:
           path: the folder.
           config: what config.json says; its "dataset" and "settings" are those of the run.
+          overwrite: whether a run that is there, of whatever settings, is removed by `create`.
+          writes: whether this process writes; one of a run's processes does, the first.
 
         Raises:
           WorkdirError: the folder belongs to another run, or is no run's.
         """
-        self.path, self.config = path, config
-        existing = read_json(path / "config.json")
-        # A start that was killed at once can leave config.json half written, under its other name.
-        if existing is None and path.is_dir() and {p.name for p in path.iterdir()} - {_CONFIG_TMP}:
-            raise WorkdirError(
-                f"{path} holds files but no config.json, so it is no run's; give another --workdir"
-            )
-        if existing is not None:
-            _refuse_another_run(path, existing, config)
+        self.path, self.config = path, {"format": FORMAT, **config}
+        self._overwrite, self._writes = overwrite, writes
+        self._lock: int | None = None
+        self._check()
+
+    def _check(self) -> dict[str, Any] | None:
+        """What config.json says, unless the folder is another run's, or no run's."""
+        existing = read_json(self.path / "config.json")
+        if existing is None:
+            if self.path.is_dir() and {p.name for p in self.path.iterdir()} - _BEFORE_CONFIG:
+                raise WorkdirError(
+                    f"{self.path} holds files but no config.json, so it is no run's; "
+                    "give another --workdir"
+                )
+            return None
+        _refuse_what_is_no_runs(self.path, existing)
+        if not self._overwrite:
+            _refuse_a_newer_format(self.path, existing)
+            _refuse_another_run(self.path, existing, self.config)
+        return existing
 
     def create(self) -> None:
-        """Creates what is missing, and opens the checkpoints.
+        """Locks the folder, creates what is missing, and opens the checkpoints.
+
+        With `overwrite`, the files of the run that is there are removed.
 
         Raises:
-          WorkdirError: the folder cannot be written.
+          WorkdirError: the folder cannot be written, is being written by another process, or is
+            that of an unfinished run of an older format.
         """
-        try:
+        # Only one process does this, and the others learn from it that they may go on.
+        by_first_process(self._create)
+        self._checkpoints = Checkpoints(self.path / "checkpoints")
+        self._chosen = Checkpoints(self.path / "chosen", keep=1)
+
+    def _create(self) -> int:
+        if not self._writes:
+            return 0
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if not (self.path / "config.json").exists():
-                write_json(self.path / "config.json", self.config)
-        except OSError as error:
-            raise WorkdirError(
-                f"cannot write to {self.path} ({error.strerror}); give another --workdir"
-            ) from error
-        self._checkpoints = _checkpoint_manager(self.path / "checkpoints")
+            if self._lock is None:
+                self._lock = _lock(self.path)
+        try:
+            # Another process may have been here before the lock was taken.
+            existing = self._check()
+            with writing(self.path):
+                if existing is not None and self._overwrite:
+                    for name in _MADE_BY_A_RUN:
+                        remove(self.path / name)
+                    existing, self._overwrite = None, False
+                if existing is None:
+                    write_json(self.path / "config.json", self.config)
+                elif is_old(existing):
+                    raise _old_format(self.path)
+        except BaseException:
+            self._unlock()
+            raise
+        return 0
 
     def results(self) -> dict[str, Any] | None:
-        """results.json of a finished run."""
-        return read_json(self.path / "results.json")
+        """results.json of a finished run; None also of one that is to be overwritten."""
+        return None if self._overwrite else read_json(self.path / "results.json")
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json: the run is finished."""
-        write_json(self.path / "results.json", results)
+        if self._writes:
+            with writing(self.path / "results.json"):
+                write_json(self.path / "results.json", results)
 
-    def restore(self, like: TrainState) -> tuple[TrainState, int]:
-        """The newest checkpoint and its number of finished epochs, or `like` and 0."""
-        return _restore_newest(self._checkpoints, like)
+    def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
+        """The newest intact checkpoint and its step; None if there is no checkpoint.
 
-    def save(self, state: TrainState, epoch: int) -> None:
-        """Saves the state after `epoch` epochs, on disk when this returns."""
-        self._checkpoints.save(epoch, args=ocp.args.StandardSave(state))
-        self._checkpoints.wait_until_finished()
+        Args:
+          like: see `Checkpoints.restore`.
 
-    def save_chosen(self, state: TrainState, epoch: int) -> None:
-        """Keeps the state after `epoch` epochs as the chosen one, in place of the one before."""
-        with _checkpoint_manager(self.path / "chosen", keep=1) as chosen:
-            # A resumed run comes by the same states again.
-            for later in [e for e in chosen.all_steps() if e >= epoch]:
-                chosen.delete(later)
-            chosen.save(epoch, args=ocp.args.StandardSave(state))
+        Raises:
+          WorkdirError: there are checkpoints, but none is intact.
+        """
+        return self._checkpoints.restore(like)
+
+    def save(self, state: TrainState, step: int, score: float | None = None) -> None:
+        """Saves the state after `step` steps, on disk when this returns.
+
+        What metrics.jsonl says of these steps is on the disk before.
+
+        Args:
+          state: after the step.
+          step: counted over the whole run.
+          score: how good the state is, the higher the better; the best is kept.
+
+        Raises:
+          WorkdirError: the disk is full, or cannot be written.
+        """
+        if self._writes and (self.path / "metrics.jsonl").exists():
+            with writing(self.path / "metrics.jsonl"):
+                sync(self.path / "metrics.jsonl")
+                sync(self.path)
+        self._checkpoints.save(state, step, score)
+
+    def save_chosen(self, state: TrainState, step: int) -> None:
+        """Keeps the state after `step` steps as the chosen one, in place of the one before.
+
+        Raises:
+          WorkdirError: the disk is full, or cannot be written.
+        """
+        self._chosen.save(state, step)
 
     def restore_chosen(self, like: TrainState) -> tuple[TrainState, int]:
-        """The chosen state, and the number of epochs that led to it."""
-        with _checkpoint_manager(self.path / "chosen", keep=1) as chosen:
-            return _restore_newest(chosen, like)
+        """The chosen state, and the number of steps that led to it.
+
+        Raises:
+          WorkdirError: there is none, or it is not intact.
+        """
+        chosen = self._chosen.restore(like)
+        if chosen is None:
+            raise WorkdirError(
+                f"{self.path / 'chosen'} holds no state; start again with --overwrite"
+            )
+        return chosen
 
     def truncate_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Drops the lines of epochs that no checkpoint remembers, and a half-written last line.
@@ -123,36 +206,66 @@ class Workdir:
 
         Returns:
           The lines that stay.
+
+        Raises:
+          WorkdirError: lines are missing, or the file cannot be written.
         """
         path = self.path / "metrics.jsonl"
         kept = [values for values in read_metrics(self.path) if values["epoch"] < epochs]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(values) + "\n" for values in kept))
-        temporary.replace(path)
+        if [values["epoch"] for values in kept] != list(range(epochs)):
+            raise WorkdirError(
+                f"{path} is damaged: {epochs} epochs are finished, and it has {len(kept)} of them; "
+                "restore it, or start again with --overwrite"
+            )
+        if self._writes:
+            with writing(path):
+                write_text(path, "".join(json.dumps(values) + "\n" for values in kept))
         return kept
 
     def append_metrics(self, values: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        """Appends a line to metrics.jsonl.
+
+        Raises:
+          WorkdirError: the disk is full, or cannot be written.
+        """
+        if self._writes:
+            path = self.path / "metrics.jsonl"
+            with writing(path), path.open("a") as file:
+                file.write(json.dumps(values) + "\n")
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Gives the folder to other processes."""
         self._checkpoints.close()
+        self._chosen.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
-def _checkpoint_manager(path: Path, keep: int = 3) -> ocp.CheckpointManager:
-    """Orbax's checkpoints in a folder; a step of theirs is a number of finished epochs."""
-    return ocp.CheckpointManager(
-        path.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep)
-    )
+def _lock(path: Path) -> int:
+    """Locks a workdir until the descriptor that is returned is closed, as a killed process's is.
 
-
-def _restore_newest(checkpoints: ocp.CheckpointManager, like: TrainState) -> tuple[TrainState, int]:
-    epoch = checkpoints.latest_step()
-    if epoch is None:
-        return like, 0
-    return checkpoints.restore(epoch, args=ocp.args.StandardRestore(like)), epoch
+    The file stays: to remove it would let two processes lock two files of its name.
+    """
+    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # closed by exec
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 300).decode(errors="replace").strip() or "another process"
+        os.close(descriptor)
+        raise WorkdirError(
+            f"{path} is in use by {holder}; wait for it, stop it, or give another --workdir"
+        ) from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -171,33 +284,65 @@ def read_config(path: Path) -> dict[str, Any]:
     """config.json of a run.
 
     Raises:
-      WorkdirError: there is none.
+      WorkdirError: there is none, or it is of a newer version.
     """
     config = read_json(path / "config.json")
     if config is None:
         raise WorkdirError(
             f"{path} holds no config.json, so it is no run's; give a run's --workdir"
         )
+    _refuse_what_is_no_runs(path, config)
+    _refuse_a_newer_format(path, config)
     return config
 
 
+def is_old(config: dict[str, Any]) -> bool:
+    """Whether a run is of an older format: its JSON files can be read, its checkpoints cannot."""
+    return config.get("format", 1) < FORMAT
+
+
 def read_trained(path: Path) -> tuple[Any, int]:
-    """The parameters of a run, those chosen by validation, else the newest, and their epoch.
+    """The parameters of a run, those chosen by validation, else the newest, and their step.
 
     Raises:
-      WorkdirError: there are none.
+      WorkdirError: there are none, or they are of an older or newer format.
     """
-    folders = (folder for folder in (path / "chosen", path / "checkpoints") if folder.is_dir())
-    folder = next(folders, None)
-    if folder is not None:
-        with _checkpoint_manager(folder) as checkpoints:
-            epoch = checkpoints.latest_step()
-            if epoch is not None:
-                tree = checkpoints.restore(epoch, args=ocp.args.StandardRestore())
-                return tree["params"], epoch
+    if is_old(read_config(path)):
+        raise _old_format(path)
+    for folder in (path / "chosen", path / "checkpoints"):
+        checkpoints = Checkpoints(folder)
+        trained = checkpoints.read("params")
+        checkpoints.close()
+        if trained is not None:
+            return trained
     raise WorkdirError(
         f"{path} holds no run with a checkpoint; give the --workdir of one that was trained"
     )
+
+
+def _old_format(path: Path) -> WorkdirError:
+    return WorkdirError(
+        f"{path} is of lvae_jax 0.1's format, whose checkpoints cannot be read any more; "
+        "give another --workdir, or --overwrite to start again"
+    )
+
+
+def _refuse_what_is_no_runs(path: Path, config: Any) -> None:
+    settings = config.get("settings") if isinstance(config, dict) else None
+    if not isinstance(settings, dict) or "dataset" not in config:
+        raise WorkdirError(
+            f"{path / 'config.json'} is no run's: it has no dataset and settings; "
+            "give another --workdir"
+        )
+
+
+def _refuse_a_newer_format(path: Path, config: dict[str, Any]) -> None:
+    version = config.get("format", 1)
+    if not isinstance(version, int) or version > FORMAT:
+        raise WorkdirError(
+            f"{path} is of format {version}, and this version of lvae_jax reads up to {FORMAT}; "
+            "install a newer one, or give another --workdir"
+        )
 
 
 def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, Any]) -> None:
@@ -216,7 +361,7 @@ def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, 
     if differences:
         raise WorkdirError(
             f"{path} holds a run with other settings: {'; '.join(differences)}. "
-            "Give those settings again, or another --workdir"
+            "Give those settings again, another --workdir, or --overwrite to start again"
         )
 
 

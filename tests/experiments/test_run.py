@@ -217,7 +217,7 @@ def test_other_settings_on_the_same_workdir_are_refused_with_the_difference(fini
         run(other, stripes())
     assert str(refusal.value) == (
         f"{finished} holds a run with other settings: epochs was 4 and is now 5; seed was 0 and is "
-        "now 1. Give those settings again, or another --workdir"
+        "now 1. Give those settings again, another --workdir, or --overwrite to start again"
     )
 
 

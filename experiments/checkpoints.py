@@ -1,0 +1,374 @@
+"""A run's checkpoints: saved by orbax, each listed in a manifest, and verified before it is used.
+
+A checkpoint of step s is the folder `s`: what orbax wrote, in `default`, where orbax's own
+CheckpointManager finds it, and `manifest.json` with the size and SHA-256 of each file. It is made
+as `s.new` and gets its name when it is complete and on the disk, so that a process can be killed
+at any moment. Nothing in it is a pickle: tensorstore reads the arrays, and all else is JSON.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from experiments.files import NO_ROOM, WorkdirError, remove, sync, write_json
+
+MANIFEST = "manifest.json"
+_ITEM = "default"  # orbax's own name for a state that is saved without one
+_NEW, _OLD = ".new", ".old"
+_FAILED = -1
+_METADATA_SIZE = 500_000  # bytes of what orbax writes about a few hundred arrays
+
+
+class CheckpointError(WorkdirError):
+    """Checkpoints that cannot be written or used; the message is one line."""
+
+
+def by_first_process(work: Callable[[], int]) -> int:
+    """What `work` returns on the first process, on all of them; none of them waits if it fails.
+
+    Args:
+      work: returns a number from 0 on.
+
+    Returns:
+      That number.
+
+    Raises:
+      OSError: of the first process's work, or that the first process's work failed.
+      WorkdirError: likewise.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result, error = _FAILED, None
+    if jax.process_index() == 0:
+        try:
+            result = work()
+        except (OSError, WorkdirError) as failure:
+            error = failure
+    result = int(multihost_utils.broadcast_one_to_all(np.int32(result)))
+    if error is not None:
+        raise error
+    if result == _FAILED:
+        raise WorkdirError("the first process cannot use the workdir; its own line says why")
+    return result
+
+
+class Checkpoints:
+    """A run's checkpoints in a folder: the newest `keep` and the best, verified before use.
+
+    Where a run has several processes, all of them call each method; the first one writes what
+    orbax does not, verifies, and decides for all which checkpoint is used. Only the process (or
+    the processes) of one run may save; any other may read.
+    """
+
+    def __init__(self, path: Path, keep: int = 3):
+        """Looks at nothing yet.
+
+        Args:
+          path: the folder; made by the first save.
+          keep: so many are kept, the newest, besides the one with the best score.
+        """
+        self.path, self.keep = path.absolute(), keep
+        self._damaged: set[int] = set()
+        self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, damaged ones included, ascending."""
+        if not self.path.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.path.iterdir() if _is_step(p.name) and p.is_dir())
+
+    def best(self) -> int | None:
+        """The step with the highest score, the newest of several; None if none has a score."""
+        scores = [(_score(self._folder(step)), step) for step in self.steps()]
+        return max(((s, step) for s, step in scores if s is not None), default=(0, None))[1]
+
+    def save(self, state: Any, step: int, score: float | None = None) -> None:
+        """Saves a state; it is on the disk when this returns.
+
+        A checkpoint of the same step is replaced, and later ones are removed: they were made by a
+        start that got further, but could not be used. Removed are also those found damaged, those
+        that are more than are to be kept, and what killed saves left.
+
+        Args:
+          state: a pytree of arrays, sharded or not.
+          step: the training step, not negative.
+          score: how good the state is, the higher the better; None if it was not measured.
+
+        Raises:
+          CheckpointError: the disk is full, or cannot be written. Earlier checkpoints are intact.
+        """
+        new = self.path / f"{step}{_NEW}"
+
+        def prepare() -> int:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            new.mkdir()
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            _make_sure_of_room(new / "reserved", size)
+            return 0
+
+        def commit() -> int:
+            _write_manifest(new, step, score)
+            self._remove(step)
+            new.rename(self._folder(step))
+            sync(self.path)
+            self._damaged.discard(step)
+            self._remove_superseded(step)
+            return 0
+
+        try:
+            by_first_process(prepare)
+            self._orbax.save(new / _ITEM, args=ocp.args.PyTreeSave(state))
+            by_first_process(commit)
+        except Exception as error:
+            reason = _reason(error)
+            if reason is None:
+                raise
+            if jax.process_index() == 0:
+                self._try_to_remove_leftovers()
+            intact = [s for s in self.steps() if s not in self._damaged]
+            last = f"the one of step {intact[-1]} is intact" if intact else "there is no other"
+            raise CheckpointError(
+                f"cannot save the checkpoint of step {step} in {self.path}: {reason}; {last}. "
+                "Free space and give the same command again"
+            ) from error
+
+    def restore(self, like: Any) -> tuple[Any, int] | None:
+        """The newest intact checkpoint; a warning names each newer one that is not.
+
+        Args:
+          like: the state's structure, of arrays or `jax.ShapeDtypeStruct`; what is restored gets
+            their shapes, dtypes and shardings, whatever devices it was saved from.
+
+        Returns:
+          The state and its step; None if there is no checkpoint at all.
+
+        Raises:
+          CheckpointError: there are some, but none is intact, or it is not like `like`.
+        """
+        step = self._newest_intact()
+        if step is None:
+            return None
+        restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+        return self._read(step, ocp.args.PyTreeRestore(like, restore_args=restore_args)), step
+
+    def read(self, name: str) -> tuple[Any, int] | None:
+        """One entry of the newest intact state, such as "params", as NumPy arrays.
+
+        Args:
+          name: of the entry.
+
+        Returns:
+          The entry, and the step; None if there is no checkpoint at all.
+
+        Raises:
+          CheckpointError: there are some, but none is intact, or it has no such entry.
+        """
+        step = self._newest_intact()
+        if step is None:
+            return None
+        state = self._orbax.metadata(self._folder(step) / _ITEM).item_metadata.tree
+        if name not in state:
+            raise CheckpointError(f"{self._folder(step)} holds no {name!r}; give another run's")
+        item = {name: jax.tree.map(lambda _: 0, state[name])}
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        arguments = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+        return self._read(step, arguments)[name], step
+
+    def close(self) -> None:
+        """Ends the threads that read and write."""
+        self._orbax.close()
+
+    def _folder(self, step: int) -> Path:
+        return self.path / str(step)
+
+    def _newest_intact(self) -> int | None:
+        def find() -> int:
+            problems: list[tuple[int, str]] = []
+            steps = self.steps()
+            for step in reversed(steps):
+                problem = verify(self._folder(step), step)
+                if problem is None:
+                    break
+                problems.append((step, problem))
+            else:
+                if steps:
+                    raise CheckpointError(
+                        f"{self.path} holds no checkpoint that is intact "
+                        f"({'; '.join(f'step {s}: {p}' for s, p in problems)}). "
+                        "Restore them from a copy, or start again with --overwrite"
+                    )
+                return 0
+            for damaged, problem in problems:
+                self._damaged.add(damaged)
+                print(
+                    f"warning: {self._folder(damaged)} is damaged ({problem}); "
+                    f"the checkpoint of step {step} is used instead",
+                    file=sys.stderr,
+                )
+            return 1 + step
+
+        found = by_first_process(find)
+        return found - 1 if found else None
+
+    def _read(self, step: int, arguments: Any) -> Any:
+        try:
+            return self._orbax.restore(self._folder(step) / _ITEM, args=arguments)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self._folder(step)} holds another state than this run's "
+                f"({' '.join(str(error).split())[:300]}); give another --workdir"
+            ) from error
+
+    def _remove_superseded(self, step: int) -> None:
+        """Removes what is later, damaged, or more than are to be kept."""
+        for other in self.steps():
+            if other > step or other in self._damaged:
+                self._remove(other)
+        self._damaged.clear()
+        best = self.best()
+        for other in self.steps()[: -self.keep]:
+            if other != best:
+                self._remove(other)
+
+    def _remove(self, step: int) -> None:
+        """Removes a checkpoint; one that is half removed has no step's name any more."""
+        folder, old = self._folder(step), self.path / f"{step}{_OLD}"
+        if folder.exists():
+            remove(old)
+            folder.rename(old)
+            remove(old)
+
+    def _remove_leftovers(self) -> None:
+        for left in self.path.iterdir():
+            if left.suffix in (_NEW, _OLD) and _is_step(left.stem):
+                remove(left)
+
+    def _try_to_remove_leftovers(self) -> None:
+        with contextlib.suppress(OSError):  # the next save tries again
+            self._remove_leftovers()
+
+
+def verify(folder: Path, step: int) -> str | None:
+    """Compares a checkpoint with its manifest.
+
+    Only files found in the folder are opened, links not followed: a name in a manifest is looked
+    up among them and nowhere else.
+
+    Args:
+      folder: of the checkpoint.
+      step: what the manifest has to say.
+
+    Returns:
+      What is wrong, in a few words; None if nothing is.
+    """
+    try:
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            return f"{MANIFEST} is missing or damaged"
+        if manifest["step"] != step:
+            return f"{MANIFEST} is that of step {manifest['step']}"
+        found = _files(folder)
+        for name, (size, sha256) in manifest["files"].items():
+            if name not in found:
+                return f"{name} is missing"
+            if found[name].stat().st_size != size:
+                return f"{name} has {found[name].stat().st_size} bytes, not {size}"
+            if _sha256(found[name]) != sha256:
+                return f"{name} is not what was written"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
+def _make_sure_of_room(path: Path, size: int) -> None:
+    """Takes the disk space of a checkpoint and gives it back.
+
+    A full disk, a quota and a limit are so met in one place, and before orbax's threads, which
+    each print what went wrong, and on one process, while none waits for another.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size + size // 50 + _METADATA_SIZE)
+    except OSError as error:
+        if error.errno in NO_ROOM:  # else a file system that cannot reserve
+            raise
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _write_manifest(folder: Path, step: int, score: float | None) -> None:
+    """Writes the manifest of a folder's files, all of them on the disk when this returns."""
+    files = {}
+    for name, path in sorted(_files(folder).items()):
+        sync(path)
+        files[name] = [path.stat().st_size, _sha256(path)]
+    for directory, _, _ in os.walk(folder):
+        sync(Path(directory))
+    finite = score is not None and math.isfinite(score)
+    content = {"step": step, "score": score if finite else None, "files": files}
+    write_json(folder / MANIFEST, {**content, "sha256": _digest(content)})
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest; None if it is missing, or not what was written."""
+    path = folder / MANIFEST
+    if path.is_symlink() or not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_bytes())
+        return manifest if manifest.pop("sha256") == _digest(manifest) else None
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        return None
+
+
+def _score(folder: Path) -> float | None:
+    manifest = _read_manifest(folder)
+    return None if manifest is None else manifest["score"]
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Regular files in a folder and its folders, by their relative names; no links."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for directory, _, names in os.walk(folder)
+        for path in (Path(directory, name) for name in names)
+        if path.is_file() and not path.is_symlink() and path != folder / MANIFEST
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
+
+
+def _reason(error: Exception) -> str | None:
+    """Why a disk refused to be written, in lower case; None if the error is another one.
+
+    Tensorstore tells the system's reason in its message alone.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    text = str(error).lower()
+    return next((r for r in (os.strerror(n).lower() for n in NO_ROOM) if r in text), None)

@@ -1,0 +1,85 @@
+"""Files that are there whole or not at all, and the error for what is wrong with a run's."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a used-up quota, a limit on the size of a file."""
+
+
+class WorkdirError(ValueError):
+    """A workdir that cannot be used; the message is one line: what is there, what to do."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes one line of an error in writing a file or a folder.
+
+    Raises:
+      WorkdirError: in place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        what_to_do = (
+            "free space and give the same command again"
+            if error.errno in NO_ROOM
+            else "give another --workdir"
+        )
+        raise WorkdirError(f"cannot write to {path} ({reason}); {what_to_do}") from error
+
+
+def sync(path: Path) -> None:
+    """Returns once a file's content, or a folder's list of names, is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all; it is on the disk when this returns."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file whole or not at all; it is on the disk when this returns."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; None if there is none.
+
+    Raises:
+      WorkdirError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WorkdirError(
+            f"{path} is damaged ({error}); restore it, or give another --workdir"
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link (and not what it points to), or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
