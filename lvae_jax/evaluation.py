@@ -17,7 +17,7 @@ from lvae_jax import bounds
 from lvae_jax.bounds import Terms
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.normalization import Moments, pool
-from lvae_jax.training import Preprocess, named_key
+from lvae_jax.training import MESH_AXES, Preprocess, named_key, split_examples
 
 ACTIVE_VARIANCE = 0.01
 """A unit is active if its posterior mean has a larger variance over the data (Burda, 2016)."""
@@ -58,7 +58,7 @@ def reestimate_batch_stats(
 
     def batch_moments(_: None, batch: tuple[Array, Array]) -> tuple[None, Any]:
         index, rows = batch
-        x = preprocess(named_key(key, "preprocess", index), images[rows])
+        x = preprocess(named_key(key, "preprocess", index), images[split_examples(rows)])
         _, updates = model.apply(
             {"params": params},
             x,
@@ -118,14 +118,21 @@ def active_units(means: Float[Array, "samples images units"]) -> Bool[Array, " u
 
 
 def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array) -> Any:
-    """`jax.vmap` of a function of one image, `batch_size` images at a time, for any number."""
+    """`jax.vmap` of a function of one image, `batch_size` images at a time, for any number.
+
+    On a mesh (`jax.set_mesh`) the images of a batch are split over its devices, whose number has to
+    divide `batch_size`.
+    """
     n = arrays[0].shape[0]
     batches = -(-n // batch_size)
     # The last batch is filled up with copies of the first images, so that one program serves all.
     rows = (jnp.arange(batches * batch_size) % n).reshape(batches, batch_size)
-    results = jax.lax.map(
-        lambda batch: jax.vmap(function)(*(array[batch] for array in arrays)), rows
-    )
+
+    def of_batch(batch: Int[Array, " batch"]) -> Any:
+        batch = split_examples(batch, MESH_AXES)
+        return jax.vmap(function)(*(array[batch] for array in arrays))
+
+    results = jax.lax.map(of_batch, rows)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], results)
 
 
@@ -226,6 +233,7 @@ def log_likelihood(
         raise ValueError(f"num_samples={num_samples}, chunk_size={chunk_size}; give at least 1")
     images = x.shape[0]
     keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images))
+    x, keys = split_examples(x, MESH_AXES), split_examples(keys, MESH_AXES)
     chunk_size = min(chunk_size, num_samples)
     encoded = model.apply(variables, x, method="encode")
 

@@ -1,7 +1,12 @@
-"""Training: the state, one step, and an epoch as one compiled program over data on the device.
+"""Training: the state, one step, and an epoch as one compiled program over data on the devices.
 
 Keys are derived, never stored: a draw of step s is a function of the root key, a name and s alone,
 so that any step can be recomputed and a resumed run equals an uninterrupted one.
+
+Replicas are runs that differ in their key, beta and learning rate: `train_replicas` vmaps
+`train_epoch` over them. Devices are a mesh with the axes of `MESH_AXES`; within `jax.set_mesh` the
+examples of a batch are split over its data axis, and the batch's means, batch-norm statistics and
+gradients are those of the whole batch.
 """
 
 import functools
@@ -13,7 +18,8 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from lvae_jax import bounds
 from lvae_jax.bounds import Terms
@@ -28,6 +34,24 @@ PATH_BOUNDS = {"stl": bounds.sticking_the_landing, "dreg": bounds.doubly_reparam
 
 GRADIENTS = ("standard", *PATH_BOUNDS)
 
+_OPTIONS = ("mc_samples", "importance_samples", "gradient", "free_bits")
+_STEP = ("model", "optimizer", *_OPTIONS)
+_EPOCH = (*_STEP, "preprocess", "batch_size", "steps")
+
+MESH_AXES = ("replica", "data")
+"""The axes of a mesh of devices: replicas are split over the one, examples over the other."""
+
+
+class Metrics(NamedTuple):
+    """Means over the examples of a batch, or over the batches of an epoch, in nats.
+
+    With beta = 1, and the parameters that each step started from.
+    """
+
+    train_elbo: Float[Array, ""]
+    log_px: Float[Array, ""]
+    kl_per_layer: Float[Array, " layers"]
+
 
 class TrainState(NamedTuple):
     """What changes from step to step: enough to go on exactly where training stopped."""
@@ -35,14 +59,16 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     step: Int[Array, ""]
+    """Steps taken."""
 
+    nonfinite: Int[Array, ""]
+    """How many of them made no update, because the loss or a gradient was not finite."""
 
-class EpochMetrics(NamedTuple):
-    """Means over an epoch's examples, in nats, with beta = 1 and the parameters of each step."""
+    epoch_sums: Metrics
+    """Sums over the updates of the epoch under way."""
 
-    train_elbo: Float[Array, ""]
-    log_px: Float[Array, ""]
-    kl_per_layer: Float[Array, " layers"]
+    epoch_updates: Int[Array, ""]
+    """Updates made in the epoch under way."""
 
 
 def named_key(key: Key[Array, ""], name: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
@@ -122,43 +148,54 @@ def init_state(
     """
     keys = {"params": named_key(key, "params"), "sample": named_key(key, "init")}
     params = model.init(keys, jnp.zeros((1, model.data_dim), jnp.float32))["params"]
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    return fresh_state(params, optimizer, model.depth)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "model",
-        "optimizer",
-        "mc_samples",
-        "importance_samples",
-        "gradient",
-        "free_bits",
-    ),
-)
-def train_step(
+def fresh_state(params: Any, optimizer: optax.GradientTransformation, depth: int) -> TrainState:
+    """The state before the first step, with the parameters given.
+
+    Args:
+      params: of the model.
+      optimizer: of `make_optimizer`.
+      depth: L, the model's number of layers.
+
+    Returns:
+      A state; its parameters are those given, not copies.
+    """
+    # Every array is one of its own, so that all of them can be donated.
+    return TrainState(
+        params=params,
+        opt_state=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+        nonfinite=jnp.zeros((), jnp.int32),
+        epoch_sums=Metrics(
+            train_elbo=jnp.zeros((), jnp.float32),
+            log_px=jnp.zeros((), jnp.float32),
+            kl_per_layer=jnp.zeros((depth,), jnp.float32),
+        ),
+        epoch_updates=jnp.zeros((), jnp.int32),
+    )
+
+
+def loss_and_gradients(
     model: HierarchicalVAE,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
+    params: Any,
     x: Float[Array, "batch data_dim"],
     key: Key[Array, ""],
     beta: float | Float[Array, ""],
-    learning_rate: float | Float[Array, ""],
     mc_samples: int = 1,
     importance_samples: int = 1,
     gradient: str = "standard",
     free_bits: float = 0.0,
-) -> tuple[TrainState, EpochMetrics]:
-    """One step of gradient ascent on the objective, equation (20) or (6).
+) -> tuple[Float[Array, ""], Metrics, Any]:
+    """Minus the objective of a batch, equation (20) or (6), and the gradients to descend by.
 
     Args:
       model: a model.
-      optimizer: of `make_optimizer`.
-      state: before the step.
+      params: its parameters.
       x: the batch.
       key: for the samples of z.
       beta: weight of the KL terms.
-      learning_rate: of this step.
       mc_samples: independent estimates of the bound an example, averaged.
       importance_samples: K of the bound; see `bounds.objective`.
       gradient: which one the inference model's parameters follow: "standard", the bound's own;
@@ -166,7 +203,7 @@ def train_step(
       free_bits: nats a unit, see `bounds.free_bits`; 0 for none.
 
     Returns:
-      The state after the step, and the batch's metrics.
+      The loss, the batch's metrics, and a gradient for every parameter.
 
     Raises:
       ValueError: there is no such gradient, or free bits are asked for together with another bound
@@ -188,10 +225,10 @@ def train_step(
             model.apply({"params": params}, x, num_samples, train=True, rngs={"sample": key}),
         )
 
-    def loss(params: Any) -> tuple[Float[Array, ""], EpochMetrics]:
+    def loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
         terms = infer(params)
         kl_per_layer = bounds.sum_units(bounds.kl_per_unit(terms))
-        metrics = EpochMetrics(
+        metrics = Metrics(
             train_elbo=jnp.mean(bounds.elbo(terms)),
             log_px=jnp.mean(terms.log_px),
             kl_per_layer=jnp.stack([jnp.mean(kl) for kl in kl_per_layer]),
@@ -202,33 +239,114 @@ def train_step(
 
     def path_loss(inference: Any) -> Float[Array, ""]:
         # The samples depend on the inference model; the densities at them have constant parameters.
-        z = infer({**state.params, "inference": inference}).z
-        constant = {"params": state.params}
-        path = cast(Terms, model.apply(constant, x, z, train=True, method="densities"))
+        z = infer({**params, "inference": inference}).z
+        path = cast(Terms, model.apply({"params": params}, x, z, train=True, method="densities"))
         return -jnp.mean(PATH_BOUNDS[gradient](path, beta, importance_samples))
 
-    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     if gradient != "standard":
-        gradients = {**gradients, "inference": jax.grad(path_loss)(state.params["inference"])}
+        gradients = {**gradients, "inference": jax.grad(path_loss)(params["inference"])}
+    return value, metrics, gradients
+
+
+@functools.partial(jax.jit, static_argnames=_STEP)
+def train_step(
+    model: HierarchicalVAE,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    x: Float[Array, "batch data_dim"],
+    key: Key[Array, ""],
+    beta: float | Float[Array, ""],
+    learning_rate: float | Float[Array, ""],
+    **options: Any,
+) -> tuple[TrainState, Metrics]:
+    """One step of gradient ascent on the objective, equation (20) or (6).
+
+    If the loss or a gradient is not finite no update is made: the step counts as `nonfinite`.
+
+    Args:
+      model: a model.
+      optimizer: of `make_optimizer`.
+      state: before the step.
+      x: the batch.
+      key: for the samples of z.
+      beta: weight of the KL terms.
+      learning_rate: of this step.
+      **options: mc_samples, importance_samples, gradient, free_bits; see `loss_and_gradients`.
+
+    Returns:
+      The state after the step, and the batch's metrics.
+    """
+    value, metrics, gradients = loss_and_gradients(model, state.params, x, key, beta, **options)
     direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
-    return TrainState(params, opt_state, state.step + 1), metrics
+    sums = jax.tree.map(jnp.add, state.epoch_sums, metrics)
+    finite = all_finite((value, gradients))
+
+    def if_finite(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+    return TrainState(
+        params=if_finite(params, state.params),
+        opt_state=if_finite(opt_state, state.opt_state),
+        step=state.step + 1,
+        nonfinite=state.nonfinite + (~finite).astype(jnp.int32),
+        epoch_sums=if_finite(sums, state.epoch_sums),
+        epoch_updates=state.epoch_updates + finite.astype(jnp.int32),
+    ), metrics
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=(
-        "model",
-        "optimizer",
-        "preprocess",
-        "batch_size",
-        "mc_samples",
-        "importance_samples",
-        "gradient",
-        "free_bits",
-    ),
-    donate_argnames=("state",),
-)
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether no array of a tree holds a NaN or an infinity."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def split_examples(x: Array, axes: str | tuple[str, ...] = "data") -> Array:
+    """Asks for the first axis to be split over the devices of `jax.set_mesh`, if there are any.
+
+    What is computed is the same, and where: each device its part of the examples.
+
+    Args:
+      x: [batch, ...], where the size of the axes of the mesh divides batch.
+      axes: of `MESH_AXES`.
+
+    Returns:
+      x.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+
+
+def epoch_batches(
+    key: Key[Array, ""], step: int | Int[Array, ""], images: int, batch_size: int
+) -> tuple[Int[Array, ""], Int[Array, "steps batch"]]:
+    """In which order the epoch of a step takes the images, without a last partial batch.
+
+    Args:
+      key: the root key of the run.
+      step: any of the epoch's.
+      images: how many there are.
+      batch_size: examples a step.
+
+    Returns:
+      The step's position in its epoch, and the rows of every batch of the epoch.
+    """
+    steps = images // batch_size
+    position = jnp.asarray(step) % steps
+    shuffle_key = named_key(key, "shuffle", step - position)
+    order = jax.random.permutation(shuffle_key, images)
+    return position, order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def step_inputs(
+    preprocess: Preprocess, batch: Array, key: Key[Array, ""], step: int | Int[Array, ""]
+) -> tuple[Float[Array, "batch data_dim"], Key[Array, ""]]:
+    """x of a step, and the key of its samples, both by draws that are the step's own."""
+    return preprocess(named_key(key, "preprocess", step), batch), named_key(key, "sample", step)
+
+
+@functools.partial(jax.jit, static_argnames=_EPOCH, donate_argnames=("state",))
 def train_epoch(
     model: HierarchicalVAE,
     optimizer: optax.GradientTransformation,
@@ -236,54 +354,125 @@ def train_epoch(
     state: TrainState,
     images: Array,
     key: Key[Array, ""],
-    beta: Float[Array, ""],
-    learning_rate: Float[Array, ""],
+    beta: float | Float[Array, ""],
+    learning_rate: float | Float[Array, ""],
+    max_nonfinite: int | Int[Array, ""] = 0,
     *,
     batch_size: int,
-    mc_samples: int = 1,
-    importance_samples: int = 1,
-    gradient: str = "standard",
-    free_bits: float = 0.0,
-) -> tuple[TrainState, EpochMetrics]:
+    steps: int | None = None,
+    **options: Any,
+) -> tuple[TrainState, Metrics]:
     """One pass over the training images in a new order, without a last partial batch: one program.
+
+    Or `steps` of its steps, from where the state stands: an epoch taken in parts equals a whole
+    one.
 
     Args:
       model: a model.
       optimizer: of `make_optimizer`.
       preprocess: makes x of a batch of images, with a new key at every step.
-      state: before the epoch; its buffers are donated.
+      state: before the epoch, or within it.
       images: [n, ...], as stored; they stay on the device.
       key: the root key of the run.
       beta: weight of the KL terms in this epoch.
       learning_rate: of this epoch.
+      max_nonfinite: steps in all that may be without an update because the loss or a gradient was
+        not finite. The state stops before the first one beyond, with `nonfinite` at one more.
       batch_size: examples a step, at most n.
-      mc_samples: see `train_step`.
-      importance_samples: see `train_step`.
-      gradient: see `train_step`.
-      free_bits: see `train_step`.
+      steps: how many to take; they must not lead beyond the epoch's end. The whole epoch if None.
+      **options: see `train_step`.
 
     Returns:
-      The state after the epoch, and the epoch's metrics.
+      The state after the steps, and the means over the updates of the epoch so far (NaN if there
+      are none).
     """
-    steps = images.shape[0] // batch_size
-    shuffle_key = named_key(key, "shuffle", state.step)
-    order = jax.random.permutation(shuffle_key, images.shape[0])[: steps * batch_size]
+    position, batches = epoch_batches(key, state.step, images.shape[0], batch_size)
+    rows = jax.lax.dynamic_slice_in_dim(batches, position, steps or len(batches))
 
-    def step(state: TrainState, rows: Int[Array, " batch"]) -> tuple[TrainState, EpochMetrics]:
-        x = preprocess(named_key(key, "preprocess", state.step), images[rows])
-        return train_step(
+    def step(state: TrainState, rows: Int[Array, " batch"]) -> tuple[TrainState, None]:
+        x, sample_key = step_inputs(preprocess, images[split_examples(rows)], key, state.step)
+        stepped, _ = train_step(
             model,
             optimizer,
             state,
             x,
-            named_key(key, "sample", state.step),
+            sample_key,
             beta,
             learning_rate,
-            mc_samples,
-            importance_samples,
-            gradient,
-            free_bits,
+            **options,
+        )
+        stopped = stepped.nonfinite > max_nonfinite
+        return stepped._replace(
+            step=jnp.where(stopped, state.step, stepped.step),
+            nonfinite=jnp.minimum(stepped.nonfinite, max_nonfinite + 1),
+        ), None
+
+    def at_the_start(values: Any) -> Any:
+        return jax.tree.map(lambda v: jnp.where(position == 0, jnp.zeros_like(v), v), values)
+
+    state = state._replace(
+        epoch_sums=at_the_start(state.epoch_sums), epoch_updates=at_the_start(state.epoch_updates)
+    )
+    state, _ = jax.lax.scan(step, state, rows)
+    updates = state.epoch_updates.astype(jnp.float32)
+    return state, jax.tree.map(lambda total: total / updates, state.epoch_sums)
+
+
+@functools.partial(jax.jit, static_argnames=_EPOCH, donate_argnames=("state",))
+def train_replicas(
+    model: HierarchicalVAE,
+    optimizer: optax.GradientTransformation,
+    preprocess: Preprocess,
+    state: TrainState,
+    images: Array,
+    key: Key[Array, " replicas"],
+    beta: Float[Array, " replicas"],
+    learning_rate: Float[Array, " replicas"],
+    max_nonfinite: int | Int[Array, ""] = 0,
+    **options: Any,
+) -> tuple[TrainState, Metrics]:
+    """`train_epoch` of several replicas at once; each equals the single run of its key.
+
+    Args:
+      model: a model.
+      optimizer: of `make_optimizer`.
+      preprocess: makes x of a batch of images.
+      state: every leaf with an axis of replicas in front; its buffers are donated.
+      images: [n, ...], which all replicas share.
+      key: a root key for every replica.
+      beta: of every replica.
+      learning_rate: of every replica.
+      max_nonfinite: see `train_epoch`.
+      **options: the others of `train_epoch`.
+
+    Returns:
+      As `train_epoch`, with the axis of replicas in front; the metrics are on every device.
+    """
+
+    def replica(
+        state: TrainState, key: Array, beta: Array, learning_rate: Array
+    ) -> tuple[TrainState, Metrics]:
+        return train_epoch(
+            model,
+            optimizer,
+            preprocess,
+            state,
+            images,
+            key,
+            beta,
+            learning_rate,
+            max_nonfinite,
+            **options,
         )
 
-    state, metrics = jax.lax.scan(step, state, order.reshape(steps, batch_size))
-    return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), metrics)
+    given = (state, key, beta, learning_rate)
+    on_mesh = not jax.sharding.get_abstract_mesh().empty
+    if key.shape[0] == 1:  # XLA's products of batches of one matrix are slower than of the matrix
+        results = replica(*jax.tree.map(lambda a: a[0], given))
+        state, metrics = jax.tree.map(lambda a: a[None], results)
+    else:
+        axis = "replica" if on_mesh else None
+        state, metrics = jax.vmap(replica, spmd_axis_name=axis)(*given)
+    if on_mesh:
+        metrics = jax.lax.with_sharding_constraint(metrics, PartitionSpec())
+    return state, metrics

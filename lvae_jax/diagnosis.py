@@ -1,0 +1,74 @@
+"""Why a step made no update: the first quantity that is not finite, by its name and layer."""
+
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from lvae_jax import bounds
+from lvae_jax.bounds import Terms
+from lvae_jax.models import HierarchicalVAE, LadderVAE
+from lvae_jax.training import loss_and_gradients
+
+
+def first_nonfinite(
+    model: HierarchicalVAE,
+    params: Any,
+    x: Float[Array, "batch data_dim"],
+    key: Key[Array, ""],
+    beta: float | Float[Array, ""],
+    mc_samples: int = 1,
+    importance_samples: int = 1,
+    gradient: str = "standard",
+    free_bits: float = 0.0,
+) -> str | None:
+    """Computes a step again and looks at its quantities in the order in which they arise.
+
+    Args:
+      model: a model.
+      params: before the step.
+      x: the batch.
+      key: that of the step's samples.
+      beta: see `training.train_step`.
+      mc_samples: see `training.train_step`.
+      importance_samples: see `training.train_step`.
+      gradient: see `training.train_step`.
+      free_bits: see `training.train_step`.
+
+    Returns:
+      Such as "the posterior variance of z_2 is inf"; None if everything is finite.
+    """
+    samples = mc_samples * importance_samples
+    rngs = {"sample": key}
+    terms = cast(Terms, model.apply({"params": params}, x, samples, train=True, rngs=rngs))
+    value, _, gradients = loss_and_gradients(
+        model, params, x, key, beta, mc_samples, importance_samples, gradient, free_bits
+    )
+    layers = range(model.depth)
+    quantities = [(f"the parameter {name}", leaf) for name, leaf in _by_path(params)]
+    quantities += [("x", x)]
+    for i in reversed(layers) if isinstance(model, LadderVAE) else layers:
+        quantities += [
+            (f"the {which} {field} of z_{i + 1}", getattr(p[i], field))
+            for which, p in (("prior", terms.prior), ("posterior", terms.posterior))
+            for field in ("mean", "variance")
+        ]
+        quantities += [(f"z_{i + 1}", terms.z[i])]
+    quantities += [("log p(x | z_1)", terms.log_px)]
+    quantities += [(f"the KL of z_{i + 1}", bounds.kl_per_unit(terms)[i]) for i in layers]
+    quantities += [("the loss", value)]
+    quantities += [(f"the gradient of {name}", leaf) for name, leaf in _by_path(gradients)]
+    for name, values in quantities:
+        bad = np.asarray(values)[~np.isfinite(values)]
+        if bad.size:
+            return f"{name} is {bad[0]}"
+    return None
+
+
+def _by_path(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree of parameters by their names."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
