@@ -11,7 +11,6 @@ import numpy as np
 from experiments import figures, pictures
 from experiments.experiment import Experiment
 from experiments.figures import Lines
-from lvae_jax.training import named_key
 
 RECONSTRUCTED = 40
 PROJECTED = 2000
@@ -43,8 +42,8 @@ def draw_model(
     """Writes the figures that the model makes.
 
     Args:
-      experiment: of the run.
-      variables: of its model, for evaluation.
+      experiment: of the run; of several replicas the first is drawn.
+      variables: of its model, for evaluation, as NumPy arrays.
       folder: for NAME.png.
       layer: the one that interpolations are made in; the top one where it is not given.
     """
@@ -54,9 +53,7 @@ def draw_model(
     labels = dataset.test_labels[: len(images)]
     shown = images[: min(RECONSTRUCTED, len(images) // 10 * 10) or len(images)]  # whole rows of ten
     firsts = images[pictures.one_of_each(labels)]
-    draws = pictures.draw(
-        model, variables, images, firsts, named_key(experiment.key, "figures"), layer
-    )
+    draws = pictures.draw(model, variables, images, firsts, experiment.key(0, "figures"), layer)
     draws = jax.tree.map(np.asarray, draws)
 
     # Grey values are those of the test images: 0 to 1 if they are binary, else their range.

@@ -1,23 +1,25 @@
-"""An experiment: its settings, its model, its data on the device, and how it is evaluated."""
+"""An experiment: its settings, its model, its data on the devices, and how it is evaluated."""
 
 import functools
 import hashlib
 import math
-import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from experiments import devices, memory
 from experiments.progress import Progress
 from experiments.settings import Settings, SettingsError
 from lvae_jax import VAE, LadderVAE, evaluation, training
 from lvae_jax.data import Dataset, as_stored
 from lvae_jax.data.validation import hold_out
 from lvae_jax.models import HierarchicalVAE
-from lvae_jax.training import Preprocess, named_key
+from lvae_jax.training import MESH_AXES, Preprocess, TrainState, named_key
 
 EVAL_BATCH_SIZE = 250
 """Images at a time in evaluation; no result depends on it."""
@@ -25,29 +27,45 @@ EVAL_BATCH_SIZE = 250
 EVAL_CHUNK_SIZE = {"cpu": 10, "gpu": 100, "tpu": 100}
 """Importance samples an image at a time: few stay in a CPU's caches, many fill an accelerator."""
 
+PRNG = {"threefry": "threefry2x32", "rbg": "rbg"}
+"""What JAX calls them."""
+
+CALL_FLOP = {"cpu": 1e11, "gpu": 5e12, "tpu": 5e12}
+"""Arithmetic of one call of the training program, about: a second of it, after which it is looked
+whether the run shall end or be saved. An epoch that is longer is taken in equal parts."""
+
 
 class Experiment(NamedTuple):
-    """What stays the same over a run: its settings, its model, and its data on the device."""
+    """What stays the same over a run: its settings, its model, and its data on the devices."""
 
     settings: Settings
     dataset: Dataset
     """Without the training images that are held out."""
     model: HierarchicalVAE
     optimizer: optax.GradientTransformation
-    key: jax.Array
-    """The root key; every draw is derived from it."""
+    mesh: Mesh
+    keys: jax.Array
+    """A root key for every replica; every draw of training is derived from it."""
     preprocess: Preprocess
     train_images: jax.Array
-    test_x: jax.Array
-    validation_x: jax.Array | None
+    test_x: np.ndarray
+    validation_x: np.ndarray | None
     """Of training images held out, where some are."""
+
+    def key(self, replica: int, name: str, step: int = 0) -> jax.Array:
+        """A key for what is no training of a replica.
+
+        Always of threefry: evaluation draws for every image by itself, and what rbg draws for one
+        key depends on the keys beside it.
+        """
+        return named_key(jax.random.key(self.settings.seed + replica), name, step)
 
 
 def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
-    """The model and the data of a run, the data on the device from here on.
+    """The model and the data of a run, the training data on the devices from here on.
 
     Raises:
-      SettingsError: settings that do not fit the data set.
+      SettingsError: settings that do not fit the data set, the devices or their memory.
       DataError: more images are to be held out than there are.
     """
     validation = None
@@ -58,6 +76,13 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
             f"--batch_size={settings.batch_size}: {dataset.name} has {len(dataset.train_images)} "
             "training images; give at most that"
         )
+    mesh = devices.make_mesh(settings.replicas, settings.batch_size)
+    test_x = dataset.test_x()
+    needed = memory.estimate(
+        settings, dataset.data_dim, dataset.observation, dataset.train_images.nbytes + test_x.nbytes
+    )
+    memory.check(needed, memory.available(mesh.local_devices[0]))
+    keys = [training_key(settings, replica) for replica in range(settings.replicas)]
     return Experiment(
         settings=settings,
         dataset=dataset,
@@ -67,17 +92,59 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
             max_gradient=settings.max_gradient or None,
             adam_epsilon=settings.adam_epsilon,
         ),
-        key=jax.random.key(settings.seed),
+        mesh=mesh,
+        keys=devices.put(jnp.stack(keys), mesh, "replica"),
         preprocess=dataset.preprocess,
-        train_images=jnp.asarray(dataset.train_images),
-        test_x=jnp.asarray(dataset.test_x()),
-        validation_x=None if validation is None else jnp.asarray(validation.test_x()),
+        train_images=devices.put(dataset.train_images, mesh),
+        test_x=test_x,
+        validation_x=None if validation is None else validation.test_x(),
     )
+
+
+def training_key(settings: Settings, replica: int) -> jax.Array:
+    """The root key of a replica, from which every draw of its training is derived."""
+    return jax.random.key(settings.seed + replica, impl=PRNG[settings.prng])
 
 
 def steps_per_epoch(experiment: Experiment) -> int:
     """Full batches in the training set."""
     return len(experiment.train_images) // experiment.settings.batch_size
+
+
+def steps_per_call(experiment: Experiment, parameters: int) -> int:
+    """Steps that one call of the training program takes: as many as divide an epoch evenly.
+
+    Args:
+      experiment: what is trained.
+      parameters: of all replicas.
+
+    Returns:
+      Of the divisors of an epoch's steps the largest whose arithmetic is within `CALL_FLOP`, or 1.
+    """
+    settings, steps = experiment.settings, steps_per_epoch(experiment)
+    samples = settings.mc_samples * settings.iw_samples
+    # A product and a sum for each weight and example, forward and twice backward.
+    flop = 6 * parameters * settings.batch_size * samples / experiment.mesh.size
+    most = CALL_FLOP[jax.default_backend()] / flop
+    return max((n for n in range(1, steps + 1) if steps % n == 0 and n <= most), default=1)
+
+
+def new_state(experiment: Experiment) -> TrainState:
+    """The state before the first step, of every replica, on the devices."""
+    init = functools.partial(training.init_state, experiment.model, experiment.optimizer)
+    sharding = experiment.keys.sharding
+    with jax.set_mesh(experiment.mesh):
+        return jax.jit(jax.vmap(init), out_shardings=sharding)(experiment.keys)
+
+
+def state_like(experiment: Experiment) -> TrainState:
+    """Shapes, dtypes and shardings of a state."""
+    init = functools.partial(training.init_state, experiment.model, experiment.optimizer)
+    sharding = experiment.keys.sharding
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(jax.vmap(init), experiment.keys),
+    )
 
 
 def make_model(settings: Settings, data_dim: int, observation: str) -> HierarchicalVAE:
@@ -98,69 +165,104 @@ def make_model(settings: Settings, data_dim: int, observation: str) -> Hierarchi
     )
 
 
-def evaluation_variables(experiment: Experiment, params: Any, epoch: int) -> dict[str, Any]:
-    """The parameters after `epoch` epochs with batch-norm statistics of the training set."""
-    return evaluation.reestimate_batch_stats(
-        experiment.model,
-        params,
-        experiment.preprocess,
-        experiment.train_images,
-        named_key(experiment.key, "batch_stats", epoch),
-        batch_size=experiment.settings.batch_size,
-    )
+def evaluation_variables(
+    experiment: Experiment, params: Any, epoch: int, replica: int = 0
+) -> dict[str, Any]:
+    """The parameters after `epoch` epochs with batch-norm statistics of the training set.
+
+    Args:
+      experiment: of the run.
+      params: of one replica, on the devices.
+      epoch: number of epochs that led to them.
+      replica: which.
+    """
+    with jax.set_mesh(experiment.mesh):
+        return evaluation.reestimate_batch_stats(
+            experiment.model,
+            params,
+            experiment.preprocess,
+            experiment.train_images,
+            devices.put(experiment.key(replica, "batch_stats", epoch), experiment.mesh),
+            batch_size=experiment.settings.batch_size,
+        )
 
 
-def evaluate(experiment: Experiment, variables: dict[str, Any], epoch: int) -> dict[str, Any]:
+def _elbo(
+    experiment: Experiment,
+    variables: dict[str, Any],
+    preprocess: Preprocess,
+    images: Any,
+    key: jax.Array,
+) -> evaluation.ElboResult:
+    """L_1 of images on the devices."""
+    mesh = experiment.mesh
+    with jax.set_mesh(mesh):
+        result = evaluation.elbo(
+            experiment.model,
+            variables,
+            preprocess,
+            images if isinstance(images, jax.Array) else devices.put(images, mesh),
+            devices.put(key, mesh),
+            batch_size=eval_batch_size(mesh),
+        )
+        return devices.fetch(result, mesh)
+
+
+def eval_batch_size(mesh: Mesh) -> int:
+    """`EVAL_BATCH_SIZE`, or what more the devices need to have equal parts."""
+    return -(-EVAL_BATCH_SIZE // mesh.size) * mesh.size
+
+
+def evaluate(
+    experiment: Experiment, variables: dict[str, Any], epoch: int, replica: int = 0
+) -> dict[str, Any]:
     """What is evaluated every few epochs: L_1 of the test set, KL and activity of every unit."""
     results: dict[str, Any] = {}
     if experiment.validation_x is not None:
-        key = named_key(experiment.key, "validation_elbo", epoch)
-        validation = evaluation.elbo(
-            experiment.model,
-            variables,
-            as_stored,
-            experiment.validation_x,
-            key,
-            batch_size=EVAL_BATCH_SIZE,
-        )
+        key = experiment.key(replica, "validation_elbo", epoch)
+        validation = _elbo(experiment, variables, as_stored, experiment.validation_x, key)
         results["validation_elbo"] = float(validation.elbo)
-    test = evaluation.elbo(
-        experiment.model,
-        variables,
-        as_stored,
-        experiment.test_x,
-        named_key(experiment.key, "test_elbo", epoch),
-        batch_size=EVAL_BATCH_SIZE,
-    )
+    key = experiment.key(replica, "test_elbo", epoch)
+    test = _elbo(experiment, variables, as_stored, experiment.test_x, key)
     return results | {
         "test_elbo": float(test.elbo),
-        "active_units": [int(jnp.sum(active)) for active in test.active],
+        "active_units": [int(np.sum(active)) for active in test.active],
         "kl_per_unit": [kl.tolist() for kl in test.kl_per_unit],
     }
 
 
-def evaluate_fully(experiment: Experiment, variables: dict[str, Any], epoch: int) -> dict[str, Any]:
+def evaluate_fully(
+    experiment: Experiment,
+    variables: dict[str, Any],
+    epoch: int,
+    replica: int = 0,
+    between_batches: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     """What is evaluated at the end, the test log-likelihood and the training set's L_1 included.
 
     The validation ELBO is left out: what has been chosen by is no result.
+
+    Args:
+      experiment: of the run.
+      variables: of one replica.
+      epoch: number of epochs that led to them.
+      replica: which.
+      between_batches: called now and then; may raise.
     """
     experiment = experiment._replace(validation_x=None)
-    test = evaluate(experiment, variables, epoch)
-    train = evaluation.elbo(
-        experiment.model,
-        variables,
-        experiment.preprocess,
-        experiment.train_images,
-        named_key(experiment.key, "train_elbo", epoch),
-        batch_size=EVAL_BATCH_SIZE,
+    test = evaluate(experiment, variables, epoch, replica)
+    key = experiment.key(replica, "train_elbo", epoch)
+    train = _elbo(experiment, variables, experiment.preprocess, experiment.train_images, key)
+    log_likelihood, effective_sample_size = test_log_likelihood(
+        experiment, variables, replica, between_batches
     )
-    log_likelihood, effective_sample_size = test_log_likelihood(experiment, variables)
+    images = len(log_likelihood)
     return {
         "test_log_likelihood": float(np.mean(log_likelihood)),
-        "test_log_likelihood_standard_error": float(
-            np.std(log_likelihood, ddof=1) / math.sqrt(len(log_likelihood))
+        # Of one image there is no standard error; null in JSON.
+        "test_log_likelihood_standard_error": (
+            float(np.std(log_likelihood, ddof=1) / math.sqrt(images)) if images > 1 else None
         ),
-        "eval_samples": experiment.settings.eval_samples,
         "effective_sample_size": float(np.mean(effective_sample_size)),
         "train_elbo": float(train.elbo),
         "kl_per_layer": [sum(layer) for layer in test["kl_per_unit"]],
@@ -169,30 +271,40 @@ def evaluate_fully(experiment: Experiment, variables: dict[str, Any], epoch: int
 
 
 def test_log_likelihood(
-    experiment: Experiment, variables: dict[str, Any]
+    experiment: Experiment,
+    variables: dict[str, Any],
+    replica: int,
+    between_batches: Callable[[], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """L_K and the effective sample size of every test image, with progress."""
-    num_samples, n = experiment.settings.eval_samples, len(experiment.test_x)
-    key = named_key(experiment.key, "log_likelihood")
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
+    """L_K and the effective sample size of the test images, with progress."""
+    settings, mesh = experiment.settings, experiment.mesh
+    test_x = experiment.test_x[: settings.eval_subset or None]
+    num_samples, n = settings.eval_samples, len(test_x)
+    key = experiment.key(replica, "log_likelihood")
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(n))
     chunk_size = EVAL_CHUNK_SIZE[jax.default_backend()]
+    batch_size = eval_batch_size(mesh)
     estimates, sizes = [], []
-    with Progress(f"test log-likelihood, K = {num_samples}, image", n) as progress:
-        for start in range(0, n, EVAL_BATCH_SIZE):
+    which = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
+    description = f"test log-likelihood{which}, K = {num_samples}, image"
+    with jax.set_mesh(mesh), Progress(description, n, shown=devices.writes()) as progress:
+        for start in range(0, n, batch_size):
             # A smaller last batch is filled up with the first images: one program serves all.
-            rows = np.arange(start, start + EVAL_BATCH_SIZE) % n
+            rows = np.arange(start, start + batch_size) % n
             result = evaluation.log_likelihood(
                 experiment.model,
                 variables,
-                experiment.test_x[rows],
-                keys[rows],
+                devices.put(test_x[rows], mesh, MESH_AXES),
+                devices.put(keys[rows], mesh, MESH_AXES),
                 num_samples,
                 chunk_size,
             )
-            estimates.append(np.asarray(result.log_likelihood))
-            sizes.append(np.asarray(result.effective_sample_size))
-            done = min(start + EVAL_BATCH_SIZE, n)
+            result = devices.fetch(result, mesh)
+            estimates.append(result.log_likelihood)
+            sizes.append(result.effective_sample_size)
+            done = min(start + batch_size, n)
             progress.update(done, f"{np.mean(np.concatenate(estimates)[:done]):.2f} nats")
+            between_batches()
     return np.concatenate(estimates)[:n], np.concatenate(sizes)[:n]
 
 
@@ -202,10 +314,3 @@ def data_sha256(dataset: Dataset) -> str:
     for images in (dataset.train_images, dataset.test_images):
         data.update(images.tobytes())
     return data.hexdigest()
-
-
-def device() -> str:
-    """The devices in words: how many of which kind."""
-    devices = jax.devices()
-    cores = f" ({os.cpu_count()} cores)" if devices[0].platform == "cpu" else ""
-    return f"{len(devices)} x {devices[0].device_kind}{cores}"

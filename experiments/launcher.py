@@ -24,9 +24,12 @@ def main(load: Callable[[Any], Any], defaults: Settings) -> None:
         settings = settings_lib.from_flags(type(defaults))
 
         # Only now what takes seconds to import.
+        from experiments import devices
         from experiments.run import run
 
-        run(settings, load(settings), experiment_name=Path(sys.argv[0]).stem)
+        devices.start_processes(settings)
+        dataset = devices.first_alone(lambda: load(settings))  # it may have to be prepared
+        run(settings, dataset, experiment_name=Path(sys.argv[0]).stem)
 
     _start(train_and_evaluate, defaults, arguments="")
 
@@ -67,7 +70,8 @@ def errors_in_one_line() -> Iterator[None]:
         settings_lib.fail(str(error))
     except KeyboardInterrupt:
         settings_lib.fail("interrupted; the same command goes on from the last checkpoint", 130)
-    except (ValueError, ArithmeticError) as error:
+    except Exception as error:
+        from experiments.interruption import Interrupted
         from experiments.run import NonFiniteError
         from experiments.workdir import WorkdirError
         from lvae_jax.data import DataError
@@ -76,4 +80,6 @@ def errors_in_one_line() -> Iterator[None]:
             settings_lib.fail(str(error))
         if isinstance(error, NonFiniteError):
             settings_lib.fail(str(error), status=3)
+        if isinstance(error, Interrupted):
+            settings_lib.fail(str(error), status=128 + error.received)
         raise

@@ -134,7 +134,7 @@ def _defaults(paper: PaperSettings, experiment: str) -> Settings:
     return dataclasses.replace(
         defaults,
         epochs=epochs,
-        warmup_epochs=round(defaults.warmup_epochs * paper.scale),
+        warmup_epochs=round(defaults.by_replica("warmup_epochs")[0] * paper.scale),
         eval_every=math.ceil(epochs / 50),
         eval_samples=paper.eval_samples,
         seed=paper.seed,

@@ -10,16 +10,24 @@ class Progress:
     """Counts steps of a known total; use as a context manager.
 
     On a terminal a bar with the time left; elsewhere a line of its own at most every `interval`
-    seconds and at the end.
+    seconds and at the end; nothing where it is not shown.
     """
 
-    def __init__(self, description: str, total: int, done: int = 0, interval: float = 30.0):
+    def __init__(
+        self,
+        description: str,
+        total: int,
+        done: int = 0,
+        interval: float = 30.0,
+        shown: bool = True,
+    ):
         self.description, self.total, self.done, self.interval = description, total, done, interval
         self.first, self.started = done, time.monotonic()
         self.reported = self.started
+        self.shown = shown
         self.bar = (
             tqdm(desc=description, total=total, initial=done, dynamic_ncols=True, leave=True)
-            if sys.stderr.isatty()
+            if shown and sys.stderr.isatty()
             else None
         )
 
@@ -37,7 +45,8 @@ class Progress:
             self.bar.update(done - self.done)
         self.done = done
         now = time.monotonic()
-        if self.bar is None and (now - self.reported >= self.interval or done == self.total):
+        due = now - self.reported >= self.interval or done == self.total
+        if self.shown and self.bar is None and due:
             self.reported = now
             seconds = (now - self.started) / max(done - self.first, 1) * (self.total - done)
             left = tqdm.format_interval(seconds)

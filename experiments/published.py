@@ -54,7 +54,7 @@ def variant(settings: Mapping[str, Any]) -> str | None:
     name = (
         settings["model"].upper()
         + "+BN" * settings["batch_norm"]
-        + "+WU" * (settings["warmup_epochs"] > 0)
+        + "+WU" * (settings["warmup_epochs"] != 0)
     )
     return name if name in VARIANTS else None
 
@@ -65,6 +65,8 @@ def log_likelihood(config: Mapping[str, Any]) -> float | None:
     name, depth = variant(settings), settings["depth"]
     sizes = settings["latent_sizes"], settings["hidden_sizes"]
     if sizes != (LATENT_SIZES[:depth], HIDDEN_SIZES[:depth]) or settings["init_from"]:
+        return None
+    if settings.get("beta", 1.0) != 1.0 or isinstance(settings["warmup_epochs"], list):
         return None
     if settings.get("gradient", "standard") != "standard" or settings.get("free_bits"):
         return None

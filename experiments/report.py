@@ -43,7 +43,9 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
       WorkdirError: the folder is no run's, or has nothing to show yet.
       DataError: the data set is not at hand, or is another one.
     """
-    from experiments import drawing, page, registry
+    import jax
+
+    from experiments import devices, drawing, page, registry
     from experiments.experiment import (
         data_sha256,
         evaluation_variables,
@@ -82,8 +84,9 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
                 f"{dataset.name} is not the data that {path} was trained on; give its --data_dir"
             )
         experiment = make_experiment(settings, dataset)
-        variables = evaluation_variables(experiment, params, step // steps_per_epoch(experiment))
-        drawing.draw_model(experiment, variables, path / "figures", layer)
+        first = devices.put(jax.tree.map(lambda leaf: leaf[0], params), experiment.mesh)
+        variables = evaluation_variables(experiment, first, step // steps_per_epoch(experiment))
+        drawing.draw_model(experiment, jax.device_get(variables), path / "figures", layer)
     page.write(path, config, registry.command(config, path), read_json(path / "results.json"))
 
 

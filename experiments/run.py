@@ -1,46 +1,69 @@
 """A whole run: settings, data, model, training, evaluation, results."""
 
-import math
+import contextlib
+import functools
 import platform
+import signal
 import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
-from tensorboardX import SummaryWriter
 
 import lvae_jax
-from experiments import drawing, page, published, registry
+from experiments import devices, drawing, page, published, registry
 from experiments.experiment import (
     Experiment,
     data_sha256,
-    device,
     evaluate,
     evaluate_fully,
     evaluation_variables,
     make_experiment,
+    new_state,
+    state_like,
+    steps_per_call,
     steps_per_epoch,
+    training_key,
 )
 from experiments.figures import USED_KL
+from experiments.interruption import Interrupted, Interruption
 from experiments.progress import Progress
+from experiments.record import Record, write_pictures
+from experiments.replicas import summarize
 from experiments.settings import Settings, SettingsError
-from experiments.workdir import Workdir, read_config, read_trained, remove_tensorboard
-from lvae_jax import bounds, training
+from experiments.workdir import Workdir, read_config, read_trained
+from lvae_jax import bounds, diagnosis, training
 from lvae_jax.data import Dataset
-from lvae_jax.training import TrainState
+from lvae_jax.training import Metrics, TrainState
+
+MATMUL_PRECISION = {
+    "float32": functools.partial(jax.default_matmul_precision, "float32"),
+    "tf32": functools.partial(jax.default_matmul_precision, "tensorfloat32"),
+    "bf16": functools.partial(jax.default_matmul_precision, "BF16_BF16_F32"),
+}
+"""What JAX calls them; bf16 products are added up in float32."""
 
 
 class NonFiniteError(ArithmeticError):
     """Training arrived at a number that is not finite; the message is one line."""
 
 
+class Chosen(NamedTuple):
+    """Of every replica the parameters with the best held-out ELBO so far."""
+
+    params: Any
+    epoch: jax.Array
+    """[replicas]: how many epochs led to them."""
+
+
 def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None) -> None:
     """Trains and evaluates one model, from the beginning or from where an earlier start got to.
+
+    Or `settings.replicas` of them, with as many seeds, at once.
 
     Args:
       settings: checked settings.
@@ -49,177 +72,378 @@ def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None
         data set of your own code.
 
     Raises:
-      SettingsError: settings that do not fit the data set.
+      SettingsError: settings that do not fit the data set, or what is there to compute with.
       WorkdirError: a workdir that cannot be used.
       NonFiniteError: training diverged.
+      Interrupted: a signal came; the work done is saved.
     """
     started = time.monotonic()
     config = make_config(settings, dataset, experiment_name)
 
     # The run's folder. It is created only once nothing is left that could be refused.
     name = f"{dataset.name}-{settings.model}{settings.depth}"
-    workdir = Workdir(Path(settings.workdir or f"runs/{name}"), config)
+    path = Path(settings.workdir or f"runs/{name}")
+    workdir = Workdir(path, config, overwrite=settings.overwrite, writes=devices.writes())
     results = workdir.results()
     if results is not None:
-        print(f"{workdir.path} is finished.")
-        print(describe(results, config))
+        tell(f"{workdir.path} is finished.", describe(results, config))
         return
-    experiment = make_experiment(settings, dataset)
-    state = initial_state(experiment, dataset.name)
-    workdir.create()
-
-    # Train, going on from the newest checkpoint if there is one.
-    state, step = workdir.restore(state) or (state, 0)
-    epoch = step // steps_per_epoch(experiment)
-    print(
-        f"{name}: {len(experiment.train_images)} training images, "
-        f"{len(experiment.test_x)} test images, "
-        f"{sum(p.size for p in jax.tree.leaves(state.params)):,} parameters, "
-        f"{settings.epochs} epochs of {steps_per_epoch(experiment)} steps, on {device()}"
-        + (f"; going on after epoch {epoch}" if epoch else ""),
-        file=sys.stderr,
+    with MATMUL_PRECISION[settings.matmul_precision](), Interruption() as interruption:
+        experiment = make_experiment(settings, dataset)
+        initial = initial_params(experiment, dataset.name)
+        workdir.create()
+        with contextlib.closing(workdir):
+            results = train_and_evaluate(experiment, workdir, initial, interruption, started)
+    tell(
+        describe(results, config),
+        f"{workdir.path / page.NAME} shows it.",
+        f"{workdir.path} is finished, {time.monotonic() - started:.0f} s after this start.",
     )
-    state, training_seconds = train(experiment, workdir, state, epoch)
+
+
+def train_and_evaluate(
+    experiment: Experiment,
+    workdir: Workdir,
+    initial: Any,
+    interruption: Interruption,
+    started: float,
+) -> dict[str, Any]:
+    """A run in its folder, from the newest checkpoint on if there is one.
+
+    Args:
+      experiment: what to train.
+      workdir: where to write.
+      initial: parameters to start from in place of fresh ones, or None.
+      interruption: of the process.
+      started: when, for the progress.
+
+    Returns:
+      What results.json holds.
+    """
+    settings, mesh = experiment.settings, experiment.mesh
+    restored = workdir.restore(state_like(experiment))
+    if restored is None:
+        state, step = new_state(experiment), 0
+        if initial is not None:
+            state = state._replace(params=devices.put(initial, mesh, "replica"))
+    else:
+        state, step = restored
+    per_epoch = steps_per_epoch(experiment)
+    parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    replicas = f"{settings.replicas} replicas of " if settings.replicas > 1 else ""
+    used = f" (of which {mesh.size} are used)" if mesh.size < jax.device_count() else ""
+    log(
+        f"{experiment.dataset.name}-{settings.model}{settings.depth}: "
+        f"{len(experiment.train_images)} training images, {len(experiment.test_x)} test images, "
+        f"{replicas}{parameters // settings.replicas:,} parameters, "
+        f"{settings.epochs} epochs of {per_epoch} steps, on {devices.describe()}{used}"
+        + (f"; going on after epoch {step // per_epoch}" if step else "")
+        + (f" and {step % per_epoch} steps" if step % per_epoch else "")
+    )
+    state, chosen, seconds = train(experiment, workdir, state, step, interruption, started)
 
     # Evaluate, the epoch with the best validation ELBO if there is one.
     evaluation_started = time.monotonic()
-    chosen_epoch = settings.epochs
-    if settings.validation:
-        state, step = workdir.restore_chosen(state)
-        chosen_epoch = step // steps_per_epoch(experiment)
-    variables = evaluation_variables(experiment, state.params, chosen_epoch)
-    drawing.draw_model(experiment, variables, workdir.path / "figures")
+
+    def stop_if_interrupted() -> None:
+        interruption.check(
+            f"stopped while evaluating; training is done and saved in {workdir.path}, and the "
+            "same command evaluates"
+        )
+
+    by_replica = []
+    for replica in range(settings.replicas):
+        params = devices.replica_of(chosen.params, replica, mesh)
+        epoch = int(devices.fetch(chosen.epoch, mesh)[replica])
+        variables = evaluation_variables(experiment, params, epoch, replica)
+        if replica == 0 and devices.writes():
+            drawing.draw_model(experiment, jax.device_get(variables), workdir.path / "figures")
+        found = evaluate_fully(experiment, variables, epoch, replica, stop_if_interrupted)
+        by_replica.append({"chosen_epoch": epoch, **found})
     results = {
-        "dataset": dataset.name,
+        "dataset": experiment.dataset.name,
         "model": settings.model,
         "epochs": settings.epochs,
-        "chosen_epoch": chosen_epoch,
         "seed": settings.seed,
-        **evaluate_fully(experiment, variables, chosen_epoch),
-        "training_seconds": training_seconds,
-        "wall_seconds": training_seconds + time.monotonic() - evaluation_started,
-        "device": device(),
+        "eval_samples": settings.eval_samples,
+        "eval_images": len(experiment.test_x[: settings.eval_subset or None]),
+        **summarize(by_replica),
+        "training_seconds": seconds,
+        "wall_seconds": seconds + time.monotonic() - evaluation_started,
+        "device": devices.describe(),
     }
-    page.write(workdir.path, config, registry.command(config, workdir.path), results)
-    write_pictures(workdir.path, settings.epochs)
-    workdir.write_results(results)
-    workdir.close()
-    print(describe(results, config))
-    print(f"{workdir.path / page.NAME} shows it.")
-    print(f"{workdir.path} is finished, {time.monotonic() - started:.0f} s after this start.")
+    for replica, found in enumerate(results.get("replicas", [])):
+        found["seed"] = settings.seed + replica
+    if devices.writes():
+        config = workdir.config
+        page.write(workdir.path, config, registry.command(config, workdir.path), results)
+        write_pictures(workdir.path, settings.epochs)
+        workdir.write_results(results)
+    return results
 
 
 def train(
-    experiment: Experiment, workdir: Workdir, state: TrainState, epoch: int
-) -> tuple[TrainState, float]:
+    experiment: Experiment,
+    workdir: Workdir,
+    state: TrainState,
+    step: int,
+    interruption: Interruption,
+    started: float,
+) -> tuple[TrainState, Chosen, float]:
     """Trains to the last epoch, writing metrics and checkpoints on the way.
 
     Args:
       experiment: what to train.
       workdir: where to write.
-      state: after the epochs finished so far; its buffers are donated.
-      epoch: the number of epochs finished so far.
+      state: after the steps taken so far; its buffers are donated.
+      step: the number of steps taken so far.
+      interruption: of the process.
+      started: when, for the progress.
 
     Returns:
-      The final state, and the seconds that all epochs took, those of earlier starts included.
+      The final state, what is to be evaluated, and the seconds that all epochs took, those of
+      earlier starts included.
 
     Raises:
-      NonFiniteError: the training ELBO of an epoch is not finite.
+      NonFiniteError: a loss or a gradient was not finite.
+      Interrupted: a signal came; the state is saved.
     """
-    settings = experiment.settings
+    settings, mesh = experiment.settings, experiment.mesh
+    per_epoch = steps_per_epoch(experiment)
+    parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    per_call = steps_per_call(experiment, parameters)
+    epoch = step // per_epoch
     lines = workdir.truncate_metrics(epoch)
-    remove_tensorboard(workdir.path)
-    with (
-        SummaryWriter(str(workdir.path / "tensorboard")) as tensorboard,
-        Progress("epoch", settings.epochs, done=epoch) as progress,
-    ):
-        for line in lines:
-            write_line(tensorboard, line)
-        saved = time.monotonic()
+    chosen = restore_chosen(experiment, workdir, state) if settings.validation else None
+    with Record(
+        workdir, lines, Progress("epoch", settings.epochs, epoch, shown=devices.writes())
+    ) as record:
+        saved = epoch_started = time.monotonic()
+        compiled = False
         while epoch < settings.epochs:
-            epoch_started = time.monotonic()
-            state, line = train_epoch(experiment, state, epoch)
-            if not math.isfinite(line["train_elbo"]):
-                raise NonFiniteError(
-                    f"epoch {epoch}: the training ELBO is {line['train_elbo']}; the last "
-                    f"checkpoint in {workdir.path} is kept. Try a smaller --learning_rate or "
-                    "--max_gradient_norm=4 in a new --workdir"
+            state, metrics = train_call(experiment, state, epoch, per_call)
+            step += per_call
+            check_finite(experiment, workdir, state, epoch)
+            if not compiled:
+                compiled = True
+                log(
+                    f"the first {per_call} step{'s' * (per_call != 1)} took until "
+                    f"{time.monotonic() - started:.1f} s after this start, compilation included"
                 )
-            epoch += 1
-            last = epoch == settings.epochs
-            if last or (settings.eval_every and epoch % settings.eval_every == 0):
-                variables = evaluation_variables(experiment, state.params, epoch)
-                line |= evaluate(experiment, variables, epoch)
-            line["seconds"] = time.monotonic() - epoch_started
-            lines.append(line)
-            if line.get("validation_elbo", -math.inf) == best_validation_elbo(lines):
-                workdir.save_chosen(state, line["step"])
-            workdir.append_metrics(line)
-            write_line(tensorboard, line)
-            if last or time.monotonic() - saved >= settings.checkpoint_seconds:
-                workdir.save(state, line["step"])
+            score = None
+            if step % per_epoch == 0:
+                by_replica = metrics_by_replica(experiment, metrics, epoch)
+                epoch += 1
+                if epoch == settings.epochs or (
+                    settings.eval_every and epoch % settings.eval_every == 0
+                ):
+                    for replica, found in enumerate(by_replica):
+                        params = devices.replica_of(state.params, replica, mesh)
+                        variables = evaluation_variables(experiment, params, epoch, replica)
+                        found |= evaluate(experiment, variables, epoch, replica)
+                line = {"epoch": epoch - 1, "step": step, **summarize(by_replica)}
+                if settings.on_nonfinite == "skip":
+                    line["skipped_updates"] = int(np.sum(devices.fetch(state.nonfinite, mesh)))
+                line["seconds"] = time.monotonic() - epoch_started
+                epoch_started = time.monotonic()
+                if chosen is not None and "validation_elbo" in by_replica[0]:
+                    chosen = choose(experiment, workdir, chosen, state, step, record.lines, line)
+                record.add(line)
+                score = line.get("validation_elbo", line["train_elbo"])
+            waited = time.monotonic() - saved
+            received, due = devices.agree(
+                interruption.received,
+                epoch == settings.epochs or waited >= settings.checkpoint_seconds,
+            )
+            if received or due:
+                workdir.save(state, step, score)
                 saved = time.monotonic()
-            progress.update(epoch, f"beta {line['beta']:.2f}  ELBO {line['train_elbo']:.2f}")
-    return state, sum(line["seconds"] for line in lines)
+            if received and epoch < settings.epochs:
+                command = registry.command(workdir.config, workdir.path)
+                raise Interrupted(
+                    int(received),
+                    f"{signal.Signals(int(received)).name}: stopped after step {step}, which is "
+                    f"saved in {workdir.path}; "
+                    + (f"go on with: {command}" if command else "the same command goes on"),
+                )
+    if chosen is None:
+        chosen = Chosen(state.params, jnp.full((settings.replicas,), settings.epochs, jnp.int32))
+        chosen = chosen._replace(epoch=devices.put(chosen.epoch, mesh, "replica"))
+    return state, chosen, sum(line["seconds"] for line in record.lines)
 
 
-def best_validation_elbo(lines: list[dict[str, Any]]) -> float | None:
-    """The best of the metrics so far; None if there is no validation."""
-    return max(
-        (line["validation_elbo"] for line in lines if "validation_elbo" in line), default=None
-    )
+def train_call(
+    experiment: Experiment, state: TrainState, epoch: int, steps: int
+) -> tuple[TrainState, Metrics]:
+    """So many steps of an epoch, of all replicas; returns when they are done."""
+    settings, mesh = experiment.settings, experiment.mesh
+    skip = settings.on_nonfinite == "skip"
+    beta, learning_rate = schedules(settings, epoch)
+    with jax.set_mesh(mesh):
+        return jax.block_until_ready(
+            training.train_replicas(
+                experiment.model,
+                experiment.optimizer,
+                experiment.preprocess,
+                state,
+                experiment.train_images,
+                experiment.keys,
+                devices.put(np.array(beta, np.float32), mesh, "replica"),
+                devices.put(np.array(learning_rate, np.float32), mesh, "replica"),
+                np.int32(settings.max_nonfinite if skip else 0),
+                batch_size=settings.batch_size,
+                steps=steps,
+                mc_samples=settings.mc_samples,
+                importance_samples=settings.iw_samples,
+                gradient=settings.gradient,
+                free_bits=settings.free_bits,
+            )
+        )
 
 
-def train_epoch(
-    experiment: Experiment, state: TrainState, epoch: int
-) -> tuple[TrainState, dict[str, Any]]:
-    """One epoch, and its line of metrics.jsonl."""
-    settings = experiment.settings
-    beta = bounds.warm_up(epoch, settings.warmup_epochs)
-    learning_rate = training.scheduled_learning_rate(
-        settings.schedule, settings.learning_rate, epoch, settings.epochs
-    )
-    state, metrics = training.train_epoch(
+def schedules(settings: Settings, epoch: int) -> tuple[list[float], list[float]]:
+    """beta and the learning rate of an epoch, for every replica."""
+    beta = [
+        beta * bounds.warm_up(epoch, warmup_epochs)
+        for beta, warmup_epochs in zip(
+            settings.by_replica("beta"), settings.by_replica("warmup_epochs"), strict=True
+        )
+    ]
+    learning_rate = [
+        training.scheduled_learning_rate(settings.schedule, initial, epoch, settings.epochs)
+        for initial in settings.by_replica("learning_rate")
+    ]
+    return beta, learning_rate
+
+
+def metrics_by_replica(
+    experiment: Experiment, metrics: Metrics, epoch: int
+) -> list[dict[str, Any]]:
+    """What a line of metrics.jsonl says of every replica after an epoch."""
+    host = devices.fetch(metrics, experiment.mesh)
+    beta, learning_rate = schedules(experiment.settings, epoch)
+    return [
+        {
+            "beta": beta[i],
+            "learning_rate": learning_rate[i],
+            "train_elbo": float(host.train_elbo[i]),
+            "log_px": float(host.log_px[i]),
+            "kl_per_layer": host.kl_per_layer[i].tolist(),
+        }
+        for i in range(experiment.settings.replicas)
+    ]
+
+
+def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, epoch: int) -> None:
+    """Looks whether training has met more numbers that are not finite than it may.
+
+    Raises:
+      NonFiniteError: it has; the message names the step and the first such quantity.
+    """
+    settings, mesh = experiment.settings, experiment.mesh
+    skip = settings.on_nonfinite == "skip"
+    limit = settings.max_nonfinite if skip else 0
+    too_many = np.flatnonzero(devices.fetch(state.nonfinite, mesh) > limit)
+    if not too_many.size:
+        return
+    replica = int(too_many[0])
+    stopped = devices.fetch(devices.replica_of(state, replica, mesh), mesh)
+    key = training_key(settings, replica)
+    images, step = experiment.dataset.train_images, int(stopped.step)
+    position, batches = training.epoch_batches(key, step, len(images), settings.batch_size)
+    batch = images[np.asarray(batches[position])]
+    x, sample_key = training.step_inputs(experiment.preprocess, batch, key, step)
+    quantity = diagnosis.first_nonfinite(
         experiment.model,
-        experiment.optimizer,
-        experiment.preprocess,
-        state,
-        experiment.train_images,
-        experiment.key,
-        jnp.float32(beta),
-        jnp.float32(learning_rate),
-        batch_size=settings.batch_size,
+        stopped.params,
+        x,
+        sample_key,
+        schedules(settings, epoch)[0][replica],
         mc_samples=settings.mc_samples,
         importance_samples=settings.iw_samples,
         gradient=settings.gradient,
         free_bits=settings.free_bits,
     )
-    return state, {
-        "epoch": epoch,
-        "step": int(state.step),
-        "beta": beta,
-        "learning_rate": learning_rate,
-        "train_elbo": float(metrics.train_elbo),
-        "log_px": float(metrics.log_px),
-        "kl_per_layer": metrics.kl_per_layer.tolist(),
-    }
+    of_seed = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
+    raise NonFiniteError(
+        f"epoch {epoch}, step {step}{of_seed}: "
+        f"{quantity or 'the loss or a gradient is not finite'}"
+        + (f", after {limit} skipped updates" if skip else "")
+        + f"; the last checkpoint in {workdir.path} is kept. Try a smaller --learning_rate or "
+        "--max_gradient_norm=4 in a new --workdir" + ("" if skip else ", or --on_nonfinite=skip")
+    )
 
 
-def initial_state(experiment: Experiment, dataset_name: str) -> TrainState:
-    """Fresh parameters, or with --init_from those of another run; the optimiser starts afresh.
+def restore_chosen(experiment: Experiment, workdir: Workdir, state: TrainState) -> Chosen:
+    """What validation has chosen so far; the state's parameters if nothing yet."""
+    none = np.zeros((experiment.settings.replicas,), np.int32)
+    first = Chosen(
+        jax.tree.map(jnp.copy, state.params), devices.put(none, experiment.mesh, "replica")
+    )
+    restored = workdir.restore_chosen(first)
+    return first if restored is None else restored[0]
+
+
+def choose(
+    experiment: Experiment,
+    workdir: Workdir,
+    chosen: Chosen,
+    state: TrainState,
+    step: int,
+    lines: list[dict[str, Any]],
+    line: dict[str, Any],
+) -> Chosen:
+    """Keeps the replicas whose held-out ELBO is the best so far, and saves what is kept.
+
+    A resumed run comes by the same states again, so that what a start that was killed had chosen
+    beyond its last checkpoint is chosen again.
+    """
+    before = [_validation(one) for one in lines if "validation_elbo" in one]
+    better = np.array(
+        [all(now > then[i] for then in before) for i, now in enumerate(_validation(line))]
+    )
+    if not better.any():
+        return chosen
+    epoch = jnp.int32(line["epoch"] + 1)
+    chosen = _take(
+        devices.put(better, experiment.mesh, "replica"), Chosen(state.params, epoch), chosen
+    )
+    workdir.save_chosen(chosen, step)
+    return chosen
+
+
+def _validation(line: dict[str, Any]) -> list[float]:
+    """The held-out ELBO of every replica."""
+    return [replica["validation_elbo"] for replica in line.get("replicas", [line])]
+
+
+@jax.jit
+def _take(better: jax.Array, new: Chosen, old: Chosen) -> Chosen:
+    """Of the replicas that are better the new one, of the others the old one."""
+
+    def take(n: jax.Array, o: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape(-1, *(1,) * (o.ndim - 1)), n, o)
+
+    return Chosen(jax.tree.map(take, new.params, old.params), take(new.epoch, old.epoch))
+
+
+def initial_params(experiment: Experiment, dataset_name: str) -> Any:
+    """With --init_from the parameters of another run, of as many replicas or of one; else None.
 
     Raises:
       SettingsError: the other run's model is not this one.
       WorkdirError: there is no such run.
     """
     settings = experiment.settings
-    other = Path(settings.init_from)
-    if settings.init_from:
-        (params, _), config = read_trained(other), read_config(other)
-    state = training.init_state(experiment.model, experiment.optimizer, experiment.key)
     if not settings.init_from:
-        return state
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, state.params):
+        return None
+    other = Path(settings.init_from)
+    (params, _), config = read_trained(other), read_config(other)
+
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.shape[1:], tree)
+
+    if shapes(params) != shapes(state_like(experiment).params):
         was, now = config["settings"], settings.changing_results()
         names = (
             "model",
@@ -236,7 +460,15 @@ def initial_state(experiment: Experiment, dataset_name: str) -> TrainState:
             f"--init_from={settings.init_from}: its model is another one "
             f"({'; '.join(differences)}); give the same model settings"
         )
-    return state._replace(params=jax.tree.map(jnp.asarray, params))
+    there = jax.tree.leaves(params)[0].shape[0]
+    if there not in (1, settings.replicas):
+        raise SettingsError(
+            f"--init_from={settings.init_from}: it has {there} replicas; give --replicas={there}, "
+            "or a run of one"
+        )
+    return jax.tree.map(
+        lambda leaf: np.broadcast_to(leaf, (settings.replicas, *leaf.shape[1:])), params
+    )
 
 
 def make_config(
@@ -255,30 +487,20 @@ def make_config(
             "lvae_jax": lvae_jax.__version__,
             **{package: metadata.version(package) for package in packages},
         },
-        "device": device(),
+        "device": devices.describe(),
     }
 
 
-def write_line(tensorboard: SummaryWriter, line: dict[str, Any]) -> None:
-    """Writes a line of metrics.jsonl to TensorBoard: a layer a curve, its units' KL a histogram."""
-    for name, value in line.items():
-        if name in ("kl_per_layer", "active_units"):
-            for i, layer_value in enumerate(value, start=1):
-                tensorboard.add_scalar(f"{name}/z_{i}", layer_value, line["epoch"])
-        elif name == "kl_per_unit":
-            for i, units in enumerate(value, start=1):
-                tensorboard.add_histogram(f"{name}/z_{i}", np.array(units), line["epoch"])
-        elif isinstance(value, float):
-            tensorboard.add_scalar(name, value, line["epoch"])
+def log(line: str) -> None:
+    """A line for whoever watches, of one process alone."""
+    if devices.writes():
+        print(line, file=sys.stderr, flush=True)
 
 
-def write_pictures(path: Path, epoch: int) -> None:
-    """Writes figures/*.png to TensorBoard."""
-    with SummaryWriter(str(path / "tensorboard")) as tensorboard:
-        for file in sorted((path / "figures").glob("*.png")):
-            with Image.open(file) as image:
-                picture = np.asarray(image.convert("RGB"))
-            tensorboard.add_image(file.stem, picture, epoch, dataformats="HWC")
+def tell(*lines: str) -> None:
+    """What a run says at its end, of one process alone."""
+    if devices.writes():
+        print(*lines, sep="\n")
 
 
 def describe(results: dict[str, Any], config: dict[str, Any]) -> str:
@@ -288,12 +510,12 @@ def describe(results: dict[str, Any], config: dict[str, Any]) -> str:
     if number is not None:
         paper = f"   (the paper, after {published.EPOCHS[results['dataset']]:,} epochs: {number})"
     chosen = (
-        f", epoch {results['chosen_epoch']} chosen by validation"
+        f", epoch {results['chosen_epoch']:g} chosen by validation"
         if results["chosen_epoch"] != results["epochs"]
         else ""
     )
-    layers = "\n".join(
-        f"  z_{i}: KL {kl:6.2f} nats; of {len(per_unit)} units {active} active, "
+    layers = [
+        f"  z_{i}: KL {kl:6.2f} nats; of {len(per_unit)} units {active:g} active, "
         f"{sum(unit > USED_KL for unit in per_unit)} with KL > {USED_KL}"
         for i, (kl, active, per_unit) in enumerate(
             zip(
@@ -304,17 +526,51 @@ def describe(results: dict[str, Any], config: dict[str, Any]) -> str:
             ),
             start=1,
         )
+    ]
+    replicas = results.get("replicas", [])
+    seeds = f"seed {results['seed']}"
+    if replicas:
+        seeds = f"{len(replicas)} replicas, seeds {results['seed']} to {replicas[-1]['seed']}"
+    return "\n".join(
+        [
+            f"{results['dataset']}, {results['model']} with {len(results['active_units'])} layers, "
+            f"{results['epochs']} epochs{chosen}, {seeds}",
+            f"test log-likelihood {log_likelihood(results)}{paper}",
+            f"test ELBO {with_deviation(results, 'test_elbo')} nats, "
+            f"train ELBO {with_deviation(results, 'train_elbo')} nats",
+            *(
+                f"  seed {replica['seed']}: test log-likelihood "
+                f"{replica['test_log_likelihood']:.2f}, test ELBO {replica['test_elbo']:.2f}"
+                for replica in replicas
+            ),
+            f"effective sample size {results['effective_sample_size']:.0f} "
+            f"of {results['eval_samples']}",
+            *layers,
+            f"{results['training_seconds']:.0f} s of training, {results['wall_seconds']:.0f} s in "
+            f"all, on {results['device']}",
+        ]
     )
+
+
+def log_likelihood(results: dict[str, Any]) -> str:
+    """The test log-likelihood, what its uncertainty is, and what it is of."""
+    name = "test_log_likelihood"
+    error = results[f"{name}_standard_error"]
+    over_images = "" if error is None else f" ± {error:.2f}"
+    of = f"L_{results['eval_samples']}"
+    if results.get("eval_images"):
+        of += f" of {results['eval_images']:,} images"
+    if "replicas" in results:
+        return (
+            f"{with_deviation(results, name)} nats ({of}, mean and standard deviation over "
+            f"replicas; the standard error over the test images is {error:.2f})"
+        )
     return (
-        f"{results['dataset']}, {results['model']} with {len(results['active_units'])} layers, "
-        f"{results['epochs']} epochs{chosen}, seed {results['seed']}\n"
-        f"test log-likelihood {results['test_log_likelihood']:.2f} "
-        f"± {results['test_log_likelihood_standard_error']:.2f} nats "
-        f"(L_{results['eval_samples']}; the standard error is over the test images){paper}\n"
-        f"test ELBO {results['test_elbo']:.2f} nats, train ELBO {results['train_elbo']:.2f} nats\n"
-        f"effective sample size {results['effective_sample_size']:.0f} "
-        f"of {results['eval_samples']}\n"
-        f"{layers}\n"
-        f"{results['training_seconds']:.0f} s of training, {results['wall_seconds']:.0f} s in all, "
-        f"on {results['device']}"
+        f"{results[name]:.2f}{over_images} nats ({of}; the standard error is over the test images)"
     )
+
+
+def with_deviation(results: dict[str, Any], name: str) -> str:
+    """A number of results.json, with its standard deviation over the replicas if there are some."""
+    deviation = results.get("standard_deviation", {}).get(name)
+    return f"{results[name]:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")

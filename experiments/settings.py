@@ -54,6 +54,19 @@ SIZES = Kind(
 PATH = Kind(str, lambda v: True, "a path")
 
 
+def by_replica(kind: Kind) -> Kind:
+    """One value for all replicas, or as many as there are, separated by commas."""
+
+    def convert(text: str) -> Any:
+        values = tuple(kind.convert(value) for value in text.split(","))
+        return values if len(values) > 1 else values[0]
+
+    def accept(value: Any) -> bool:
+        return all(map(kind.accept, value if isinstance(value, tuple) else (value,)))
+
+    return Kind(convert, accept, f"{kind.expected}, or one for every replica, separated by commas")
+
+
 def setting(default: Any, kind: Kind, help: str, *, changes_results: bool = True) -> Any:
     """A field of `Settings`: a flag of the same name.
 
@@ -97,11 +110,18 @@ class Settings:
     variance_floor: float = setting(1e-5, POSITIVE, "added to every variance")
 
     epochs: int = setting(2000, whole(1), "passes over the training images")
-    warmup_epochs: int = setting(
-        200, whole(0), "N_t: beta rises from 0 to 1 over these; 0: no warm-up"
+    warmup_epochs: int | tuple[int, ...] = setting(
+        200,
+        by_replica(whole(0)),
+        "N_t: the KL's weight rises from 0 to beta over these; 0: no warm-up",
+    )
+    beta: float | tuple[float, ...] = setting(
+        1.0, by_replica(NOT_NEGATIVE), "weight of the KL in training, after warm-up"
     )
     batch_size: int = setting(256, whole(1), "images a step; the last partial batch is dropped")
-    learning_rate: float = setting(1e-3, POSITIVE, "Adam's, in the first epoch")
+    learning_rate: float | tuple[float, ...] = setting(
+        1e-3, by_replica(POSITIVE), "Adam's, in the first epoch"
+    )
     schedule: str = setting(
         "constant",
         choice("constant", "staircase", "cosine"),
@@ -127,7 +147,26 @@ class Settings:
         NOT_NEGATIVE,
         "then clip its elements to plus or minus this (the authors: 0.9); 0: none",
     )
+    on_nonfinite: str = setting(
+        "stop",
+        choice("stop", "skip"),
+        "what a loss or gradient that is not finite does: stop the run, or have its update skipped",
+    )
+    max_nonfinite: int = setting(100, whole(1), "with skip: how many updates may be skipped")
     seed: int = setting(0, whole(0), "of every random draw")
+    replicas: int = setting(
+        1, whole(1), "runs that are trained at once, with the seeds from --seed on"
+    )
+    prng: str = setting(
+        "threefry",
+        choice("threefry", "rbg"),
+        "of training's draws; rbg is faster on a TPU, and its draws differ between devices",
+    )
+    matmul_precision: str = setting(
+        "float32",
+        choice("float32", "tf32", "bf16"),
+        "of matrix products on a GPU or TPU; sums are float32 always, on a CPU products are too",
+    )
     init_from: str = setting("", PATH, "workdir of another run to start from the parameters of")
 
     eval_every: int = setting(10, whole(0), "epochs between test ELBOs; 0: only at the end")
@@ -135,9 +174,15 @@ class Settings:
         0, whole(0), "training images held out to choose the evaluated epoch by; 0: the last epoch"
     )
     eval_samples: int = setting(5000, whole(1), "importance samples of the test log-likelihood")
+    eval_subset: int = setting(
+        0, whole(0), "test images, the first ones, that the log-likelihood is of; 0: all"
+    )
 
     workdir: str = setting(
         "", PATH, "folder of the run; runs/DATASET-MODELDEPTH if not given", changes_results=False
+    )
+    overwrite: bool = setting(
+        False, FLAG, "remove the run that the folder holds, and start again", changes_results=False
     )
     checkpoint_seconds: float = setting(
         60.0,
@@ -154,6 +199,30 @@ class Settings:
         "where prepared data sets live; tensorflow-datasets' own place if not given",
         changes_results=False,
     )
+    compilation_cache: str = setting(
+        "",
+        PATH,
+        "where compiled programs are kept for the next start; the user's cache folder if not "
+        "given, off: nowhere",
+        changes_results=False,
+    )
+    coordinator_address: str = setting(
+        "",
+        PATH,
+        "HOST:PORT of process 0, where several processes run one command; found on SLURM, TPU pods",
+        changes_results=False,
+    )
+    num_processes: int = setting(
+        1, whole(1), "with --coordinator_address: how many processes", changes_results=False
+    )
+    process_id: int = setting(
+        0, whole(0), "with --coordinator_address: which of them this is", changes_results=False
+    )
+
+    def by_replica(self, name: str) -> tuple[Any, ...]:
+        """The value of a setting for every replica."""
+        value = getattr(self, name)
+        return value if isinstance(value, tuple) else (value,) * self.replicas
 
     def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """latent_sizes and hidden_sizes of the layers that are kept."""
@@ -266,6 +335,28 @@ def check(settings: Settings) -> None:
             f"--depth={settings.depth}: there are sizes for {len(latent_sizes)} layers; give at "
             "most as many, or longer --latent_sizes and --hidden_sizes"
         )
+    for name in ("warmup_epochs", "beta", "learning_rate"):
+        value = getattr(settings, name)
+        if isinstance(value, tuple) and len(value) != settings.replicas:
+            raise SettingsError(
+                f"--{name}={_comma(value)}: {len(value)} values for --replicas="
+                f"{settings.replicas}; give one, or one for every replica"
+            )
+    if settings.replicas > 1 and settings.prng == "rbg":
+        raise SettingsError(
+            f"--prng=rbg --replicas={settings.replicas}: draws of several rbg keys at once are not "
+            "those of each alone; give --prng=threefry, or one replica"
+        )
+    if settings.process_id >= settings.num_processes:
+        raise SettingsError(
+            f"--process_id={settings.process_id} --num_processes={settings.num_processes}: "
+            "processes count from 0; give a smaller --process_id"
+        )
+    if settings.num_processes > 1 and not settings.coordinator_address:
+        raise SettingsError(
+            f"--num_processes={settings.num_processes}: no --coordinator_address; give HOST:PORT "
+            "of process 0"
+        )
     if settings.batch_size == 1 and settings.batch_norm:
         raise SettingsError(
             "--batch_size=1: batch normalisation has nothing to normalise over; "
@@ -284,8 +375,8 @@ def check(settings: Settings) -> None:
         )
 
 
-def _comma(sizes: tuple[int, ...]) -> str:
-    return ",".join(map(str, sizes))
+def _comma(values: tuple[Any, ...]) -> str:
+    return ",".join(map(str, values))
 
 
 def fail(message: str, status: int = 2) -> NoReturn:

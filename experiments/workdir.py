@@ -79,7 +79,7 @@ class Workdir:
           WorkdirError: the folder belongs to another run, or is no run's.
         """
         self.path, self.config = path, {"format": FORMAT, **config}
-        self._overwrite, self._writes = overwrite, writes
+        self._overwrite, self.writes = overwrite, writes
         self._lock: int | None = None
         self._check()
 
@@ -114,7 +114,7 @@ class Workdir:
         self._chosen = Checkpoints(self.path / "chosen", keep=1)
 
     def _create(self) -> int:
-        if not self._writes:
+        if not self.writes:
             return 0
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ class Workdir:
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json: the run is finished."""
-        if self._writes:
+        if self.writes:
             with writing(self.path / "results.json"):
                 write_json(self.path / "results.json", results)
 
@@ -171,32 +171,27 @@ class Workdir:
         Raises:
           WorkdirError: the disk is full, or cannot be written.
         """
-        if self._writes and (self.path / "metrics.jsonl").exists():
+        if self.writes and (self.path / "metrics.jsonl").exists():
             with writing(self.path / "metrics.jsonl"):
                 sync(self.path / "metrics.jsonl")
                 sync(self.path)
         self._checkpoints.save(state, step, score)
 
-    def save_chosen(self, state: TrainState, step: int) -> None:
-        """Keeps the state after `step` steps as the chosen one, in place of the one before.
+    def save_chosen(self, chosen: Any, step: int) -> None:
+        """Keeps what was chosen after `step` steps, in place of what was before.
 
         Raises:
           WorkdirError: the disk is full, or cannot be written.
         """
-        self._chosen.save(state, step)
+        self._chosen.save(chosen, step)
 
-    def restore_chosen(self, like: TrainState) -> tuple[TrainState, int]:
-        """The chosen state, and the number of steps that led to it.
+    def restore_chosen(self, like: Any) -> tuple[Any, int] | None:
+        """What was chosen, and the step at which it was; None if nothing has been.
 
         Raises:
-          WorkdirError: there is none, or it is not intact.
+          WorkdirError: it is not intact.
         """
-        chosen = self._chosen.restore(like)
-        if chosen is None:
-            raise WorkdirError(
-                f"{self.path / 'chosen'} holds no state; start again with --overwrite"
-            )
-        return chosen
+        return self._chosen.restore(like)
 
     def truncate_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Drops the lines of epochs that no checkpoint remembers, and a half-written last line.
@@ -217,7 +212,7 @@ class Workdir:
                 f"{path} is damaged: {epochs} epochs are finished, and it has {len(kept)} of them; "
                 "restore it, or start again with --overwrite"
             )
-        if self._writes:
+        if self.writes:
             with writing(path):
                 write_text(path, "".join(json.dumps(values) + "\n" for values in kept))
         return kept
@@ -228,7 +223,7 @@ class Workdir:
         Raises:
           WorkdirError: the disk is full, or cannot be written.
         """
-        if self._writes:
+        if self.writes:
             path = self.path / "metrics.jsonl"
             with writing(path), path.open("a") as file:
                 file.write(json.dumps(values) + "\n")
