@@ -7,6 +7,7 @@ at any moment. Nothing in it is a pickle: tensorstore reads the arrays, and all 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -27,6 +28,7 @@ MANIFEST = "manifest.json"
 _ITEM = "default"  # orbax's own name for a state that is saved without one
 _NEW, _OLD = ".new", ".old"
 _FAILED = -1
+_DISK_ERRORS = (*NO_ROOM, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 _METADATA_SIZE = 500_000  # bytes of what orbax writes about a few hundred arrays
 
 
@@ -160,8 +162,10 @@ class Checkpoints:
         step = self._newest_intact()
         if step is None:
             return None
+        self._refuse_another_state(step, like)
         restore_args = ocp.checkpoint_utils.construct_restore_args(like)
-        return self._read(step, ocp.args.PyTreeRestore(like, restore_args=restore_args)), step
+        arguments = ocp.args.PyTreeRestore(like, restore_args=restore_args)
+        return self._orbax.restore(self._folder(step) / _ITEM, args=arguments), step
 
     def read(self, name: str) -> tuple[Any, int] | None:
         """One entry of the newest intact state, such as "params", as NumPy arrays.
@@ -178,13 +182,13 @@ class Checkpoints:
         step = self._newest_intact()
         if step is None:
             return None
-        state = self._orbax.metadata(self._folder(step) / _ITEM).item_metadata.tree
+        state = self._metadata(step)
         if name not in state:
             raise CheckpointError(f"{self._folder(step)} holds no {name!r}; give another run's")
         item = {name: jax.tree.map(lambda _: 0, state[name])}
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         arguments = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-        return self._read(step, arguments)[name], step
+        return self._orbax.restore(self._folder(step) / _ITEM, args=arguments)[name], step
 
     def close(self) -> None:
         """Ends the threads that read and write."""
@@ -222,14 +226,23 @@ class Checkpoints:
         found = by_first_process(find)
         return found - 1 if found else None
 
-    def _read(self, step: int, arguments: Any) -> Any:
-        try:
-            return self._orbax.restore(self._folder(step) / _ITEM, args=arguments)
-        except (ValueError, KeyError, TypeError) as error:
+    def _metadata(self, step: int) -> dict[str, Any]:
+        """The structure of a state, with the shape of each array."""
+        return self._orbax.metadata(self._folder(step) / _ITEM).item_metadata.tree
+
+    def _refuse_another_state(self, step: int, like: Any) -> None:
+        there, here = _shapes(self._metadata(step)), _shapes(like)
+        differences = [
+            f"{name} is {there.get(name, 'not there')}, and {here.get(name, 'nothing')} here"
+            for name in sorted(there.keys() | here.keys())
+            if there.get(name) != here.get(name)
+        ]
+        if differences:
+            more = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
             raise CheckpointError(
                 f"{self._folder(step)} holds another state than this run's "
-                f"({' '.join(str(error).split())[:300]}); give another --workdir"
-            ) from error
+                f"({differences[0]}{more}); give another --workdir"
+            )
 
     def _remove_superseded(self, step: int) -> None:
         """Removes what is later, damaged, or more than are to be kept."""
@@ -258,6 +271,14 @@ class Checkpoints:
     def _try_to_remove_leftovers(self) -> None:
         with contextlib.suppress(OSError):  # the next save tries again
             self._remove_leftovers()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each array, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def verify(folder: Path, step: int) -> str | None:
@@ -371,4 +392,4 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     text = str(error).lower()
-    return next((r for r in (os.strerror(n).lower() for n in NO_ROOM) if r in text), None)
+    return next((r for r in (os.strerror(n).lower() for n in _DISK_ERRORS) if r in text), None)

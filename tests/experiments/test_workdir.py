@@ -1,0 +1,321 @@
+"""A run's folder: whose it is, who may write it, and what of it survives what."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.workdir import (
+    FORMAT,
+    Workdir,
+    WorkdirError,
+    read_config,
+    read_metrics,
+    read_trained,
+)
+from lvae_jax.training import TrainState
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {"dataset": "stripes", "settings": {"seed": 0}}
+OTHER = {"dataset": "stripes", "settings": {"seed": 1}}
+
+
+def state_of(step: int) -> TrainState:
+    return TrainState({"w": jnp.full(3, step, jnp.float32)}, (), jnp.int32(step))
+
+
+def run_of(path: Path, config: dict = CONFIG) -> Path:
+    """A run of two epochs, of three steps each, with all files that a run makes."""
+    workdir = Workdir(path, config)
+    workdir.create()
+    for epoch in (0, 1):
+        workdir.append_metrics({"epoch": epoch, "seconds": 1.0})
+        workdir.save(state_of(3 * epoch + 3), 3 * epoch + 3)
+    workdir.save_chosen(state_of(3), 3)
+    workdir.write_results({"test_elbo": -90.0})
+    for name in ("tensorboard/events", "figures/samples.png", "report.html"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("of the run")
+    workdir.close()
+    return path
+
+
+def contents_of(path: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return run_of(tmp_path / "run")
+
+
+def test_what_was_saved_is_found_again(run):
+    workdir = Workdir(run, CONFIG)
+    workdir.create()
+    state, step = workdir.restore(state_of(0))
+    assert (step, int(state.step), state.params["w"].tolist()) == (6, 6, [6.0] * 3)
+    state, step = workdir.restore_chosen(state_of(0))
+    assert (step, state.params["w"].tolist()) == (3, [3.0] * 3)
+    assert [line["epoch"] for line in workdir.truncate_metrics(2)] == [0, 1]
+    assert workdir.results() == {"test_elbo": -90.0}
+    assert read_config(run) == {"format": FORMAT, **CONFIG}
+    workdir.close()
+    params, step = read_trained(run)
+    assert (step, params["w"].tolist()) == (3, [3.0] * 3)  # the chosen one
+    shutil.rmtree(run / "chosen")
+    params, step = read_trained(run)
+    assert (step, params["w"].tolist()) == (6, [6.0] * 3)
+
+
+def test_a_damaged_chosen_state_is_refused(run):
+    (run / "chosen" / "3" / "default" / "_METADATA").write_text("{}")
+    workdir = Workdir(run, CONFIG)
+    workdir.create()
+    with pytest.raises(WorkdirError, match="holds no checkpoint that is intact"):
+        workdir.restore_chosen(state_of(0))
+    workdir.close()
+
+
+def test_other_settings_are_refused_with_the_difference_and_what_to_do(run):
+    before = contents_of(run)
+    with pytest.raises(WorkdirError) as refusal:
+        Workdir(run, OTHER)
+    assert str(refusal.value) == (
+        f"{run} holds a run with other settings: seed was 0 and is now 1. Give those settings "
+        "again, another --workdir, or --overwrite to start again"
+    )
+    assert contents_of(run) == before
+
+
+def test_overwrite_removes_what_the_run_made_and_nothing_else(run):
+    (run / "notes.txt").write_text("precious")
+    elsewhere = run.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("precious")
+    shutil.rmtree(run / "figures")
+    (run / "figures").symlink_to(elsewhere)
+    before = contents_of(run)
+    workdir = Workdir(run, OTHER, overwrite=True)
+    assert workdir.results() is None
+    assert contents_of(run) == before  # until it is created
+    workdir.create()
+    assert {path.name for path in run.iterdir()} == {"config.json", "notes.txt", "lock"}
+    assert (elsewhere / "file").read_text() == "precious"
+    assert read_config(run)["settings"] == {"seed": 1}
+    assert workdir.restore(state_of(0)) is None
+    workdir.append_metrics({"epoch": 0})
+    workdir.create()  # the run's own files are not removed by a second call
+    assert len(read_metrics(run)) == 1
+    workdir.close()
+
+
+@pytest.mark.parametrize("config", [None, "[1]", '{"dataset": "x"}', '{"model_type": "bert"}'])
+def test_a_folder_that_is_no_runs_is_not_overwritten(config, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "thesis.tex").write_text("precious")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    before = contents_of(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(WorkdirError, match="is no run's"):
+            Workdir(tmp_path, CONFIG, overwrite=overwrite)
+    assert contents_of(tmp_path) == before
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from experiments.workdir import Workdir
+workdir = Workdir(Path(sys.argv[1]), {"dataset": "stripes", "settings": {"seed": 0}})
+workdir.create()
+print("created", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_process_is_refused_until_the_first_is_killed(overwrite, run):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as first:
+        try:
+            assert first.stdout.readline() == "created\n"
+            before = contents_of(run)
+            second = Workdir(run, CONFIG, overwrite=overwrite)
+            with pytest.raises(WorkdirError) as refusal:
+                second.create()
+            assert str(refusal.value) == (
+                f"{run} is in use by process {first.pid} on {socket.gethostname()}; "
+                "wait for it, stop it, or give another --workdir"
+            )
+            assert contents_of(run) == before
+            assert Workdir(run, CONFIG).results() == {"test_elbo": -90.0}  # without the lock
+        finally:
+            first.send_signal(signal.SIGKILL)
+    second.create()
+    second.close()
+
+
+def test_the_lock_ends_with_close_and_is_not_passed_on_to_children(tmp_path):
+    first, second = (Workdir(tmp_path / "run", CONFIG) for _ in range(2))
+    first.create()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with pytest.raises(WorkdirError, match=f"in use by process {os.getpid()} on "):
+        second.create()
+    first.close()
+    second.create()
+    second.close()
+    child.communicate(b"\n")
+
+
+def test_a_run_that_another_process_began_meanwhile_is_seen(tmp_path):
+    late = Workdir(tmp_path / "run", OTHER)
+    run_of(tmp_path / "run")
+    with pytest.raises(WorkdirError, match="seed was 0 and is now 1"):
+        late.create()
+    again = Workdir(tmp_path / "run", CONFIG)
+    again.create()  # the refused one holds no lock
+    again.close()
+
+
+def test_a_process_that_does_not_write_leaves_all_as_it_is(run):
+    before = contents_of(run)
+    workdir = Workdir(run, CONFIG, writes=False)
+    workdir.create()
+    assert workdir.restore(state_of(0))[1] == 6
+    assert len(workdir.truncate_metrics(1)) == 1
+    workdir.append_metrics({"epoch": 1})
+    workdir.write_results({})
+    workdir.close()
+    assert contents_of(run) == before
+
+
+@pytest.fixture
+def old(run) -> Path:
+    """A finished run of the format before this one."""
+    (run / "config.json").write_text(json.dumps(CONFIG))
+    return run
+
+
+def test_a_finished_run_of_the_old_format_can_still_be_told_of(old):
+    assert Workdir(old, CONFIG).results() == {"test_elbo": -90.0}
+    assert read_config(old) == CONFIG
+    assert len(read_metrics(old)) == 2
+
+
+def test_an_unfinished_run_of_the_old_format_is_not_gone_on_with(old):
+    (old / "results.json").unlink()
+    before = contents_of(old)
+    workdir = Workdir(old, CONFIG)
+    for use in (workdir.create, lambda: read_trained(old)):
+        with pytest.raises(WorkdirError) as refusal:
+            use()
+        assert str(refusal.value) == (
+            f"{old} is of lvae_jax 0.1's format, whose checkpoints cannot be read any more; "
+            "give another --workdir, or --overwrite to start again"
+        )
+    assert contents_of(old).items() - before.items() <= {
+        (str(old / "lock"), (old / "lock").read_bytes())
+    }
+    again = Workdir(old, CONFIG, overwrite=True)
+    again.create()
+    again.close()
+    assert read_config(old)["format"] == FORMAT
+
+
+@pytest.mark.parametrize("version", [FORMAT + 1, "new"])
+def test_a_newer_format_is_refused(version, run):
+    (run / "config.json").write_text(json.dumps({"format": version, **CONFIG}))
+    for use in (lambda: Workdir(run, CONFIG), lambda: read_config(run), lambda: read_trained(run)):
+        with pytest.raises(WorkdirError, match=f"is of format {version}, and this version"):
+            use()
+
+
+def test_lines_of_metrics_that_are_missing_are_noticed(run):
+    workdir = Workdir(run, CONFIG)
+    workdir.create()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text(f"{lines[0]}\n{lines[1][:9]}\n")
+    with pytest.raises(WorkdirError) as refusal:
+        workdir.truncate_metrics(2)
+    workdir.close()
+    assert str(refusal.value) == (
+        f"{run / 'metrics.jsonl'} is damaged: 2 epochs are finished, and it has 1 of them; "
+        "restore it, or start again with --overwrite"
+    )
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint_that_claims_them(run, monkeypatch):
+    workdir = Workdir(run, CONFIG)
+    workdir.create()
+    events = []
+    monkeypatch.setattr("experiments.workdir.sync", lambda path: events.append(path.name))
+    monkeypatch.setattr(workdir._checkpoints, "save", lambda *_: events.append("checkpoint"))
+    workdir.save(state_of(9), 9)
+    workdir.close()
+    assert events == ["metrics.jsonl", "run", "checkpoint"]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from experiments.workdir import Workdir, WorkdirError
+workdir = Workdir(Path(sys.argv[1]), {"dataset": "stripes", "settings": {"seed": 0}})
+workdir.create()
+size = (workdir.path / "metrics.jsonl").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
+for write in (workdir.append_metrics, workdir.write_results):
+    try:
+        write({"epoch": 2, "more": "x" * 10000})
+    except WorkdirError as error:
+        print(error)
+"""
+
+
+def test_a_file_that_cannot_grow_is_a_line_and_the_next_start_goes_on(run):
+    before = contents_of(run)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(run)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        f"cannot write to {run / name} (File too large); free space and give the same command again"
+        for name in ("metrics.jsonl", "results.json")
+    ]
+    assert (run / "results.json").read_bytes() == before[str(run / "results.json")]
+    workdir = Workdir(run, CONFIG)
+    workdir.create()
+    assert len(workdir.truncate_metrics(2)) == 2
+    workdir.close()
+    assert (run / "metrics.jsonl").read_bytes() == before[str(run / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("length", range(1, 26, 4))
+def test_a_line_of_metrics_cut_anywhere_is_dropped(length, run):
+    whole = (run / "metrics.jsonl").read_bytes()
+    line = b'{"epoch": 2, "seconds": 1.0}\n'
+    (run / "metrics.jsonl").write_bytes(whole + line[:length])
+    workdir = Workdir(run, CONFIG)
+    workdir.create()
+    kept = workdir.truncate_metrics(2)
+    workdir.close()
+    assert [values["epoch"] for values in kept] == [0, 1]
+    assert (run / "metrics.jsonl").read_bytes() == whole
+
+
+def test_read_trained_says_what_it_found_damaged(run, capsys):
+    shutil.rmtree(run / "chosen")
+    file = run / "checkpoints" / "6" / "default" / "_METADATA"
+    file.write_bytes(file.read_bytes()[:-1])
+    params, step = read_trained(run)
+    assert step == 3
+    np.testing.assert_array_equal(params["w"], [3.0] * 3)
+    assert "default/_METADATA has " in capsys.readouterr().err
