@@ -9,6 +9,7 @@ from typing import Any
 from absl import app, logging
 
 from experiments import settings as settings_lib
+from experiments.files import NO_ROOM
 from experiments.settings import Settings
 
 
@@ -70,6 +71,13 @@ def errors_in_one_line() -> Iterator[None]:
         settings_lib.fail(str(error))
     except KeyboardInterrupt:
         settings_lib.fail("interrupted; the same command goes on from the last checkpoint", 130)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        settings_lib.fail(
+            f"cannot write {error.filename or 'a file'} ({error.strerror}); "
+            "free space and give the same command again"
+        )
     except Exception as error:
         from experiments.interruption import Interrupted
         from experiments.run import NonFiniteError
