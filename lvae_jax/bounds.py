@@ -285,6 +285,29 @@ def effective_sample_size(log_weights: Float[Array, " samples *rest"]) -> Float[
     return 1 / jnp.sum(jax.nn.softmax(log_weights, axis=0) ** 2, axis=0)
 
 
+def importance_standard_error(
+    effective_sample_size: Float[Array, "*shape"], num_samples: int
+) -> Float[Array, "*shape"]:
+    """The standard error of L_K as an estimate of log p(x), over the K importance samples.
+
+    By the delta method that of the mean weight relative to the mean weight: sqrt(1/ESS - 1/K). It
+    holds for an ESS that is large; a small one has not seen the weights that would show the error.
+    Images are independent: of a mean over n images it is the root of the sum of squares, over n.
+
+    Args:
+      effective_sample_size: (sum w)^2 / sum w^2 of every image.
+      num_samples: K.
+
+    Returns:
+      Of the shape given, in nats.
+
+    Example:
+      >>> round(float(importance_standard_error(jnp.float32(80.0), 100)), 6)
+      0.05
+    """
+    return jnp.sqrt(jnp.maximum(1 / effective_sample_size - 1 / num_samples, 0.0))
+
+
 def warm_up(epoch: int, warmup_epochs: int) -> float:
     """beta of an epoch: linear from 0 to 1 over the first N_t epochs (section 3.1 of the paper).
 
