@@ -1,0 +1,295 @@
+"""Extreme settings and data: a run ends with finite results, or with one line that says why not.
+
+Whole runs, as the command line makes them: settings that fit together, then `run`. An error that is
+not foreseen, a number that is not finite in a file, or a warning, which is an error here, fails.
+"""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import settings as settings_lib
+from experiments.run import NonFiniteError, run
+from experiments.settings import Settings, SettingsError
+from lvae_jax import VAE, LadderVAE, bounds, evaluation, training
+from lvae_jax.data import Dataset, as_stored
+
+ROOT = Path(__file__).parents[2]
+
+SETTINGS = Settings(
+    depth=2,
+    latent_sizes=(3, 2),
+    hidden_sizes=(8, 6),
+    epochs=3,
+    warmup_epochs=1,
+    batch_size=4,
+    eval_every=2,
+    eval_samples=7,
+)
+
+
+def dataset(images, test_images=None, observation="bernoulli") -> Dataset:
+    """Images [n, ...] as a data set; they are the test images too where no others are given."""
+    images = np.asarray(images)
+    test_images = images if test_images is None else np.asarray(test_images)
+    binarisation = "dynamic" if observation == "bernoulli" else "none"
+    labels = [np.full(len(part), -1, np.int32) for part in (images, test_images)]
+    return Dataset("extreme", images, labels[0], test_images, labels[1], observation, binarisation)
+
+
+def grey(number: int = 12, shape: tuple[int, ...] = (3, 4)) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (number, *shape)).astype(np.uint8)
+
+
+def refuse_constant(name: str) -> float:
+    raise AssertionError(f"{name} in a file")
+
+
+def numbers_of(value) -> list[float]:
+    """All numbers within a JSON value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for part in value for number in numbers_of(part)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def finite_json(text: str):
+    """A JSON value; NaN and infinity, which are no JSON, fail."""
+    value = json.loads(text, parse_constant=refuse_constant)
+    assert all(map(math.isfinite, numbers_of(value)))
+    return value
+
+
+def outcome(workdir: Path, data: Dataset, **changed) -> dict | str:
+    """results.json of a run, all of whose files hold finite numbers; or the line it ends with."""
+    settings = dataclasses.replace(SETTINGS, workdir=str(workdir), **changed)
+    try:
+        settings_lib.check(settings)
+        run(settings, data)
+    except (SettingsError, NonFiniteError) as error:
+        message = str(error)
+        assert message
+        assert message.splitlines() == [message]
+        assert not (workdir / "results.json").exists()
+        if (workdir / "metrics.jsonl").exists():
+            for line in (workdir / "metrics.jsonl").read_text().splitlines():
+                finite_json(line)
+        return message
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        finite_json(line)
+    assert (workdir / "report.html").exists()
+    return finite_json((workdir / "results.json").read_text())
+
+
+# Settings
+
+
+def test_a_batch_of_one_with_batch_norm_is_refused_with_what_to_do(tmp_path):
+    message = outcome(tmp_path / "run", dataset(grey()), batch_size=1)
+    assert message == (
+        "--batch_size=1: batch normalisation has nothing to normalise over; give at least 2, or "
+        "--nobatch_norm"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("images", [1, 12])
+def test_a_batch_of_one_without_batch_norm_runs(tmp_path, images):
+    data = dataset(grey(images), grey(12))
+    results = outcome(tmp_path / "run", data, batch_size=1, batch_norm=False)
+    assert results["epochs"] == 3
+
+
+def test_twelve_layers_run(tmp_path):
+    results = outcome(
+        tmp_path / "run",
+        dataset(grey()),
+        depth=12,
+        latent_sizes=(3, *[2] * 10, 1),
+        hidden_sizes=(4,) * 12,
+    )
+    assert len(results["kl_per_layer"]) == len(results["active_units"]) == 12
+
+
+def test_a_width_of_one_runs(tmp_path):
+    images = grey(shape=(1,))
+    results = outcome(tmp_path / "run", dataset(images), latent_sizes=(1, 1), hidden_sizes=(1, 1))
+    assert [len(layer) for layer in results["kl_per_unit"]] == [1, 1]
+
+
+@pytest.mark.parametrize(("latent", "hidden"), [(4096, 1), (2, 4096)])
+def test_a_width_of_4096_runs(tmp_path, latent, hidden):
+    results = outcome(
+        tmp_path / "run",
+        dataset(grey()),
+        depth=1,
+        latent_sizes=(latent,),
+        hidden_sizes=(hidden,),
+        epochs=1,
+    )
+    assert len(results["kl_per_unit"][0]) == latent
+
+
+@pytest.mark.parametrize(
+    ("observation", "changed"), [("bernoulli", {}), ("gaussian", {"batch_norm": False})]
+)
+def test_a_learning_rate_of_a_thousand_ends_with_a_line_or_with_finite_results(
+    tmp_path, observation, changed
+):
+    images = grey() if observation == "bernoulli" else np.float32(grey() / 255)
+    found = outcome(
+        tmp_path / "run",
+        dataset(images, observation=observation),
+        learning_rate=1e3,
+        epochs=8,
+        **changed,
+    )
+    if isinstance(found, str):
+        assert "learning_rate" in found
+
+
+# Data
+
+
+def test_one_test_image_has_no_standard_error_but_finite_results(tmp_path):
+    results = outcome(tmp_path / "run", dataset(grey(8), grey(1)))
+    assert not results["test_log_likelihood_standard_error"]  # null, or 0
+
+
+def test_a_batch_of_more_than_the_one_training_image_is_refused(tmp_path):
+    message = outcome(tmp_path / "run", dataset(grey(1)), batch_size=2)
+    assert message == "--batch_size=2: extreme has 1 training images; give at most that"
+
+
+@pytest.mark.parametrize("level", [0, 100, 255])
+def test_constant_images_run(tmp_path, level):
+    images = np.full((8, 3, 4), level, np.uint8)
+    results = outcome(tmp_path / "run", dataset(images))
+    if level in (0, 255):  # what is certain can cost little, and never gain
+        assert -12 * math.log(2) - 20 < results["test_log_likelihood"] <= 0
+
+
+def test_constant_real_values_whose_variance_collapses_run(tmp_path):
+    images = np.full((8, 12), 0.25, np.float32)
+    results = outcome(
+        tmp_path / "run",
+        dataset(images, observation="gaussian"),
+        epochs=60,
+        learning_rate=0.05,
+        variance_floor=1e-10,
+        batch_norm=False,
+    )
+    # A density grows without a limit but the floor's: no value has one above N(0; 0, 1e-10).
+    assert 0 < results["test_log_likelihood"] < 12 * -0.5 * math.log(2 * math.pi * 1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e10])
+def test_real_values_of_any_scale_run_or_end_with_a_line(tmp_path, scale):
+    images = np.float32(scale * np.random.default_rng(1).standard_normal((8, 12)))
+    outcome(tmp_path / "run", dataset(images, observation="gaussian"))
+
+
+def arrays_command(folder: Path, images: np.ndarray, *flags: str) -> str:
+    """The one line that the command on these images ends with, before it has made anything."""
+    (folder / "work").mkdir()
+    np.save(folder / "work" / "images.npy", images)
+    found = subprocess.run(
+        [sys.executable, "-m", "experiments.arrays", "--train=images.npy", *flags],
+        cwd=folder / "work",
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
+    assert [path.name for path in (folder / "work").iterdir()] == ["images.npy"]
+    return found.stderr
+
+
+def test_one_image_in_a_file_is_refused_by_the_command_in_one_line(tmp_path):
+    line = arrays_command(tmp_path, grey(1))
+    assert line.startswith("error: images.npy holds 1 images, too few to hold out 0.1 of them")
+
+
+def test_a_million_columns_are_refused_by_the_command_in_one_line(tmp_path):
+    flags = ("--batch_size=2", "--latent_sizes=2", "--hidden_sizes=1000000")
+    line = arrays_command(tmp_path, np.zeros((4, 1_000_000), bool), *flags)
+    assert line.startswith("error: the run needs about 64.0 TB of memory (parameters 64.0 TB, ")
+    assert "are available; give smaller --hidden_sizes, or images of fewer values" in line
+
+
+# Variances at their floor
+
+
+def collapsed(model, raw: float):
+    """Parameters whose heads all give the raw variance, so that softplus is nothing or huge."""
+    key = jax.random.key(0)
+    params = model.init({"params": key, "sample": key}, jnp.zeros((1, model.data_dim)))["params"]
+
+    def with_raw_variance(path, leaf):
+        names = [getattr(entry, "key", "") for entry in path]
+        head = any(name.startswith(("heads_", "observation_head")) for name in names)
+        if not head or names[-1] != "bias":
+            return leaf
+        return leaf.at[len(leaf) // 2 :].set(raw)
+
+    return jax.tree_util.tree_map_with_path(with_raw_variance, params)
+
+
+@pytest.mark.parametrize("raw", [-1e4, 1e4])
+@pytest.mark.parametrize(
+    ("model_class", "floor", "gradient"),
+    [
+        (LadderVAE, 1e-10, "standard"),
+        (LadderVAE, 1e-5, "stl"),
+        (LadderVAE, 1e-5, "dreg"),
+        (VAE, 1e-10, "standard"),
+    ],
+)
+def test_variances_at_their_floor_or_huge_leave_bounds_and_gradients_finite(
+    model_class, raw, floor, gradient
+):
+    model = model_class(
+        4, (3, 2), (6, 5), observation="gaussian", batch_norm=False, variance_floor=floor
+    )
+    params = collapsed(model, raw)
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((5, 4)), jnp.float32)
+    optimizer = training.make_optimizer()
+    state = training.TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    key = jax.random.key(1)
+    terms = model.apply({"params": params}, x, rngs={"sample": key})
+    limit = floor if raw < 0 else 1e4
+    for layer in (*terms.posterior[1:], *terms.prior[:-1]):
+        assert np.all(np.abs(np.log(layer.variance / limit)) < 1)
+    state, metrics = training.train_step(
+        model, optimizer, state, x, key, jnp.float32(1), jnp.float32(1e-3), 1, 1, gradient
+    )
+    for leaf in jax.tree.leaves((state, metrics, bounds.elbo(terms))):
+        assert np.all(np.isfinite(leaf))
+    before, after = jax.tree.leaves(params), jax.tree.leaves(state.params)
+    assert any(np.any(a != b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("raw", [-1e4, 1e4])
+def test_a_log_likelihood_of_collapsed_variances_is_finite(raw):
+    model = LadderVAE(4, (3, 2), (6, 5), observation="gaussian", batch_norm=False)
+    variables = {"params": collapsed(model, raw)}
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((5, 4)), jnp.float32)
+    key = jax.random.key(1)
+    result = evaluation.log_likelihood(model, variables, x, key, num_samples=20, chunk_size=5)
+    assert np.all(np.isfinite(result.log_likelihood))
+    assert np.all((result.effective_sample_size >= 1) & (result.effective_sample_size <= 20.001))
+    elbo = evaluation.elbo(model, variables, as_stored, x, key)
+    assert np.all(np.isfinite(np.concatenate([np.ravel(a) for a in jax.tree.leaves(elbo)])))
