@@ -4,6 +4,7 @@ A run is a workdir, finished or not; its JSON files are all that is read.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,8 +61,8 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text as it is: a stroke would end the cell, and a line's end the table."""
-    return " ".join(text.splitlines()).replace("\\", r"\\").replace("|", r"\|")
+    """A text as it is: no stroke ends the cell, no line's end the table; no HTML, link or code."""
+    return re.sub(r"([\\|<\[`])", r"\\\1", " ".join(text.splitlines()))
 
 
 def _row(name: str, run: Run) -> tuple[str, ...]:
