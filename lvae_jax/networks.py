@@ -62,10 +62,14 @@ class Linear(nn.Module):
         self, y: Float[Array, "*batch inputs"], train: bool
     ) -> Float[Array, "*batch units"]:
         """Applies the layer to the last axis."""
-        linear = nn.Dense(
+        # As rows: the weights' gradient of a product with more axes costs XLA transposed copies.
+        rows = y.reshape(-1, y.shape[-1])
+        rows = nn.Dense(
             self.units, use_bias=not self.batch_norm, kernel_init=glorot_normal(self.gain)
-        )
-        return BatchNorm()(linear(y), train) if self.batch_norm else linear(y)
+        )(rows)
+        if self.batch_norm:
+            rows = BatchNorm()(rows, train)
+        return rows.reshape(*y.shape[:-1], self.units)
 
 
 class MLP(nn.Module):
