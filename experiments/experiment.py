@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from experiments import devices, memory
 from experiments.progress import Progress
 from experiments.settings import Settings, SettingsError
-from lvae_jax import VAE, LadderVAE, evaluation, training
+from lvae_jax import VAE, LadderVAE, compilation, evaluation, training
 from lvae_jax.data import Dataset, as_stored
 from lvae_jax.data.validation import hold_out
 from lvae_jax.models import HierarchicalVAE
@@ -132,9 +132,12 @@ def steps_per_call(experiment: Experiment, parameters: int) -> int:
 def new_state(experiment: Experiment) -> TrainState:
     """The state before the first step, of every replica, on the devices."""
     init = functools.partial(training.init_state, experiment.model, experiment.optimizer)
-    sharding = experiment.keys.sharding
-    with jax.set_mesh(experiment.mesh):
-        return jax.jit(jax.vmap(init), out_shardings=sharding)(experiment.keys)
+    compiled = jax.jit(
+        init,
+        out_shardings=experiment.keys.sharding,
+        compiler_options=compilation.compiler_options("once"),
+    )
+    return compiled(experiment.keys)
 
 
 def state_like(experiment: Experiment) -> TrainState:
@@ -143,7 +146,7 @@ def state_like(experiment: Experiment) -> TrainState:
     sharding = experiment.keys.sharding
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(jax.vmap(init), experiment.keys),
+        jax.eval_shape(init, experiment.keys),
     )
 
 

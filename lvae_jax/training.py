@@ -21,7 +21,7 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from lvae_jax import bounds
+from lvae_jax import bounds, compilation
 from lvae_jax.bounds import Terms
 from lvae_jax.models import HierarchicalVAE
 
@@ -132,23 +132,38 @@ def scheduled_learning_rate(schedule: str, initial: float, epoch: int, epochs: i
     raise ValueError(f"schedule={schedule!r}; give constant, staircase or cosine")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer"))
 def init_state(
-    model: HierarchicalVAE, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+    model: HierarchicalVAE, optimizer: optax.GradientTransformation, key: Key[Array, "*replicas"]
 ) -> TrainState:
-    """Fresh parameters and optimiser state.
+    """Fresh parameters and optimiser state, in one program that compiles in about a second.
 
     Args:
       model: a model.
       optimizer: of `make_optimizer`.
-      key: the root key of the run.
+      key: the root key of the run; or [replicas], of several runs.
 
     Returns:
-      The state before the first step.
+      The state before the first step. With several keys every leaf has a leading axis of them, and
+      each replica is what its own key gives.
     """
-    keys = {"params": named_key(key, "params"), "sample": named_key(key, "init")}
-    params = model.init(keys, jnp.zeros((1, model.data_dim), jnp.float32))["params"]
-    return fresh_state(params, optimizer, model.depth)
+    # JAX takes options for the outermost program alone.
+    nested = isinstance(key, jax.core.Tracer)
+    options = {} if nested else compilation.compiler_options("once")
+    return _init_program(tuple(options.items()))(model, optimizer, key)
+
+
+@functools.cache
+def _init_program(options: tuple[tuple[str, str | bool], ...]) -> Callable[..., TrainState]:
+    def init(
+        model: HierarchicalVAE, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+    ) -> TrainState:
+        if key.ndim:
+            return jax.vmap(functools.partial(init, model, optimizer))(key)
+        keys = {"params": named_key(key, "params"), "sample": named_key(key, "init")}
+        params = model.init(keys, jnp.zeros((1, model.data_dim), jnp.float32))["params"]
+        return fresh_state(params, optimizer, model.depth)
+
+    return jax.jit(init, static_argnums=(0, 1), compiler_options=dict(options))
 
 
 def fresh_state(params: Any, optimizer: optax.GradientTransformation, depth: int) -> TrainState:

@@ -565,6 +565,18 @@ def test_initial_state_is_a_function_of_the_key():
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(one))
 
 
+@pytest.mark.parametrize("model_class", [LadderVAE, VAE])
+def test_each_replica_starts_as_the_run_of_its_key_does(model_class):
+    model = model_class(5, (2, 1), (3, 2))
+    keys = [jax.random.key(seed) for seed in (3, 0)]
+    replicas = training.init_state(model, ADAM, jnp.stack(keys))
+    nested = jax.jit(lambda key: training.init_state(model, ADAM, key))
+    for r, key in enumerate(keys):
+        replica = jax.tree.map(lambda leaf, r=r: leaf[r], replicas)
+        for single in (training.init_state(model, ADAM, key), nested(key)):
+            assert_trees_close(replica, single, rtol=1e-6, atol=1e-7)
+
+
 # An epoch
 
 MODEL = VAE(5, (2,), (3,))

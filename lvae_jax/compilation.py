@@ -1,0 +1,45 @@
+"""How XLA compiles: options by the kind of program, and only those that the backend knows."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+Options = dict[str, str | bool]
+
+# Names of XLA's debug options, which come and go with jaxlib versions.
+CPU_OPTIONS: dict[str, Options] = {
+    # Runs once: what takes time is compiling it, most of all LLVM's passes over every draw.
+    "once": {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True},
+    # Whole AVX-512 registers, where the processor has them; LLVM's habit is half of them.
+    "loop": {"xla_cpu_prefer_vector_width": "512"},
+}
+"""By kind: "once" for a program that is run once, "loop" for one that is run for long."""
+
+
+def compiler_options(kind: str) -> Options:
+    """Options for `jax.jit(..., compiler_options=...)` on the default backend.
+
+    Args:
+      kind: of program, one of `CPU_OPTIONS`.
+
+    Returns:
+      The options of that kind that this backend and jaxlib know; none on backends other than CPU.
+
+    Raises:
+      KeyError: there is no such kind.
+    """
+    options = CPU_OPTIONS[kind]
+    if jax.default_backend() != "cpu":
+        return {}
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+@functools.cache
+def _is_known(name: str, value: str | bool) -> bool:
+    """Whether a trivial program compiles with the option; an unknown one is an error."""
+    try:
+        jax.jit(jnp.negative).lower(0.0).compile(compiler_options={name: value})
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
