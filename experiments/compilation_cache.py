@@ -1,0 +1,74 @@
+"""JAX's persistent compilation cache: a program compiled once is read from then on.
+
+It is where `--compilation_cache=DIR` says, or `off`; else in `$JAX_COMPILATION_CACHE_DIR`; else in
+`lvae_jax/xla` in the user's cache directory.
+"""
+
+import os
+import platform
+import zlib
+from pathlib import Path
+
+from experiments.settings import SettingsError
+
+OFF = "off"
+
+
+def directory(setting: str) -> Path | None:
+    """Where compiled programs are kept.
+
+    Args:
+      setting: a folder; `off`; or nothing, for the environment or the default to say it.
+
+    Returns:
+      The folder; None if there is to be no cache.
+    """
+    setting = setting or os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    if setting == OFF:
+        return None
+    if setting:
+        return Path(setting).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(caches).expanduser() / "lvae_jax" / "xla" / processor()
+
+
+def processor() -> str:
+    """A name of the processor's instruction sets.
+
+    A home directory is often shared by hosts of several kinds, and what XLA compiles for one CPU
+    may not run on another; JAX's own key does not tell them apart.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    words = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    words = " ".join(sorted(words.split())) or platform.processor()
+    return f"{platform.machine()}-{zlib.crc32(words.encode()):08x}"
+
+
+def enable(setting: str) -> None:
+    """Makes JAX keep every program it compiles; to be called before the first one is.
+
+    Args:
+      setting: see `directory`.
+
+    Raises:
+      SettingsError: a folder was given that cannot be written. (Where it is the default one, there
+        is no cache.)
+    """
+    import jax  # not before: `--help` does not need it
+
+    path = directory(setting)
+    if path is not None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if setting:
+                raise SettingsError(
+                    f"--compilation_cache={setting}: cannot be written ({error.strerror}); give "
+                    f"another folder, or --compilation_cache={OFF}"
+                ) from error
+            path = None
+    jax.config.update("jax_compilation_cache_dir", None if path is None else str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

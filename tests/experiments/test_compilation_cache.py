@@ -1,0 +1,78 @@
+"""The compilation cache: where it is, and that a second process reads what a first one compiled."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import compilation_cache
+from experiments.settings import SettingsError
+
+# Compiles one program and says whether it came from the cache.
+PROGRAM = """
+import sys
+import jax, jax.numpy as jnp
+from jax import monitoring
+from experiments import compilation_cache
+events = []
+monitoring.register_event_listener(lambda name, **_: events.append(name))
+compilation_cache.enable(sys.argv[1])
+jax.jit(lambda x: jnp.sin(x) + 1)(jnp.arange(3.0)).block_until_ready()
+print(any(name.endswith("cache_hits") for name in events))
+"""
+
+
+def hits(setting, **environment):
+    """Whether a new process finds its program in the cache."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, setting],
+        env=inherited | environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {"True": True, "False": False}[process.stdout.strip()]
+
+
+def files(path):
+    return [file for file in path.rglob("*") if file.is_file()]
+
+
+def test_a_second_process_reads_what_the_first_compiled(tmp_path):
+    home = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert [hits("", **home) for _ in range(2)] == [False, True]
+    assert files(tmp_path / "lvae_jax" / "xla")
+
+
+def test_the_flag_moves_it_and_switches_it_off(tmp_path):
+    home, own = {"XDG_CACHE_HOME": str(tmp_path / "home")}, tmp_path / "own"
+    assert [hits(str(own), **home) for _ in range(2)] == [False, True]
+    assert [hits("off", **home) for _ in range(2)] == [False, False]
+    assert files(own)
+    assert not files(tmp_path / "home")
+
+
+def test_the_flag_comes_before_jaxs_variable_and_that_before_the_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "jax"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert compilation_cache.directory("/flag") == Path("/flag")
+    assert compilation_cache.directory("off") is None
+    assert compilation_cache.directory("") == tmp_path / "jax"
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    default = tmp_path / "xdg" / "lvae_jax" / "xla"
+    assert compilation_cache.directory("").parent == default
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compilation_cache.directory("").parent == tmp_path / ".cache" / "lvae_jax" / "xla"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_only_where_it_was_asked_for(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(SettingsError, match=f"--compilation_cache={file}/below: cannot be written"):
+        compilation_cache.enable(f"{file}/below")
+    assert not hits("", XDG_CACHE_HOME=str(file))
