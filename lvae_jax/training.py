@@ -135,7 +135,7 @@ def scheduled_learning_rate(schedule: str, initial: float, epoch: int, epochs: i
 def init_state(
     model: HierarchicalVAE, optimizer: optax.GradientTransformation, key: Key[Array, "*replicas"]
 ) -> TrainState:
-    """Fresh parameters and optimiser state, in one program that compiles in about a second.
+    """Fresh parameters and optimiser state, by a program compiled quickly rather than well.
 
     Args:
       model: a model.

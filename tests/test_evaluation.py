@@ -184,6 +184,48 @@ def test_estimates_of_other_keys_are_independent():
     assert len(np.unique(result.log_likelihood)) == 3
 
 
+class Device:
+    """Stands in for a device that says how much memory it has."""
+
+    def __init__(self, free):
+        self.free = free
+
+    def memory_stats(self):
+        return {"bytes_limit": self.free + 1000, "bytes_in_use": 1000}
+
+
+@pytest.mark.parametrize(
+    ("backend", "free", "images", "expected"),
+    [
+        # 4 (16 + 2 * 8 + 4) = 144 floats are 576 bytes a sample, of a quarter of what is free.
+        ("cpu", 2**40, 250, 10),
+        ("gpu", 2**40, 250, 100),
+        ("gpu", 4 * 576 * 600, 200, 3),
+        ("cpu", 4 * 576 * 600, 200, 3),
+        ("gpu", 0, 250, 1),
+        ("cpu", 2**40, 10_000, 1),
+    ],
+)
+def test_default_chunk_size_fits_the_device_and_its_memory(
+    monkeypatch, backend, free, images, expected
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(free)])
+    model = LadderVAE(16, (3, 1), (6, 2))
+    assert evaluation.default_chunk_size(model, images) == expected
+
+
+def test_log_likelihood_chooses_its_chunk_size_where_none_is_given():
+    model = VAE(4, (2,), (3,))
+    x = jnp.zeros((3, 4))
+    variables = model.init({"params": jax.random.key(0), "sample": jax.random.key(1)}, x)
+    one, other = (
+        evaluation.log_likelihood(model, variables, x, jax.random.key(2), 9, chunk_size)
+        for chunk_size in (None, 4)
+    )
+    np.testing.assert_allclose(one.log_likelihood, other.log_likelihood, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("num_samples", "chunk_size"), [(0, 100), (-1, 1), (10, 0)])
 def test_log_likelihood_needs_a_sample(num_samples, chunk_size):
     model, variables, x, key, _ = looped()
