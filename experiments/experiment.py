@@ -24,9 +24,6 @@ from lvae_jax.training import MESH_AXES, Preprocess, TrainState, named_key
 EVAL_BATCH_SIZE = 250
 """Images at a time in evaluation; no result depends on it."""
 
-EVAL_CHUNK_SIZE = {"cpu": 10, "gpu": 100, "tpu": 100}
-"""Importance samples an image at a time: few stay in a CPU's caches, many fill an accelerator."""
-
 PRNG = {"threefry": "threefry2x32", "rbg": "rbg"}
 """What JAX calls them."""
 
@@ -264,7 +261,9 @@ def evaluate_fully(
         "test_log_likelihood": float(np.mean(log_likelihood)),
         # Of one image there is no standard error; null in JSON.
         "test_log_likelihood_standard_error": (
-            float(np.std(log_likelihood, ddof=1) / math.sqrt(images)) if images > 1 else None
+            float(np.std(np.float64(log_likelihood), ddof=1) / math.sqrt(images))
+            if images > 1
+            else None
         ),
         "effective_sample_size": float(np.mean(effective_sample_size)),
         "train_elbo": float(train.elbo),
@@ -285,8 +284,11 @@ def test_log_likelihood(
     num_samples, n = settings.eval_samples, len(test_x)
     key = experiment.key(replica, "log_likelihood")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(n))
-    chunk_size = EVAL_CHUNK_SIZE[jax.default_backend()]
     batch_size = eval_batch_size(mesh)
+    # The least that any process has the memory for: all of them run one program.
+    chunk_size = -int(
+        devices.agree(-evaluation.default_chunk_size(experiment.model, batch_size // mesh.size))[0]
+    )
     estimates, sizes = [], []
     which = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
     description = f"test log-likelihood{which}, K = {num_samples}, image"

@@ -25,9 +25,10 @@ def main(load: Callable[[Any], Any], defaults: Settings) -> None:
         settings = settings_lib.from_flags(type(defaults))
 
         # Only now what takes seconds to import.
-        from experiments import devices
+        from experiments import compilation_cache, devices
         from experiments.run import run
 
+        compilation_cache.enable(settings.compilation_cache)
         devices.start_processes(settings)
         dataset = devices.first_alone(lambda: load(settings))  # it may have to be prepared
         run(settings, dataset, experiment_name=Path(sys.argv[0]).stem)

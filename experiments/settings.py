@@ -4,7 +4,6 @@ Nothing here imports JAX, so that `--help` and a bad flag are answered at once.
 """
 
 import dataclasses
-import math
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
@@ -24,14 +23,25 @@ class Kind(NamedTuple):
     expected: str
 
 
-def whole(at_least: int) -> Kind:
-    """A whole number of at least so much."""
-    return Kind(int, lambda v: v >= at_least, f"a whole number of at least {at_least}")
+FLOAT32 = (1.1754944e-38, 3.4028235e38)
+"""The least normal number of float32 and the largest one."""
+
+
+def whole(at_least: int, at_most: int | None = None) -> Kind:
+    """A whole number within limits."""
+    expected = f"a whole number of at least {at_least}"
+    if at_most is not None:
+        expected += f" and at most {at_most}"
+    return Kind(int, lambda v: at_least <= v and (at_most is None or v <= at_most), expected)
 
 
 def real(expected: str, accept: Callable[[float], bool]) -> Kind:
-    """A finite number that is accepted; `expected` says which."""
-    return Kind(float, lambda v: math.isfinite(v) and accept(v), expected)
+    """A number that is accepted; `expected` says which. Float32, which computes with it, has it."""
+
+    def is_float32(v: float) -> bool:
+        return v == 0 or FLOAT32[0] <= abs(v) <= FLOAT32[1]
+
+    return Kind(float, lambda v: is_float32(v) and accept(v), expected)
 
 
 def choice(*choices: str) -> Kind:
@@ -39,8 +49,10 @@ def choice(*choices: str) -> Kind:
     return Kind(str, lambda v: v in choices, f"one of {', '.join(filter(None, choices))}")
 
 
-POSITIVE = real("a number greater than 0", lambda v: v > 0)
-NOT_NEGATIVE = real("a number of at least 0", lambda v: v >= 0)
+POSITIVE = real("a number greater than 0, within float32", lambda v: v > 0)
+NOT_NEGATIVE = real("a number of at least 0, within float32", lambda v: v >= 0)
+MOST_SEEDS = 2**32
+"""As many different keys as JAX makes of seeds."""
 FLAG = Kind(
     lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
     lambda v: True,
@@ -153,7 +165,7 @@ class Settings:
         "what a loss or gradient that is not finite does: stop the run, or have its update skipped",
     )
     max_nonfinite: int = setting(100, whole(1), "with skip: how many updates may be skipped")
-    seed: int = setting(0, whole(0), "of every random draw")
+    seed: int = setting(0, whole(0, MOST_SEEDS - 1), "of every random draw")
     replicas: int = setting(
         1, whole(1), "runs that are trained at once, with the seeds from --seed on"
     )
@@ -342,6 +354,11 @@ def check(settings: Settings) -> None:
                 f"--{name}={_comma(value)}: {len(value)} values for --replicas="
                 f"{settings.replicas}; give one, or one for every replica"
             )
+    if settings.seed + settings.replicas > MOST_SEEDS:
+        raise SettingsError(
+            f"--seed={settings.seed} --replicas={settings.replicas}: seeds end at "
+            f"{MOST_SEEDS - 1}; give a smaller --seed"
+        )
     if settings.replicas > 1 and settings.prng == "rbg":
         raise SettingsError(
             f"--prng=rbg --replicas={settings.replicas}: draws of several rbg keys at once are not "

@@ -1,0 +1,224 @@
+"""One run on any number of devices and processes: real collectives, the same numbers."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import devices
+from experiments.checkpoints import Checkpoints
+from experiments.settings import Settings, SettingsError
+
+ROOT = Path(__file__).parents[2]
+
+# Trains an epoch of two replicas on meshes of 1 to 8 devices, and prints the parameters of each.
+ON_MESHES = """
+import functools, json, re
+import jax, jax.numpy as jnp, numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType
+from experiments import devices
+from lvae_jax import LadderVAE, training
+from lvae_jax.data import binarise
+
+assert jax.device_count() == 8
+model, optimizer = LadderVAE(20, (4, 2), (16, 8)), training.make_optimizer(adam_epsilon=1e-3)
+images = np.random.default_rng(0).integers(0, 256, (480, 20), np.uint8)
+root = jnp.stack([jax.random.key(0), jax.random.key(1)])
+results = {}
+for replica, data in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4)):
+    mesh = jax.make_mesh((replica, data), training.MESH_AXES, axis_types=(AxisType.Auto,) * 2,
+                         devices=jax.devices()[: replica * data])
+    keys = devices.put(root, mesh, "replica")
+    init = functools.partial(training.init_state, model, optimizer)
+    state = jax.jit(init, out_shardings=keys.sharding)(keys)
+    arguments = (model, optimizer, binarise, state, devices.put(images, mesh), keys,
+                 *(devices.put(np.float32(v), mesh, "replica") for v in ([1, 0.5], [0.01, 0.003])))
+    with jax.set_mesh(mesh):
+        lowered = training.train_replicas.lower(*arguments, batch_size=160)
+        text = lowered.compile().as_text()
+        state, metrics = training.train_replicas(*arguments, batch_size=160)
+    host = devices.fetch((state.params, metrics), mesh)
+    name = f"{replica}x{data}"
+    results[name] = {
+        "values": [ravel_pytree(jax.tree.map(lambda a: a[i], host))[0].tolist() for i in (0, 1)],
+        "largest_batch": max(map(int, re.findall(r"f32\\[(?:1,|2,)*(\\d+),20\\]", text))),
+        "all_reduces": text.count("all-reduce("),
+        "devices": len(state.step.sharding.device_set),
+    }
+print(json.dumps(results))
+"""
+
+
+def environment(virtual_devices: int) -> dict[str, str]:
+    """Of a process with so many devices, which compiles its tiny programs sooner."""
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={virtual_devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def on_meshes():
+    process = subprocess.run(
+        [sys.executable, "-c", ON_MESHES],
+        env=environment(8),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mesh", ["1x2", "1x4", "1x8", "2x1", "2x4"])
+def test_an_epoch_on_several_devices_is_that_on_one_to_rounding(on_meshes, mesh):
+    assert on_meshes[mesh]["devices"] == np.prod([int(n) for n in mesh.split("x")])
+    np.testing.assert_allclose(
+        on_meshes[mesh]["values"], on_meshes["1x1"]["values"], rtol=1e-4, atol=1e-4
+    )
+    # The two replicas are two.
+    assert np.abs(np.subtract(*on_meshes[mesh]["values"])).max() > 0.1
+
+
+@pytest.mark.parametrize("mesh", ["1x1", "1x2", "1x4", "1x8", "2x1", "2x4"])
+def test_a_batch_is_split_and_only_over_data_is_anything_reduced(on_meshes, mesh):
+    data = int(mesh[2:])
+    # No device computes on more than its part of the 160 examples of 20 pixels.
+    assert on_meshes[mesh]["largest_batch"] == 160 // data
+    assert (on_meshes[mesh]["all_reduces"] > 0) == (data > 1)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def start(workdir: Path, *flags: str, virtual_devices: int = 1) -> subprocess.Popen:
+    arguments = [
+        "--latent_sizes=4,2", "--hidden_sizes=16,8", "--epochs=4", "--warmup_epochs=2",
+        "--eval_every=2", "--eval_samples=20", "--batch_size=96", "--adam_epsilon=1e-3", f"--workdir={workdir}", *flags,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.digits", *arguments],
+        env=environment(virtual_devices),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return out, errors
+
+
+def numbers_of(workdir: Path) -> list[np.ndarray]:
+    """What a run found: its parameters, its metrics, its results."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    results = json.loads((workdir / "results.json").read_text())
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    params, _ = checkpoints.read("params")
+    checkpoints.close()
+    import jax
+
+    return [
+        *map(np.asarray, jax.tree.leaves(params)),
+        np.array([[line["train_elbo"], *line["kl_per_layer"]] for line in lines]),
+        np.array([line["test_elbo"] for line in lines if "test_elbo" in line]),
+        np.array([results["test_log_likelihood"], results["train_elbo"]]),
+    ]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_two_processes_with_two_devices_each_find_what_one_finds(tmp_path, replicas):
+    flags = [f"--replicas={replicas}"]
+    finish(start(tmp_path / "alone", *flags))
+    flags += [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
+    together = [
+        start(tmp_path / "together", *flags, f"--process_id={i}", virtual_devices=2)
+        for i in range(2)
+    ]
+    (out, errors), (other_out, other_errors) = map(finish, together)
+    assert "4 x cpu" in errors
+    assert "in 2 processes" in errors
+    assert "is finished" in out
+    # The second process says nothing of its own (what connects them does).
+    assert not [line for line in other_out.splitlines() if line and "[Gloo]" not in line]
+    assert not re.search("epoch|image", other_errors)
+    for found, expected in zip(
+        numbers_of(tmp_path / "together"), numbers_of(tmp_path / "alone"), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
+
+
+def test_processes_that_cannot_share_the_batch_are_refused_in_one_line(tmp_path):
+    flags = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
+    flags += ["--batch_size=99"]
+    together = [start(tmp_path / "run", *flags, f"--process_id={i}") for i in range(2)]
+    for process in together:
+        _, errors = process.communicate()
+        assert process.returncode == 2
+        assert (
+            "error: --batch_size=99 --replicas=1: cannot be split over 2 devices of 2 processes; "
+            "give a multiple of 2"
+        ) in errors.splitlines()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mesh_of_one_device_serves_any_batch():
+    mesh = devices.make_mesh(replicas=3, batch_size=7)
+    assert mesh.axis_names == ("replica", "data")
+    assert mesh.size == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "several"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "4"}, False),  # a script of sbatch's, not started by srun
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "1"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ],
+)
+def test_processes_are_connected_where_a_scheduler_started_several(variables, several, monkeypatch):
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args: calls.append(args))
+    devices.start_processes(Settings())
+    assert calls == [()] * several
+
+
+def test_a_coordinator_that_is_given_is_used_as_given(monkeypatch):
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args: calls.append(args))
+    devices.start_processes(
+        Settings(coordinator_address="host:1234", num_processes=3, process_id=2)
+    )
+    assert calls == [("host:1234", 3, 2)]
+
+
+def test_a_coordinator_that_cannot_be_reached_is_named(monkeypatch):
+    def initialize(*_):
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    with pytest.raises(SettingsError, match=r"--coordinator_address=host:1: no answer; start all"):
+        devices.start_processes(Settings(coordinator_address="host:1"))
