@@ -124,10 +124,7 @@ RECORDED: list[str] | None = None
 
 
 def hook(event, arguments):
-    if RECORDED is None or event != "pickle.find_class":
-        return
-    # TensorBoard's writer hands its events to a thread by a queue, which pickles them in memory.
-    if not sys._getframe(1).f_code.co_filename.endswith("multiprocessing/queues.py"):
+    if RECORDED is not None and event == "pickle.find_class":
         RECORDED.append(".".join(arguments))
 
 
