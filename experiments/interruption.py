@@ -1,7 +1,10 @@
 """SIGTERM and SIGINT: a run ends between two steps, with its work saved."""
 
+import os
 import signal
-from types import FrameType
+import socket
+import sys
+import threading
 from typing import Any
 
 from experiments import devices
@@ -21,7 +24,10 @@ class Interrupted(Exception):  # noqa: N818 - nothing is wrong
 class Interruption:
     """Remembers the first signal instead of ending the process; use as a context manager.
 
-    A second SIGINT ends the process at once: whoever types Ctrl-C twice does not want to wait.
+    A SIGINT after it ends the process at once: whoever types Ctrl-C twice does not want to wait.
+    Python calls its handlers only between two of its own instructions, and a program may compile or
+    compute for minutes within one; so the signals are read by a thread, from a socket that the
+    system's handler writes their numbers to.
     """
 
     def __init__(self) -> None:
@@ -30,16 +36,32 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        self._before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        self._reading, self._written = socket.socketpair()
+        self._written.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._written.fileno())
+        self._before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._written.close()
+        self._thread.join()
+        self._reading.close()
 
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        self.received = self.received or number
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    def _read(self) -> None:
+        while read := self._reading.recv(1):  # nothing once the other end is closed
+            if read[0] not in SIGNALS:
+                continue
+            if self.received and read[0] == signal.SIGINT:
+                os._exit(128 + signal.SIGINT)
+            self.received = self.received or read[0]
+            if self.received == signal.SIGINT and devices.writes():
+                line = "SIGINT: the step under way is finished and saved; again, to stop at once"
+                print(line, file=sys.stderr, flush=True)
 
     def check(self, message: str) -> None:
         """Ends the run if any of its processes has been asked to.

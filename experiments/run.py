@@ -147,17 +147,19 @@ def train_and_evaluate(
 
     def stop_if_interrupted() -> None:
         interruption.check(
-            f"stopped while evaluating; training is done and saved in {workdir.path}, and the "
-            "same command evaluates"
+            f"stopped while evaluating; training is done and saved in {workdir.path}; "
+            f"{how_to_go_on(workdir)}"
         )
 
     by_replica = []
     for replica in range(settings.replicas):
+        stop_if_interrupted()
         params = devices.replica_of(chosen.params, replica, mesh)
         epoch = int(devices.fetch(chosen.epoch, mesh)[replica])
         variables = evaluation_variables(experiment, params, epoch, replica)
         if replica == 0 and devices.writes():
             drawing.draw_model(experiment, jax.device_get(variables), workdir.path / "figures")
+        stop_if_interrupted()
         found = evaluate_fully(experiment, variables, epoch, replica, stop_if_interrupted)
         by_replica.append({"chosen_epoch": epoch, **found})
     results = {
@@ -259,17 +261,21 @@ def train(
                 workdir.save(state, step, score)
                 saved = time.monotonic()
             if received and epoch < settings.epochs:
-                command = registry.command(workdir.config, workdir.path)
                 raise Interrupted(
                     int(received),
                     f"{signal.Signals(int(received)).name}: stopped after step {step}, which is "
-                    f"saved in {workdir.path}; "
-                    + (f"go on with: {command}" if command else "the same command goes on"),
+                    f"saved in {workdir.path}; {how_to_go_on(workdir)}",
                 )
     if chosen is None:
         chosen = Chosen(state.params, jnp.full((settings.replicas,), settings.epochs, jnp.int32))
         chosen = chosen._replace(epoch=devices.put(chosen.epoch, mesh, "replica"))
     return state, chosen, sum(line["seconds"] for line in record.lines)
+
+
+def how_to_go_on(workdir: Workdir) -> str:
+    """What a run that stops says of the next start."""
+    command = registry.command(workdir.config, workdir.path)
+    return f"go on with: {command}" if command else "the same command goes on"
 
 
 def train_call(
