@@ -23,6 +23,8 @@ from experiments import checkpoints as checkpoints_lib
 from experiments.checkpoints import CheckpointError, Checkpoints
 from lvae_jax.training import TrainState
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -23,6 +23,8 @@ from experiments.workdir import (
 )
 from lvae_jax.training import TrainState
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[2]
 CONFIG = {"dataset": "stripes", "settings": {"seed": 0}}
 OTHER = {"dataset": "stripes", "settings": {"seed": 1}}
