@@ -48,13 +48,15 @@ def first_nonfinite(
     layers = range(model.depth)
     quantities = [(f"the parameter {name}", leaf) for name, leaf in _by_path(params)]
     quantities += [("x", x)]
-    for i in reversed(layers) if isinstance(model, LadderVAE) else layers:
-        quantities += [
-            (f"the {which} {field} of z_{i + 1}", getattr(p[i], field))
-            for which, p in (("prior", terms.prior), ("posterior", terms.posterior))
-            for field in ("mean", "variance")
-        ]
-        quantities += [(f"z_{i + 1}", terms.z[i])]
+    if isinstance(model, LadderVAE):  # prior, posterior and z of a layer, then those below
+        for i in reversed(layers):
+            quantities += _gaussian("prior", terms, i) + _gaussian("posterior", terms, i)
+            quantities += [(f"z_{i + 1}", terms.z[i])]
+    else:  # inference from the bottom to the top, then the generative model down again
+        for i in layers:
+            quantities += [*_gaussian("posterior", terms, i), (f"z_{i + 1}", terms.z[i])]
+        for i in reversed(layers):
+            quantities += _gaussian("prior", terms, i)
     quantities += [("log p(x | z_1)", terms.log_px)]
     quantities += [(f"the KL of z_{i + 1}", bounds.kl_per_unit(terms)[i]) for i in layers]
     quantities += [("the loss", value)]
@@ -64,6 +66,12 @@ def first_nonfinite(
         if bad.size:
             return f"{name} is {bad[0]}"
     return None
+
+
+def _gaussian(which: str, terms: Terms, i: int) -> list[tuple[str, Any]]:
+    """The prior or the posterior of a layer, counted from 0."""
+    p = getattr(terms, which)[i]
+    return [(f"the {which} {field} of z_{i + 1}", getattr(p, field)) for field in p._fields]
 
 
 def _by_path(tree: Any) -> list[tuple[str, Any]]:

@@ -1,0 +1,177 @@
+"""The first quantity of a step that is not finite, by its name: each one made so in turn."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lvae_jax import VAE, LadderVAE, training
+from lvae_jax.diagnosis import first_nonfinite
+
+LATENT_SIZES, HIDDEN_SIZES, DATA_DIM = (3, 2), (6, 5), 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_sooner(compile_sooner):
+    pass
+
+
+def model_of(kind=LadderVAE, **options):
+    options = {"observation": "bernoulli", "batch_norm": False} | options
+    return kind(data_dim=DATA_DIM, latent_sizes=LATENT_SIZES, hidden_sizes=HIDDEN_SIZES, **options)
+
+
+def params_of(model):
+    optimizer = training.make_optimizer()
+    return training.init_state(model, optimizer, jax.random.key(0)).params
+
+
+def x_of(value: float = 1.0) -> np.ndarray:
+    return np.full((5, DATA_DIM), value, np.float32)
+
+
+def first(model, params, x, **options):
+    return first_nonfinite(model, params, x, jax.random.key(1), 1.0, **options)
+
+
+def changed(params, changes):
+    """The parameters with those of some names replaced, each by what is made of it."""
+
+    def leaf_of(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jnp.asarray(todo.pop(name)(leaf), leaf.dtype) if name in todo else leaf
+
+    todo = dict(changes)
+    params = jax.tree_util.tree_map_with_path(leaf_of, params)
+    assert not todo, f"no such parameters: {sorted(todo)}"
+    return params
+
+
+def constant(layer: str, value: float):
+    """What makes a linear layer return `value`, whatever it is given."""
+    return {
+        f"{layer}/Dense_0/kernel": jnp.zeros_like,
+        f"{layer}/Dense_0/bias": lambda bias: jnp.full_like(bias, value),
+    }
+
+
+def half(which: str, value: float):
+    """A row of a Gaussian head with `value` for its means or its variances, and else zeros."""
+
+    def make(leaf):
+        units = leaf.shape[-1] // 2
+        part = slice(None, units) if which == "mean" else slice(units, None)
+        return jnp.zeros_like(leaf).at[..., part].set(value)
+
+    return make
+
+
+def overflowing(mlp: str, head: str, which: str):
+    """Finite parameters whose head's means or variances are 10 units of 1e38 added up."""
+    return constant(f"{mlp}/Linear_1", 10.0) | {
+        f"{head}/Linear_0/Dense_0/kernel": half(which, 1e38)
+    }
+
+
+@pytest.mark.parametrize("kind", [LadderVAE, VAE])
+@pytest.mark.parametrize("gradient", ["standard", "dreg"])
+def test_of_finite_quantities_there_is_none(kind, gradient):
+    model = model_of(kind)
+    assert first(model, params_of(model), x_of(), gradient=gradient) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("generative/heads_0/Linear_0/Dense_0/bias", np.nan),
+        ("generative/observation_head/Dense_0/kernel", np.inf),
+        ("inference/heads_1/Linear_0/Dense_0/kernel", -np.inf),
+        ("inference/mlps_0/Linear_0/Dense_0/kernel", np.nan),
+    ],
+)
+@pytest.mark.parametrize("kind", [LadderVAE, VAE])
+def test_a_parameter_is_named(kind, name, value):
+    model = model_of(kind)
+    params = changed(params_of(model), {name: lambda leaf: leaf.at[(-1,) * leaf.ndim].set(value)})
+    assert first(model, params, x_of()) == f"the parameter {name} is {value}"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_x_is_named(value):
+    model = model_of()
+    x = x_of()
+    x[3, 2] = value
+    assert first(model, params_of(model), x) == f"x is {value}"
+
+
+@pytest.mark.parametrize("which", ["mean", "variance"])
+@pytest.mark.parametrize("kind", [LadderVAE, VAE])
+def test_a_posterior_that_overflows_is_named_and_not_what_follows_from_it(kind, which):
+    # z_2 is then not finite, nor the prior of z_1, which is computed from it.
+    model = model_of(kind)
+    changes = overflowing("inference/mlps_1", "inference/heads_1", which)
+    params = changed(params_of(model), changes)
+    assert first(model, params, x_of()) == f"the posterior {which} of z_2 is inf"
+
+
+@pytest.mark.parametrize("which", ["mean", "variance"])
+def test_inference_from_the_bottom_is_looked_at_from_the_bottom(which):
+    model = model_of(VAE)
+    changes = overflowing("inference/mlps_0", "inference/heads_0", which)
+    params = changed(params_of(model), changes)
+    assert first(model, params, x_of()) == f"the posterior {which} of z_1 is inf"
+
+
+@pytest.mark.parametrize("which", ["mean", "variance"])
+@pytest.mark.parametrize("kind", [LadderVAE, VAE])
+def test_a_prior_that_overflows_is_named(kind, which):
+    model = model_of(kind)
+    changes = overflowing("generative/mlps_1", "generative/heads_0", which)
+    params = changed(params_of(model), changes)
+    assert first(model, params, x_of()) == f"the prior {which} of z_1 is inf"
+
+
+BLIND = constant("inference/mlps_0/Linear_0", 1.0)
+"""What keeps x out of the inference."""
+
+
+def test_a_density_that_overflows_is_named():
+    model = model_of(observation="gaussian")
+    params = changed(params_of(model), BLIND)
+    # The square of 1e30 is beyond float32.
+    assert first(model, params, x_of(1e30)) == "log p(x | z_1) is -inf"
+
+
+@pytest.mark.parametrize("kind", [LadderVAE, VAE])
+def test_a_kl_that_overflows_is_named(kind):
+    model = model_of(kind)
+    far = {
+        "inference/heads_1/Linear_0/Dense_0/kernel": jnp.zeros_like,
+        "inference/heads_1/Linear_0/Dense_0/bias": half("mean", 1e30),
+    }
+    params = changed(params_of(model), far | constant("generative/mlps_1/Linear_0", 1.0))
+    assert first(model, params, x_of()) == "the KL of z_2 is inf"
+
+
+def test_a_sum_over_the_batch_that_overflows_is_named():
+    model = model_of(observation="gaussian")
+    standard = constant("generative/observation_head/Linear_0", 0.0)
+    params = changed(params_of(model), BLIND | standard)
+    # Of each example log p is 4 (1e19)^2 / (2 log 2) = 2.9e38, of five it is more than float32 has.
+    assert first(model, params, x_of(1e19)) == "the loss is inf"
+
+
+def test_a_gradient_that_overflows_by_itself_is_named():
+    model = model_of(VAE, observation="gaussian", variance_floor=1e-5)
+    narrow = {
+        "generative/observation_head/Linear_0/Dense_0/kernel": jnp.zeros_like,
+        "generative/observation_head/Linear_0/Dense_0/bias": half("variance", -50.0),
+    }
+    params = changed(params_of(model), BLIND | narrow)
+    # (1e15)^2 / 1e-5 is within float32; its derivative by the variance has 1e-10 below it.
+    found = first(model, params, x_of(1e15))
+    assert re.fullmatch(
+        r"the gradient of generative/(mlps_0|observation_head)/\S+ is (nan|-?inf)", found
+    )
