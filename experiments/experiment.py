@@ -19,13 +19,16 @@ from lvae_jax import VAE, LadderVAE, compilation, evaluation, training
 from lvae_jax.data import Dataset, as_stored
 from lvae_jax.data.validation import hold_out
 from lvae_jax.models import HierarchicalVAE
-from lvae_jax.training import MESH_AXES, Preprocess, TrainState, named_key
+from lvae_jax.training import MESH_AXES, Metrics, Preprocess, TrainState, named_key
 
 EVAL_BATCH_SIZE = 250
 """Images at a time in evaluation; no result depends on it."""
 
 PRNG = {"threefry": "threefry2x32", "rbg": "rbg"}
 """What JAX calls them."""
+
+MATMUL_PRECISION = {"float32": "float32", "tf32": "tensorfloat32", "bf16": "BF16_BF16_F32"}
+"""What JAX calls them; bf16 products are added up in float32."""
 
 CALL_FLOP = {"cpu": 1e11, "gpu": 5e12, "tpu": 5e12}
 """Arithmetic of one call of the training program, about: a second of it, after which it is looked
@@ -56,6 +59,16 @@ class Experiment(NamedTuple):
         key depends on the keys beside it.
         """
         return named_key(jax.random.key(self.settings.seed + replica), name, step)
+
+
+class TrainingProgram(NamedTuple):
+    """See `training_program`."""
+
+    call: Callable[[TrainState, Any, Any, int], tuple[TrainState, Metrics]]
+    """Of the state, which is donated, beta and the learning rate of every replica, and how many
+    updates may be skipped: the state some steps on, and the epoch's metrics so far."""
+    steps: int
+    """How many steps a call takes."""
 
 
 def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
@@ -108,24 +121,6 @@ def steps_per_epoch(experiment: Experiment) -> int:
     return len(experiment.train_images) // experiment.settings.batch_size
 
 
-def steps_per_call(experiment: Experiment, parameters: int) -> int:
-    """Steps that one call of the training program takes: as many as divide an epoch evenly.
-
-    Args:
-      experiment: what is trained.
-      parameters: of all replicas.
-
-    Returns:
-      Of the divisors of an epoch's steps the largest whose arithmetic is within `CALL_FLOP`, or 1.
-    """
-    settings, steps = experiment.settings, steps_per_epoch(experiment)
-    samples = settings.mc_samples * settings.iw_samples
-    # A product and a sum for each weight and example, forward and twice backward.
-    flop = 6 * parameters * settings.batch_size * samples / experiment.mesh.size
-    most = CALL_FLOP[jax.default_backend()] / flop
-    return max((n for n in range(1, steps + 1) if steps % n == 0 and n <= most), default=1)
-
-
 def new_state(experiment: Experiment) -> TrainState:
     """The state before the first step, of every replica, on the devices."""
     init = functools.partial(training.init_state, experiment.model, experiment.optimizer)
@@ -139,12 +134,125 @@ def new_state(experiment: Experiment) -> TrainState:
 
 def state_like(experiment: Experiment) -> TrainState:
     """Shapes, dtypes and shardings of a state."""
-    init = functools.partial(training.init_state, experiment.model, experiment.optimizer)
-    sharding = experiment.keys.sharding
+    return _state_like(experiment.model, experiment.optimizer, _like(experiment.keys))
+
+
+@functools.cache
+def _state_like(
+    model: HierarchicalVAE, optimizer: optax.GradientTransformation, keys: jax.ShapeDtypeStruct
+) -> TrainState:
+    init = functools.partial(training.init_state, model, optimizer)
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(init, experiment.keys),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=keys.sharding),
+        jax.eval_shape(init, keys),
     )
+
+
+def _like(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
+def training_program(experiment: Experiment) -> TrainingProgram:
+    """The compiled program that takes some steps of an epoch.
+
+    Returns:
+      A function of what changes from call to call. It is compiled for good: what would need another
+      program is an error.
+    """
+    settings = experiment.settings
+    program, steps = _training_program(
+        experiment.model,
+        experiment.optimizer,
+        experiment.preprocess,
+        _like(experiment.train_images),
+        _like(experiment.keys),
+        experiment.mesh,
+        settings.matmul_precision,
+        batch_size=settings.batch_size,
+        mc_samples=settings.mc_samples,
+        importance_samples=settings.iw_samples,
+        gradient=settings.gradient,
+        free_bits=settings.free_bits,
+    )
+
+    def call(
+        state: TrainState, beta: Any, learning_rate: Any, max_nonfinite: int
+    ) -> tuple[TrainState, Metrics]:
+        return program(
+            state,
+            experiment.train_images,
+            experiment.keys,
+            *devices.put((np.float32(beta), np.float32(learning_rate)), experiment.mesh, "replica"),
+            np.int32(max_nonfinite),
+        )
+
+    return TrainingProgram(call, steps)
+
+
+@functools.lru_cache(maxsize=8)
+def _training_program(
+    model: HierarchicalVAE,
+    optimizer: optax.GradientTransformation,
+    preprocess: Preprocess,
+    images: jax.ShapeDtypeStruct,
+    keys: jax.ShapeDtypeStruct,
+    mesh: Mesh,
+    matmul_precision: str,
+    *,
+    batch_size: int,
+    **options: Any,
+) -> tuple[Any, int]:
+    like = _state_like(model, optimizer, keys)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(like.params))
+    samples = options["mc_samples"] * options["importance_samples"]
+    steps = steps_per_call(
+        images.shape[0] // batch_size, weights * batch_size * samples / mesh.size
+    )
+
+    def train(
+        state: TrainState, images: Any, keys: Any, beta: Any, rate: Any, max_nonfinite: Any
+    ) -> tuple[TrainState, Metrics]:
+        return training.train_replicas(
+            model,
+            optimizer,
+            preprocess,
+            state,
+            images,
+            keys,
+            beta,
+            rate,
+            max_nonfinite,
+            batch_size=batch_size,
+            steps=steps,
+            **options,
+        )
+
+    # Contexts are a thread's own, and this may be another one than the run's.
+    with jax.set_mesh(mesh), jax.default_matmul_precision(MATMUL_PRECISION[matmul_precision]):
+        compiled = jax.jit(
+            train,
+            donate_argnames="state",
+            compiler_options=compilation.compiler_options("loop"),
+        )
+        scalar = jax.ShapeDtypeStruct(keys.shape, np.float32, sharding=keys.sharding)
+        lowered = compiled.lower(like, images, keys, scalar, scalar, np.int32(0))
+        return lowered.compile(), steps
+
+
+def steps_per_call(steps_per_epoch: int, multiplications: float) -> int:
+    """Steps that one call of the training program takes: as many as divide an epoch evenly.
+
+    Args:
+      steps_per_epoch: of the run.
+      multiplications: of weights with activations, in a step's forward pass on one device.
+
+    Returns:
+      Of the divisors of an epoch's steps the largest whose arithmetic is within `CALL_FLOP`, or 1.
+    """
+    # A product and a sum for each, forward and twice backward.
+    most = CALL_FLOP[jax.default_backend()] / (6 * multiplications)
+    divisors = (n for n in range(1, steps_per_epoch + 1) if steps_per_epoch % n == 0)
+    return max((n for n in divisors if n <= most), default=1)
 
 
 def make_model(settings: Settings, data_dim: int, observation: str) -> HierarchicalVAE:

@@ -1,11 +1,11 @@
 """A whole run: settings, data, model, training, evaluation, results."""
 
 import contextlib
-import functools
 import platform
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import lvae_jax
-from experiments import devices, drawing, page, published, registry
+from experiments import devices, published, registry
 from experiments.experiment import (
+    MATMUL_PRECISION,
     Experiment,
+    TrainingProgram,
     data_sha256,
     evaluate,
     evaluate_fully,
@@ -25,27 +27,19 @@ from experiments.experiment import (
     make_experiment,
     new_state,
     state_like,
-    steps_per_call,
     steps_per_epoch,
     training_key,
+    training_program,
 )
-from experiments.figures import USED_KL
 from experiments.interruption import Interrupted, Interruption
 from experiments.progress import Progress
-from experiments.record import Record, write_pictures
+from experiments.record import Record
 from experiments.replicas import summarize
 from experiments.settings import Settings, SettingsError
 from experiments.workdir import Workdir, read_config, read_trained
 from lvae_jax import bounds, diagnosis, training
 from lvae_jax.data import Dataset
 from lvae_jax.training import Metrics, TrainState
-
-MATMUL_PRECISION = {
-    "float32": functools.partial(jax.default_matmul_precision, "float32"),
-    "tf32": functools.partial(jax.default_matmul_precision, "tensorfloat32"),
-    "bf16": functools.partial(jax.default_matmul_precision, "BF16_BF16_F32"),
-}
-"""What JAX calls them; bf16 products are added up in float32."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -88,7 +82,8 @@ def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None
     if results is not None:
         tell(f"{workdir.path} is finished.", describe(results, config))
         return
-    with MATMUL_PRECISION[settings.matmul_precision](), Interruption() as interruption:
+    precision = jax.default_matmul_precision(MATMUL_PRECISION[settings.matmul_precision])
+    with precision, Interruption() as interruption:
         experiment = make_experiment(settings, dataset)
         initial = initial_params(experiment, dataset.name)
         workdir.create()
@@ -96,7 +91,7 @@ def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None
             results = train_and_evaluate(experiment, workdir, initial, interruption, started)
     tell(
         describe(results, config),
-        f"{workdir.path / page.NAME} shows it.",
+        f"{workdir.path / 'report.html'} shows it.",
         f"{workdir.path} is finished, {time.monotonic() - started:.0f} s after this start.",
     )
 
@@ -121,6 +116,8 @@ def train_and_evaluate(
       What results.json holds.
     """
     settings, mesh = experiment.settings, experiment.mesh
+    # Compiling is what a start waits for: the training program's goes on beside all else.
+    compiling = ThreadPoolExecutor(1).submit(training_program, experiment)
     restored = workdir.restore(state_like(experiment))
     if restored is None:
         state, step = new_state(experiment), 0
@@ -140,7 +137,8 @@ def train_and_evaluate(
         + (f"; going on after epoch {step // per_epoch}" if step else "")
         + (f" and {step % per_epoch} steps" if step % per_epoch else "")
     )
-    state, chosen, seconds = train(experiment, workdir, state, step, interruption, started)
+    program = compiling.result()
+    state, chosen, seconds = train(experiment, program, workdir, state, step, interruption, started)
 
     # Evaluate, the epoch with the best validation ELBO if there is one.
     evaluation_started = time.monotonic()
@@ -158,6 +156,8 @@ def train_and_evaluate(
         epoch = int(devices.fetch(chosen.epoch, mesh)[replica])
         variables = evaluation_variables(experiment, params, epoch, replica)
         if replica == 0 and devices.writes():
+            from experiments import drawing  # imports matplotlib, which nothing before needs
+
             drawing.draw_model(experiment, jax.device_get(variables), workdir.path / "figures")
         stop_if_interrupted()
         found = evaluate_fully(experiment, variables, epoch, replica, stop_if_interrupted)
@@ -177,15 +177,18 @@ def train_and_evaluate(
     for replica, found in enumerate(results.get("replicas", [])):
         found["seed"] = settings.seed + replica
     if devices.writes():
+        from experiments import page, tensorboard
+
         config = workdir.config
         page.write(workdir.path, config, registry.command(config, workdir.path), results)
-        write_pictures(workdir.path, settings.epochs)
+        tensorboard.write_pictures(workdir.path, settings.epochs)
         workdir.write_results(results)
     return results
 
 
 def train(
     experiment: Experiment,
+    program: TrainingProgram,
     workdir: Workdir,
     state: TrainState,
     step: int,
@@ -196,6 +199,7 @@ def train(
 
     Args:
       experiment: what to train.
+      program: of `training_program`.
       workdir: where to write.
       state: after the steps taken so far; its buffers are donated.
       step: the number of steps taken so far.
@@ -212,8 +216,6 @@ def train(
     """
     settings, mesh = experiment.settings, experiment.mesh
     per_epoch = steps_per_epoch(experiment)
-    parameters = sum(p.size for p in jax.tree.leaves(state.params))
-    per_call = steps_per_call(experiment, parameters)
     epoch = step // per_epoch
     lines = workdir.truncate_metrics(epoch)
     chosen = restore_chosen(experiment, workdir, state) if settings.validation else None
@@ -223,13 +225,15 @@ def train(
         saved = epoch_started = time.monotonic()
         compiled = False
         while epoch < settings.epochs:
-            state, metrics = train_call(experiment, state, epoch, per_call)
-            step += per_call
+            state, metrics = jax.block_until_ready(
+                program.call(state, *schedules(settings, epoch), most_nonfinite(settings))
+            )
+            step += program.steps
             check_finite(experiment, workdir, state, epoch)
             if not compiled:
                 compiled = True
                 log(
-                    f"the first {per_call} step{'s' * (per_call != 1)} took until "
+                    f"the first {program.steps} step{'s' * (program.steps != 1)} took until "
                     f"{time.monotonic() - started:.1f} s after this start, compilation included"
                 )
             score = None
@@ -278,33 +282,9 @@ def how_to_go_on(workdir: Workdir) -> str:
     return f"go on with: {command}" if command else "the same command goes on"
 
 
-def train_call(
-    experiment: Experiment, state: TrainState, epoch: int, steps: int
-) -> tuple[TrainState, Metrics]:
-    """So many steps of an epoch, of all replicas; returns when they are done."""
-    settings, mesh = experiment.settings, experiment.mesh
-    skip = settings.on_nonfinite == "skip"
-    beta, learning_rate = schedules(settings, epoch)
-    with jax.set_mesh(mesh):
-        return jax.block_until_ready(
-            training.train_replicas(
-                experiment.model,
-                experiment.optimizer,
-                experiment.preprocess,
-                state,
-                experiment.train_images,
-                experiment.keys,
-                devices.put(np.array(beta, np.float32), mesh, "replica"),
-                devices.put(np.array(learning_rate, np.float32), mesh, "replica"),
-                np.int32(settings.max_nonfinite if skip else 0),
-                batch_size=settings.batch_size,
-                steps=steps,
-                mc_samples=settings.mc_samples,
-                importance_samples=settings.iw_samples,
-                gradient=settings.gradient,
-                free_bits=settings.free_bits,
-            )
-        )
+def most_nonfinite(settings: Settings) -> int:
+    """How many updates may be left out because a number was not finite."""
+    return settings.max_nonfinite if settings.on_nonfinite == "skip" else 0
 
 
 def schedules(settings: Settings, epoch: int) -> tuple[list[float], list[float]]:
@@ -347,8 +327,7 @@ def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, ep
       NonFiniteError: it has; the message names the step and the first such quantity.
     """
     settings, mesh = experiment.settings, experiment.mesh
-    skip = settings.on_nonfinite == "skip"
-    limit = settings.max_nonfinite if skip else 0
+    limit = most_nonfinite(settings)
     too_many = np.flatnonzero(devices.fetch(state.nonfinite, mesh) > limit)
     if not too_many.size:
         return
@@ -374,9 +353,9 @@ def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, ep
     raise NonFiniteError(
         f"epoch {epoch}, step {step}{of_seed}: "
         f"{quantity or 'the loss or a gradient is not finite'}"
-        + (f", after {limit} skipped updates" if skip else "")
+        + (f", after {limit} skipped updates" if limit else "")
         + f"; the last checkpoint in {workdir.path} is kept. Try a smaller --learning_rate or "
-        "--max_gradient_norm=4 in a new --workdir" + ("" if skip else ", or --on_nonfinite=skip")
+        "--max_gradient_norm=4 in a new --workdir" + ("" if limit else ", or --on_nonfinite=skip")
     )
 
 
@@ -511,6 +490,8 @@ def tell(*lines: str) -> None:
 
 def describe(results: dict[str, Any], config: dict[str, Any]) -> str:
     """results.json for a person."""
+    from experiments.figures import USED_KL
+
     number = published.log_likelihood(config)
     paper = ""
     if number is not None:

@@ -105,7 +105,8 @@ def free_port() -> int:
 def start(workdir: Path, *flags: str, virtual_devices: int = 1) -> subprocess.Popen:
     arguments = [
         "--latent_sizes=4,2", "--hidden_sizes=16,8", "--epochs=4", "--warmup_epochs=2",
-        "--eval_every=2", "--eval_samples=20", "--batch_size=96", "--adam_epsilon=1e-3", f"--workdir={workdir}", *flags,
+        "--eval_every=2", "--eval_samples=20", "--batch_size=96", "--adam_epsilon=1e-3",
+        f"--workdir={workdir}", *flags,
     ]  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.digits", *arguments],
