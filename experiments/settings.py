@@ -252,9 +252,10 @@ class Settings:
 
     def _values(self, changes_results: bool) -> dict[str, Any]:
         return {
-            field.name: getattr(self, field.name)
+            field.name: list(value) if isinstance(value, tuple) else value
             for field in dataclasses.fields(self)
             if field.metadata["changes_results"] == changes_results
+            for value in [getattr(self, field.name)]
         }
 
 
