@@ -55,6 +55,7 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     from experiments.workdir import (
         WorkdirError,
         is_old,
+        read_chosen_epochs,
         read_config,
         read_json,
         read_metrics,
@@ -85,7 +86,9 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
             )
         experiment = make_experiment(settings, dataset)
         first = devices.put(jax.tree.map(lambda leaf: leaf[0], params), experiment.mesh)
-        variables = evaluation_variables(experiment, first, step // steps_per_epoch(experiment))
+        chosen = read_chosen_epochs(path)
+        epoch = chosen[0] if chosen else step // steps_per_epoch(experiment)
+        variables = evaluation_variables(experiment, first, epoch)
         drawing.draw_model(experiment, jax.device_get(variables), path / "figures", layer)
     page.write(path, config, registry.command(config, path), read_json(path / "results.json"))
 

@@ -31,6 +31,7 @@ __all__ = [
     "Workdir",
     "WorkdirError",
     "is_old",
+    "read_chosen_epochs",
     "read_config",
     "read_json",
     "read_metrics",
@@ -313,6 +314,18 @@ def read_trained(path: Path) -> tuple[Any, int]:
     raise WorkdirError(
         f"{path} holds no run with a checkpoint; give the --workdir of one that was trained"
     )
+
+
+def read_chosen_epochs(path: Path) -> list[int] | None:
+    """By replica, how many epochs led to what validation has chosen; None if it has not yet.
+
+    Raises:
+      WorkdirError: what is there is not intact.
+    """
+    checkpoints = Checkpoints(path / "chosen")
+    found = checkpoints.read("epoch")
+    checkpoints.close()
+    return None if found is None else found[0].tolist()
 
 
 def _old_format(path: Path) -> WorkdirError:
