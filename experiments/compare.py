@@ -10,8 +10,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import figures, launcher, published
-from experiments.figures import USED_KL, Lines
+from experiments.figures import USED_KL, Lines, used_units
+from experiments.replicas import each
 from experiments.settings import PATH, SettingsError, setting
+from experiments.shown import (
+    count_with_deviation,
+    different_by_replica,
+    over_replicas,
+    part_of_the_test_set,
+    seeds,
+    with_deviation,
+    with_error,
+)
+
+NOTE = (
+    "± is the standard deviation over seeds where a run has several of them; else, of the test "
+    "log-likelihood, its standard error over the test images."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,28 +82,34 @@ def _cell(text: str) -> str:
 
 def _row(name: str, run: Run) -> tuple[str, ...]:
     settings, results = run.config["settings"], run.results
-    evaluated = [line for line in run.lines if "test_elbo" in line]
-    last: Mapping[str, Any] = results or (evaluated[-1] if evaluated else {})
+    last = figures.last_measured(run.lines, results)
     likelihood, train_elbo, epochs = "", "", f"{len(run.lines)} of {settings['epochs']}"
     if results:
-        error = results["test_log_likelihood_standard_error"]
-        likelihood = f"{results['test_log_likelihood']:.2f} ± {error:.2f}"
-        likelihood += f" (L_{results['eval_samples']})"
-        train_elbo, epochs = f"{results['train_elbo']:.2f}", str(settings["epochs"])
+        of = [f"L_{results['eval_samples']}"]
+        if len(each(results)) > 1:
+            of.append(f"{len(each(results))} seeds")
+            of += [f"each with its {name}" for name in different_by_replica(settings)]
+            likelihood = over_replicas(results, "test_log_likelihood")
+        else:
+            likelihood = with_error(results)
+        if part := part_of_the_test_set(settings, results):
+            of.append(part)
+        likelihood += f" ({', '.join(of)})"
+        train_elbo, epochs = over_replicas(results, "train_elbo"), str(settings["epochs"])
     paper = published.log_likelihood(run.config)
-    per_unit = last.get("kl_per_unit", ())
+    kl = zip(*figures.measured_kl_per_layer([], last), strict=True) if last else ()
     return (
         name,
         run.config["dataset"],
         f"{settings['model']}{settings['depth']}",
         epochs,
-        str(settings["seed"]),
+        seeds(settings),
         likelihood,
         "" if paper is None else str(paper),
-        f"{last['test_elbo']:.2f}" if last else "",
+        over_replicas(last, "test_elbo") if last else "",
         train_elbo,
-        ", ".join(f"{sum(layer):.2f}" for layer in per_unit),
-        ", ".join(str(sum(kl > USED_KL for kl in layer)) for layer in per_unit),
+        ", ".join(map(with_deviation, kl)),
+        ", ".join(map(count_with_deviation, used_units(last))) if last else "",
         f"{sum(line['seconds'] for line in run.lines):,.0f}",
     )
 
@@ -112,7 +133,8 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
     for run in runs:
         if not run.lines:
             raise WorkdirError(f"{run.path} has no finished epoch yet; leave it out or wait")
-    print(table(runs), end="")
+    text = f"{table(runs)}\n{NOTE}\n"
+    print(text, end="")
     folder = Path(settings.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +142,7 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
         raise SettingsError(
             f"--output={folder}: cannot write there ({error.strerror}); give another folder"
         ) from error
-    (folder / "table.md").write_text(table(runs), encoding="utf-8")
+    (folder / "table.md").write_text(text, encoding="utf-8")
     by_name = dict(zip(names(runs), runs, strict=True))
     curves = figures.learning_curves({name: run.lines for name, run in by_name.items()})
     figures.write_png(folder / "learning_curves.png", curves)

@@ -11,6 +11,7 @@ import numpy as np
 from experiments import figures, pictures
 from experiments.experiment import Experiment
 from experiments.figures import Lines
+from experiments.replicas import each, of_the_first
 
 RECONSTRUCTED = 40
 PROJECTED = 2000
@@ -26,10 +27,13 @@ def draw_metrics(lines: Lines, results: Mapping[str, Any] | None, folder: Path) 
       folder: for NAME.png.
     """
     figures.write_png(folder / "learning_curves.png", figures.learning_curves({"": lines}))
-    evaluated = [line for line in lines if "kl_per_unit" in line]
+    evaluated = [line for line in of_the_first(lines) if "kl_per_unit" in line]
     if evaluated:
+        replicas = len(each(lines[-1]))
+        # Units of different replicas do not correspond.
+        title = f"the first of {replicas} replicas" if replicas > 1 else ""
         kl_per_layer = figures.measured_kl_per_layer(lines, results)
-        figures.write_png(folder / "kl_per_unit.png", figures.kl_per_unit(evaluated))
+        figures.write_png(folder / "kl_per_unit.png", figures.kl_per_unit(evaluated, title))
         figures.write_png(folder / "kl_per_layer.png", figures.kl_per_layer({"": kl_per_layer}))
 
 

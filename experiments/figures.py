@@ -17,7 +17,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 from PIL import Image
+
+from experiments.replicas import each
+from experiments.shown import with_deviation
 
 Lines = Sequence[Mapping[str, Any]]
 """Of a metrics.jsonl."""
@@ -32,6 +36,9 @@ HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "**")
 USED_KL = 0.01
 """Nats. A unit of a lower layer can be active, by the variance of its posterior mean, only because
 its prior follows the layer above; its KL says how much it adds of its own."""
+
+THIN: Any = {"linewidth": 0.7, "alpha": 0.45, "zorder": 1.5}
+"""The curve of one replica, beneath that of their mean."""
 
 STYLE: Any = {
     "font.size": 10,
@@ -51,8 +58,9 @@ def learning_curves(runs: Mapping[str, Lines]) -> Figure:
     """L_1 by epoch, after the paper's Figure 2: training set full, test set dashed.
 
     The training curve is each epoch's mean over its steps, with beta = 1 whatever the warm-up; the
-    test curve is there for the epochs that were evaluated. The axis leaves out what lies below the
-    last nine tenths of the epochs.
+    test curve is there for the epochs that were evaluated. Of a run with replicas their mean is
+    drawn, and each of them thin in the same colour. The axis leaves out what lies below the last
+    nine tenths of the epochs.
 
     Args:
       runs: lines of metrics by the name of the run.
@@ -77,8 +85,14 @@ def learning_curves(runs: Mapping[str, Lines]) -> Figure:
                     epochs, values = np.array(points, float).T
                     every = max(1, len(values) // 8)
                     axes.plot(epochs, values, dashes, markevery=every, **look)
-                    settled.append(values[epochs >= (epochs[-1] + 1) // 10])
-                    everything.append(values)
+                    # [epochs, replicas]; of a single run once more what is drawn already.
+                    by_replica = np.array(
+                        [[one[key] for one in each(line)] for line in lines if key in line], float
+                    )
+                    if by_replica.shape[1] > 1:
+                        axes.plot(epochs, by_replica, dashes, color=look["color"], **THIN)
+                    settled.append(by_replica[epochs >= (epochs[-1] + 1) // 10].ravel())
+                    everything.append(by_replica.ravel())
             if name:
                 axes.plot([], [], label=_label(name), **look)
         for dashes, name in (("-", "training set"), ("--", "test set")):
@@ -191,41 +205,65 @@ def _edges(epochs: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * epochs[0] - middles[0]], middles, [2 * epochs[-1] - middles[-1]]])
 
 
-def measured_kl_per_layer(lines: Lines, results: Mapping[str, Any] | None) -> list[float]:
-    """KL of every layer on the test set as measured last; if never yet, the last epoch's."""
-    measured = [*(line for line in lines if "kl_per_unit" in line), *([results] if results else [])]
-    if not measured:
-        return list(lines[-1]["kl_per_layer"])
-    return [sum(layer) for layer in measured[-1]["kl_per_unit"]]
+def last_measured(lines: Lines, results: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The results if there are some, else the last evaluated line of metrics, if there is one."""
+    evaluated = (line for line in reversed(lines) if "kl_per_unit" in each(line)[0])
+    return results or next(evaluated, None)
 
 
-def kl_per_layer(runs: Mapping[str, Sequence[float]]) -> Figure:
+def measured_kl_per_layer(lines: Lines, results: Mapping[str, Any] | None) -> list[list[float]]:
+    """[replicas][layers]: KL on the test set as measured last; if never yet, the last epoch's."""
+    measured = last_measured(lines, results)
+    if measured is None:
+        return [list(replica["kl_per_layer"]) for replica in each(lines[-1])]
+    return [[sum(layer) for layer in replica["kl_per_unit"]] for replica in each(measured)]
+
+
+def used_units(measured: Mapping[str, Any]) -> list[list[int]]:
+    """[layers][replicas]: how many units have a KL of more than `USED_KL`."""
+    by_replica = [
+        [sum(kl > USED_KL for kl in layer) for layer in replica["kl_per_unit"]]
+        for replica in each(measured)
+    ]
+    return [list(layer) for layer in zip(*by_replica, strict=True)]
+
+
+def kl_per_layer(runs: Mapping[str, ArrayLike]) -> Figure:
     """KL(q || p) by layer, from the bottom to the top, after the paper's Figure 5.
 
+    Of a run with replicas the means, with bars of plus and minus a standard deviation.
+
     Args:
-      runs: `kl_per_layer` by the name of the run; runs may differ in depth.
+      runs: [layers] or [replicas, layers] by the name of the run; runs may differ in depth, and
+        in how many replicas they have.
 
     Returns:
       The figure.
     """
-    depth = max(len(layers) for layers in runs.values())
+    by_replica = {name: np.atleast_2d(np.array(kl, float)) for name, kl in runs.items()}
+    depth = max(kl.shape[1] for kl in by_replica.values())
     width = 0.8 / len(runs)
     with rc_context(STYLE | {"axes.grid.axis": "y"}):
         figure = Figure(figsize=(6.4, 3.6 + _legend_height(len(runs))))
         axes = figure.add_subplot()
-        for i, (name, layers) in enumerate(runs.items()):
+        for i, (name, kl) in enumerate(by_replica.items()):
+            kl[~np.isfinite(kl)] = np.nan
+            layers = kl.mean(axis=0)
             places = np.arange(len(layers)) - 0.4 + width * (i + 0.5)
             bars = axes.bar(
                 places,
-                np.where(np.isfinite(layers), layers, np.nan),
+                layers,
                 width,
+                yerr=kl.std(axis=0, ddof=1) if len(kl) > 1 else None,
+                error_kw={"elinewidth": 1.0, "capsize": 2.0},
                 label=_label(name),
                 color=COLOURS[i % len(COLOURS)],
                 hatch=HATCHES[i % len(HATCHES)],
                 edgecolor="white",
             )
             if len(runs) <= 2:
-                axes.bar_label(bars, fmt="%.1f", fontsize=8)
+                names = [with_deviation(one, ".1f") for one in kl.T]
+                axes.bar_label(bars, names, fontsize=8)
         names = [f"$z_{{{i}}}$" for i in range(1, depth + 1)]
         names[0] += " (bottom)"
         if depth > 1:

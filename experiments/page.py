@@ -6,8 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import drawing, published
-from experiments.figures import USED_KL, Lines
+from experiments import drawing, figures, published
+from experiments.figures import USED_KL, Lines, used_units
+from experiments.replicas import each
+from experiments.shown import (
+    count_with_deviation,
+    different_by_replica,
+    over_replicas,
+    part_of_the_test_set,
+    seeds,
+    with_deviation,
+    with_error,
+)
 from experiments.workdir import read_metrics
 
 NAME = "report.html"
@@ -51,6 +61,12 @@ CAPTIONS = {
     ),
 }
 """Title and explanation of each figure, in the order of the page."""
+
+OF_REPLICAS = {
+    "learning_curves": "With markers the mean over the replicas, thin each of them.",
+    "kl_per_layer": "The mean over the replicas, plus and minus their standard deviation.",
+}
+"""What is added of a run with replicas; the other figures show the first one."""
 
 CSS = """
 :root { color-scheme: light; }
@@ -101,12 +117,14 @@ def render(
     settings = config["settings"]
     model = {"lvae": "Ladder VAE", "vae": "VAE"}[settings["model"]]
     layers = f"{settings['depth']} layer{'s' * (settings['depth'] != 1)}"
+    replicas = settings.get("replicas", 1)
     title = f"{model} with {layers} on {config['dataset']}"
+    title += f", {replicas} replicas" * (replicas > 1)
     sections = [
         f"<h1>{_escape(title)}</h1>",
         _results(config, results, lines),
         _command(command),
-        _figures(images),
+        _figures(settings, images),
         _layers(settings, results, lines),
         _settings(config),
     ]
@@ -141,42 +159,81 @@ def _table(rows: list[tuple[Any, ...]], header: tuple[str, ...] = ()) -> str:
     return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
+_DEVIATION = "standard deviation over replicas"
+
+
 def _results(config: Mapping[str, Any], results: Mapping[str, Any] | None, lines: Lines) -> str:
-    epochs = config["settings"]["epochs"]
+    settings = config["settings"]
+    epochs = settings["epochs"]
     if results is None:
         state = f"Not finished: {len(lines)} of {epochs} epochs."
         if lines:
-            state += f" Train ELBO of the last one {lines[-1]['train_elbo']:.2f} nats."
+            state += f" Train ELBO of the last one {over_replicas(lines[-1], 'train_elbo')} nats"
+            state += f" (mean and {_DEVIATION})." if len(each(lines[-1])) > 1 else "."
         return f"<p class=best>{_escape(state)}</p>"
-    error = results["test_log_likelihood_standard_error"]
-    best = f"{results['test_log_likelihood']:.2f} ± {error:.2f} nats"
+    replicas = each(results)
+    several = len(replicas) > 1
+    best = over_replicas(results, "test_log_likelihood") if several else with_error(results)
     rows: list[tuple[Any, ...]] = []
     paper = published.log_likelihood(config)
     if paper is not None:
         trained = published.EPOCHS[config["dataset"]]
         rows.append(("the paper's log-likelihood", f"{paper} nats, after {trained:,} epochs"))
     rows += [
-        ("test ELBO, L_1", f"{results['test_elbo']:.2f} nats"),
-        ("train ELBO, L_1", f"{results['train_elbo']:.2f} nats"),
+        ("test ELBO, L_1", f"{over_replicas(results, 'test_elbo')} nats"),
+        ("train ELBO, L_1", f"{over_replicas(results, 'train_elbo')} nats"),
         (
             "effective sample size",
             f"{results['effective_sample_size']:.0f} of {results['eval_samples']}",
         ),
         ("epochs", f"{results['epochs']}"),
-        ("seed", f"{results['seed']}"),
+        ("seeds", seeds(settings)) if several else ("seed", f"{results['seed']}"),
         (
             "time",
             f"{results['training_seconds']:,.0f} s of training, "
             f"{results['wall_seconds']:,.0f} s in all, on {results['device']}",
         ),
     ]
-    if results["chosen_epoch"] != results["epochs"]:
+    if results["chosen_epoch"] != results["epochs"] and not several:
         rows.insert(-2, ("evaluated after epoch", f"{results['chosen_epoch']}, by validation"))
+    images = part_of_the_test_set(settings, results) or "all test images"
+    uncertainty = "; the standard error is over the images and says nothing about seeds"
+    if several:
+        which = ", ".join(["seed", *different_by_replica(settings)])
+        uncertainty = f"; mean and {_DEVIATION}, which differ in: {which}"
+    elif results["test_log_likelihood_standard_error"] is None:
+        uncertainty = "; of a single image there is no standard error"
     return (
-        f"<p class=best>test log-likelihood <strong>{_escape(best)}</strong></p>"
-        f"<p>L<sub>{_escape(results['eval_samples'])}</sub>, importance-sampled, over all test "
-        "images; the standard error is over the images and says nothing about seeds.</p>"
+        f"<p class=best>test log-likelihood <strong>{_escape(best)} nats</strong></p>"
+        f"<p>L<sub>{_escape(results['eval_samples'])}</sub>, importance-sampled, over "
+        f"{_escape(images)}{_escape(uncertainty)}.</p>"
         + _table(rows)
+        + (_replicas(settings, results) if several else "")
+    )
+
+
+def _replicas(settings: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """A row a replica."""
+    replicas = each(results)
+    chosen = any(replica["chosen_epoch"] != results["epochs"] for replica in replicas)
+    shown = results["test_log_likelihood_standard_error"] is not None
+    different = different_by_replica(settings)
+    header = ("seed", *different, "test log-likelihood", "test ELBO", "train ELBO")
+    rows = [
+        (
+            replica["seed"],
+            *(values[i] for values in different.values()),
+            with_error(replica),
+            f"{replica['test_elbo']:.2f}",
+            f"{replica['train_elbo']:.2f}",
+            *([replica["chosen_epoch"]] if chosen else []),
+        )
+        for i, replica in enumerate(replicas)
+    ]
+    return (
+        "<h2>Replicas</h2>"
+        + _table(rows, header + ("evaluated after epoch",) * chosen)
+        + f"<p>In nats{'; ± is the standard error over the test images' * shown}.</p>"
     )
 
 
@@ -184,10 +241,13 @@ def _command(command: str | None) -> str:
     return f"<h2>Command</h2><pre>{_escape(command)}</pre>" if command else ""
 
 
-def _figures(images: Mapping[str, bytes]) -> str:
+def _figures(settings: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
     shown = []
+    first = f"Of the first replica, seed {settings['seed']}."
     for name, (title, caption) in CAPTIONS.items():
         if name in images:
+            if settings.get("replicas", 1) > 1:
+                caption += f" {_escape(OF_REPLICAS.get(name, first))}"
             kind = "picture" if name in ("samples", "reconstructions") else "plot"
             data = base64.b64encode(images[name]).decode()
             shown.append(
@@ -199,20 +259,25 @@ def _figures(images: Mapping[str, bytes]) -> str:
 
 
 def _layers(settings: Mapping[str, Any], results: Mapping[str, Any] | None, lines: Lines) -> str:
-    measured = results or next((line for line in reversed(lines) if "kl_per_unit" in line), None)
+    measured = figures.last_measured(lines, results)
     if measured is None:
         return ""
+    by_replica = each(measured)
+    columns = (
+        zip(*figures.measured_kl_per_layer([], measured), strict=True),
+        by_replica[0]["kl_per_unit"],
+        zip(*(replica["active_units"] for replica in by_replica), strict=True),
+        used_units(measured),
+    )
     rows = [
         (
             f"z_{i}" + {1: " (bottom)", settings["depth"]: " (top)"}.get(i, ""),
-            f"{sum(per_unit):.2f}",
-            len(per_unit),
-            active,
-            sum(kl > USED_KL for kl in per_unit),
+            with_deviation(kl),
+            len(units),
+            count_with_deviation(active),
+            count_with_deviation(used),
         )
-        for i, (per_unit, active) in enumerate(
-            zip(measured["kl_per_unit"], measured["active_units"], strict=True), start=1
-        )
+        for i, (kl, units, active, used) in enumerate(zip(*columns, strict=True), start=1)
     ]
     header = ("layer", "KL, nats", "units", "active", f"KL > {USED_KL} nats")
     return (
@@ -220,7 +285,9 @@ def _layers(settings: Mapping[str, Any], results: Mapping[str, Any] | None, line
         + _table(rows, header)
         + "<p>A unit is active if its posterior mean varies over the images by a variance of more "
         "than 0.01 (Burda's criterion). A lower layer's unit can do so by following its prior "
-        "alone, which is why units that add something of their own are counted too.</p>"
+        "alone, which is why units that add something of their own are counted too."
+        + (f" Mean and {_DEVIATION}." if len(by_replica) > 1 else "")
+        + "</p>"
     )
 
 

@@ -18,6 +18,7 @@ from experiments.paper_plan import (
     scaled,
 )
 from experiments.published import VARIANTS
+from experiments.shown import with_error
 
 
 def write_tables(paper: PaperSettings) -> None:
@@ -81,8 +82,7 @@ def paper_number(planned: PlannedRun, finished: Finished | None) -> float | None
 def _number(finished: Finished | None) -> str:
     if finished is None:
         return ""
-    error = finished.results["test_log_likelihood_standard_error"]
-    return f"{finished.results['test_log_likelihood']:.2f} ± {error:.2f}"
+    return with_error(finished.results)
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:

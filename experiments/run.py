@@ -34,8 +34,14 @@ from experiments.experiment import (
 from experiments.interruption import Interrupted, Interruption
 from experiments.progress import Progress
 from experiments.record import Record
-from experiments.replicas import summarize
+from experiments.replicas import each, summarize
 from experiments.settings import Settings, SettingsError
+from experiments.shown import (
+    count_with_deviation,
+    over_replicas,
+    with_deviation,
+    with_error,
+)
 from experiments.workdir import Workdir, read_config, read_trained
 from lvae_jax import bounds, diagnosis, training
 from lvae_jax.data import Dataset
@@ -490,25 +496,26 @@ def tell(*lines: str) -> None:
 
 def describe(results: dict[str, Any], config: dict[str, Any]) -> str:
     """results.json for a person."""
-    from experiments.figures import USED_KL
+    from experiments.figures import USED_KL, used_units
 
     number = published.log_likelihood(config)
     paper = ""
     if number is not None:
         paper = f"   (the paper, after {published.EPOCHS[results['dataset']]:,} epochs: {number})"
-    chosen = (
-        f", epoch {results['chosen_epoch']:g} chosen by validation"
-        if results["chosen_epoch"] != results["epochs"]
-        else ""
-    )
+    by_replica = each(results)
+    chosen = ""
+    if any(replica["chosen_epoch"] != results["epochs"] for replica in by_replica):
+        epochs = ", ".join(str(replica["chosen_epoch"]) for replica in by_replica)
+        chosen = f", epoch {epochs} chosen by validation"
     layers = [
-        f"  z_{i}: KL {kl:6.2f} nats; of {len(per_unit)} units {active:g} active, "
-        f"{sum(unit > USED_KL for unit in per_unit)} with KL > {USED_KL}"
-        for i, (kl, active, per_unit) in enumerate(
+        f"  z_{i}: KL {with_deviation(kl):>6} nats; of {len(by_replica[0]['kl_per_unit'][i - 1])} "
+        f"units {count_with_deviation(active)} active, "
+        f"{count_with_deviation(used)} with KL > {USED_KL}"
+        for i, (kl, active, used) in enumerate(
             zip(
-                results["kl_per_layer"],
-                results["active_units"],
-                results["kl_per_unit"],
+                zip(*(replica["kl_per_layer"] for replica in by_replica), strict=True),
+                zip(*(replica["active_units"] for replica in by_replica), strict=True),
+                used_units(results),
                 strict=True,
             ),
             start=1,
@@ -523,11 +530,11 @@ def describe(results: dict[str, Any], config: dict[str, Any]) -> str:
             f"{results['dataset']}, {results['model']} with {len(results['active_units'])} layers, "
             f"{results['epochs']} epochs{chosen}, {seeds}",
             f"test log-likelihood {log_likelihood(results)}{paper}",
-            f"test ELBO {with_deviation(results, 'test_elbo')} nats, "
-            f"train ELBO {with_deviation(results, 'train_elbo')} nats",
+            f"test ELBO {over_replicas(results, 'test_elbo')} nats, "
+            f"train ELBO {over_replicas(results, 'train_elbo')} nats",
             *(
                 f"  seed {replica['seed']}: test log-likelihood "
-                f"{replica['test_log_likelihood']:.2f}, test ELBO {replica['test_elbo']:.2f}"
+                f"{with_error(replica)} (over the images), test ELBO {replica['test_elbo']:.2f}"
                 for replica in replicas
             ),
             f"effective sample size {results['effective_sample_size']:.0f} "
@@ -541,23 +548,13 @@ def describe(results: dict[str, Any], config: dict[str, Any]) -> str:
 
 def log_likelihood(results: dict[str, Any]) -> str:
     """The test log-likelihood, what its uncertainty is, and what it is of."""
-    name = "test_log_likelihood"
-    error = results[f"{name}_standard_error"]
-    over_images = "" if error is None else f" ± {error:.2f}"
-    of = f"L_{results['eval_samples']}"
-    if results.get("eval_images"):
-        of += f" of {results['eval_images']:,} images"
+    of = [f"L_{results['eval_samples']}"]
+    if images := results.get("eval_images"):
+        of[0] += f" of {images:,} image{'s' * (images != 1)}"
+    number = with_error(results)
     if "replicas" in results:
-        return (
-            f"{with_deviation(results, name)} nats ({of}, mean and standard deviation over "
-            f"replicas; the standard error over the test images is {error:.2f})"
-        )
-    return (
-        f"{results[name]:.2f}{over_images} nats ({of}; the standard error is over the test images)"
-    )
-
-
-def with_deviation(results: dict[str, Any], name: str) -> str:
-    """A number of results.json, with its standard deviation over the replicas if there are some."""
-    deviation = results.get("standard_deviation", {}).get(name)
-    return f"{results[name]:.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
+        number = over_replicas(results, "test_log_likelihood")
+        of.append("mean and standard deviation over replicas")
+    elif results["test_log_likelihood_standard_error"] is not None:
+        of.append("the standard error is over the test images")
+    return f"{number} nats ({'; '.join(of)})"

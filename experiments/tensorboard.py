@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from experiments.files import writing
+from experiments.replicas import each
 
 _EDGES = 1e-12 * 1.1 ** np.arange(775)  # TensorBoard's own
 _EDGES = np.concatenate([-_EDGES[::-1], [0.0], _EDGES])
@@ -22,18 +23,13 @@ _EDGES = np.concatenate([-_EDGES[::-1], [0.0], _EDGES])
 def events_of(line: dict[str, Any]) -> list[Event]:
     """A line of metrics.jsonl for TensorBoard: a layer a curve, its units' KL a histogram.
 
-    Of several replicas the means, and each one's ELBO.
+    Of several replicas the means, each one's ELBO, and the KL of all their units.
     """
     summaries = []
     for name, value in line.items():
         if name in ("kl_per_layer", "active_units"):
             for i, layer_value in enumerate(value, start=1):
                 summaries.append(summary.scalar(f"{name}/z_{i}", layer_value))
-        elif name == "kl_per_unit":
-            for i, units in enumerate(value, start=1):
-                finite = np.array([unit for unit in units if np.isfinite(unit)])
-                if finite.size:
-                    summaries.append(summary.histogram(f"{name}/z_{i}", finite, _EDGES))
         elif name == "replicas":
             for i, replica in enumerate(value, start=1):
                 for bound in ("train_elbo", "test_elbo"):
@@ -41,6 +37,12 @@ def events_of(line: dict[str, Any]) -> list[Event]:
                         summaries.append(summary.scalar(f"{bound}/replica_{i}", replica[bound]))
         elif isinstance(value, float):
             summaries.append(summary.scalar(name, value))
+    by_replica = [replica["kl_per_unit"] for replica in each(line) if "kl_per_unit" in replica]
+    for i, layer in enumerate(zip(*by_replica, strict=True), start=1):
+        units = np.concatenate(layer)
+        finite = units[np.isfinite(units)]
+        if finite.size:
+            summaries.append(summary.histogram(f"kl_per_unit/z_{i}", finite, _EDGES))
     return [Event(wall_time=time.time(), step=line["epoch"], summary=s) for s in summaries]
 
 

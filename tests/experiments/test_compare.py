@@ -169,7 +169,7 @@ def test_the_comparison_is_printed_and_written_with_both_figures(tmp_path, capsy
     ]
     output = tmp_path / "new" / "comparison"
     compare.compare(CompareSettings(output=str(output)), *map(str, paths))
-    table = compare.table([compare.read(path) for path in paths])
+    table = compare.table([compare.read(path) for path in paths]) + f"\n{compare.NOTE}\n"
     printed = capsys.readouterr().out
     assert (
         printed == table + f"{output} holds this table, learning_curves.png and kl_per_layer.png.\n"
@@ -200,8 +200,8 @@ def test_the_figures_show_each_runs_own_numbers(tmp_path, monkeypatch):
     assert drawn["learning_curves"] == {"deep": files_of(deep)[1], "new": files_of(new)[1]}
     results, last = files_of(deep)[2], files_of(new)[1][2]
     assert drawn["kl_per_layer"] == {
-        "deep": [sum(units) for units in results["kl_per_unit"]],  # on the test set, at the end
-        "new": last["kl_per_layer"],  # of the training set, as nothing else is there yet
+        "deep": [[sum(units) for units in results["kl_per_unit"]]],  # on the test set, at the end
+        "new": [last["kl_per_layer"]],  # of the training set, as nothing else is there yet
     }
 
 
@@ -264,3 +264,77 @@ def test_the_command_compares_runs_and_refuses_others_in_one_line_with_status_2(
         result = command(*arguments, cwd=tmp_path)
         assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+
+
+def write_replicas(path: Path, values: tuple[float, float], finished: bool = True, **settings):
+    """A run of two replicas; all their numbers are the two values or made of them."""
+    replicas = [
+        {
+            "seed": 5 + i,
+            "test_log_likelihood": value,
+            "test_log_likelihood_standard_error": 9.9,
+            "test_elbo": value - 1,
+            "train_elbo": value - 2,
+            "kl_per_layer": [1.0 - value],
+            "kl_per_unit": [[-value, 1.0, 0.01 * i + 0.005]],
+            "active_units": [3],
+        }
+        for i, value in enumerate(values)
+    ]
+    write_run(path, depth=1, seed=5, replicas=2, finished=False, **settings)
+    line = {"epoch": 0, "seconds": 2.0, "train_elbo": sum(values) / 2, "replicas": replicas}
+    (path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    if finished:
+        results = {"eval_samples": 5000, "eval_images": 100, "replicas": replicas}
+        (path / "results.json").write_text(json.dumps(results))
+    return path
+
+
+def test_the_row_of_a_run_with_replicas_holds_means_and_deviations_over_its_seeds(tmp_path):
+    done = write_replicas(tmp_path / "done", (-10.0, -12.0))
+    going_on = write_replicas(tmp_path / "going on", (-10.0, -12.0), finished=False)
+    first, second = table_of(done, going_on)
+    assert first["seed"] == second["seed"] == "5-6"
+    assert first["test log-likelihood"] == "-11.00 ± 1.41 (L_5000, 2 seeds)"
+    assert first["test ELBO"] == second["test ELBO"] == "-12.00 ± 1.41"
+    assert first["train ELBO"] == "-13.00 ± 1.41"
+    # 11.005 and 13.015: sums of units, in each replica by itself.
+    assert first["KL of z_1, z_2, ..."] == second["KL of z_1, z_2, ..."] == "12.01 ± 1.42"
+    assert first["units with KL > 0.01"] == "2.5 ± 0.7"
+    assert (second["test log-likelihood"], second["train ELBO"]) == ("", "")
+
+
+def test_a_row_says_what_replicas_differ_in_and_which_images_its_likelihood_is_of(tmp_path):
+    path = write_replicas(tmp_path / "a", (-10.0, -12.0), beta=(1.0, 0.5), eval_subset=100)
+    (row,) = table_of(path)
+    assert row["test log-likelihood"] == (
+        "-11.00 ± 1.41 (L_5000, 2 seeds, each with its beta, the first 100 test images)"
+    )
+
+
+def test_of_one_test_image_the_likelihood_stands_alone(tmp_path):
+    path = write_run(tmp_path / "one", eval_subset=1)
+    results = files_of(path)[2] | {
+        "test_log_likelihood": -7.0, "test_log_likelihood_standard_error": None, "eval_images": 1,
+    }  # fmt: skip
+    (path / "results.json").write_text(json.dumps(results))
+    (row,) = table_of(path)
+    assert row["test log-likelihood"] == "-7.00 (L_5000, the first test image)"
+
+
+def test_a_run_of_a_version_without_replicas_or_subsets_is_compared_as_ever(tmp_path):
+    path = write_run(tmp_path / "old")
+    (expected,) = table_of(path)
+    config = files_of(path)[0]
+    for name in ("replicas", "eval_subset"):
+        del config["settings"][name]
+    (path / "config.json").write_text(json.dumps(config))
+    assert table_of(path) == [expected]
+
+
+def test_the_figures_of_a_run_with_replicas_are_drawn_beside_a_single_one(tmp_path):
+    paths = [write_replicas(tmp_path / "two", (-10.0, -12.0)), write_run(tmp_path / "one")]
+    compare.compare(CompareSettings(output=str(tmp_path / "out")), *map(str, paths))
+    assert (tmp_path / "out" / "learning_curves.png").stat().st_size > 0
+    layers = compare.figures.measured_kl_per_layer(files_of(paths[0])[1], None)
+    np.testing.assert_allclose(layers, [[11.005], [13.015]])

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.decomposition import PCA
 
-from experiments import figures, pictures
+from experiments import drawing, figures, pictures
 
 NAN, INF = float("nan"), float("inf")
 
@@ -466,6 +466,117 @@ def test_kl_by_layer_is_that_of_the_results_else_of_the_last_evaluation_else_of_
         {"epoch": 0, "kl_per_layer": [9.0, 8.0], "kl_per_unit": [[1.0, 0.5], [2.0]]},
         {"epoch": 1, "kl_per_layer": [7.0, 6.0]},
     ]
-    assert figures.measured_kl_per_layer(lines, {"kl_per_unit": [[5.0, 1.0], [4.0]]}) == [6.0, 4.0]
-    assert figures.measured_kl_per_layer(lines, None) == [1.5, 2.0]
-    assert figures.measured_kl_per_layer(lines[1:], None) == [7.0, 6.0]
+    assert figures.measured_kl_per_layer(lines, {"kl_per_unit": [[5.0, 1.0], [4.0]]}) == [
+        [6.0, 4.0]
+    ]
+    assert figures.measured_kl_per_layer(lines, None) == [[1.5, 2.0]]
+    assert figures.measured_kl_per_layer(lines[1:], None) == [[7.0, 6.0]]
+
+
+# Replicas.
+
+
+def lines_of_replicas(train, test) -> list[dict]:
+    """Lines of metrics of replicas with these ELBOs, [replicas][epochs]."""
+    by_replica = [lines_of(*both) for both in zip(train, test, strict=True)]
+    return [
+        {
+            "epoch": lines[0]["epoch"],
+            "train_elbo": float(np.mean([line["train_elbo"] for line in lines])),
+            "test_elbo": float(np.mean([line["test_elbo"] for line in lines])),
+            "replicas": [
+                {name: value for name, value in line.items() if name != "epoch"} for line in lines
+            ],
+        }
+        for lines in zip(*by_replica, strict=True)
+    ]
+
+
+def test_learning_curves_of_replicas_are_their_mean_and_thin_each_of_them():
+    train = [[-9.0, -5.0], [-7.0, -3.0], [-5.0, -1.0]]
+    test = [[-9.5, -6.0], [-7.5, -4.0], [-5.5, -2.0]]
+    figure = figures.learning_curves(
+        {"three": lines_of_replicas(train, test), "one": lines_of([-8.0, -7.0])}
+    )
+    assert np.ptp(pixels(figure)) > 0
+    (axes,) = figure.axes
+    drawn = [line for line in axes.lines if len(line.get_xdata())]
+    thin = [line for line in drawn if line.get_linewidth() < 1]
+    for dashes, curves in (("-", train), ("--", test)):
+        found = [line.get_ydata() for line in thin if line.get_linestyle() == dashes]
+        np.testing.assert_array_equal(found, curves)
+        (mean,) = (
+            line
+            for line in drawn
+            if line not in thin
+            and line.get_linestyle() == dashes
+            and line.get_color() == figures.COLOURS[0]
+        )
+        np.testing.assert_allclose(mean.get_ydata(), np.mean(curves, axis=0))
+    assert {line.get_color() for line in thin} == {figures.COLOURS[0]}
+    assert legend_texts(figure) == ["three", "one", "training set", "test set"]
+    low, high = axes.get_ylim()
+    assert low < -9.5
+    assert high > -1.0
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_a_replica_that_is_not_finite_leaves_the_others_to_be_seen(value):
+    train = [[-9.0, -5.0], [-7.0, value]]
+    (axes,) = figures.learning_curves({"": lines_of_replicas(train, train)}).axes
+    low, high = axes.get_ylim()
+    assert low < -9.0 < -5.0 < high
+
+
+def test_the_bars_of_replicas_are_their_means_with_a_standard_deviation_up_and_down():
+    kl = [[5.0, 3.0, 1.0], [7.0, 3.0, 2.0]]
+    figure = figures.kl_per_layer({"two": kl, "one": [4.0]})
+    assert np.ptp(pixels(figure)) > 0
+    (axes,) = figure.axes
+    two, one = (found for found in axes.containers if hasattr(found, "patches"))
+    assert [bar.get_height() for bar in two] == [6.0, 3.0, 1.5]
+    (segments,) = (found.get_segments() for found in two.errorbar.lines[2])
+    extents = [segment[:, 1] for segment in segments]
+    deviations = [2**0.5, 0.0, 0.5**0.5]
+    expected = [(m - d, m + d) for m, d in zip((6.0, 3.0, 1.5), deviations, strict=True)]
+    np.testing.assert_allclose(extents, expected)
+    assert one.errorbar is None
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["6.0 ± 1.4", "3.0 ± 0.0", "1.5 ± 0.7", "4.0"]
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_the_bar_of_a_layer_that_is_not_finite_in_a_replica_is_left_out(value):
+    figure = figures.kl_per_layer({"": [[5.0, value], [7.0, 3.0]]})
+    assert np.ptp(pixels(figure)) > 0
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    np.testing.assert_array_equal(heights, [6.0, NAN])
+
+
+def test_units_are_counted_and_kl_summed_in_each_replica_by_itself():
+    # Unit by unit their mean would be 0.505 twice: two used units where each replica has one.
+    replicas = [{"kl_per_unit": [[1.0, 0.01]]}, {"kl_per_unit": [[0.01, 1.0]]}]
+    measured = {"replicas": replicas}
+    assert figures.used_units(measured) == [[1, 1]]
+    assert figures.used_units(replicas[0]) == [[1]]
+    lines = [{"epoch": 0, **measured}, {"epoch": 1, "replicas": [{"kl_per_layer": [9.0]}] * 2}]
+    assert figures.measured_kl_per_layer(lines, None) == [[1.01], [1.01]]
+    assert figures.measured_kl_per_layer(lines[1:], None) == [[9.0], [9.0]]
+
+
+def test_the_kl_of_units_is_drawn_of_the_first_replica_and_says_so(tmp_path, monkeypatch):
+    drawn = {}
+    original = figures.kl_per_unit
+    monkeypatch.setattr(
+        figures,
+        "kl_per_unit",
+        lambda lines, title: drawn.update(lines=lines, title=title) or original(lines, title),
+    )
+    one = {"train_elbo": -1.0, "kl_per_unit": [[1.0, 0.02]], "kl_per_layer": [1.02]}
+    other = {"train_elbo": -3.0, "kl_per_unit": [[0.02, 4.0]], "kl_per_layer": [4.02]}
+    lines = [{"epoch": 4, "train_elbo": -2.0, "replicas": [one, other]}]
+    drawing.draw_metrics(lines, None, tmp_path)
+    assert [line["kl_per_unit"] for line in drawn["lines"]] == [[[1.0, 0.02]]]
+    assert drawn["title"] == "the first of 2 replicas"
+    drawing.draw_metrics([{"epoch": 4, **one}], None, tmp_path)
+    assert drawn["title"] == ""

@@ -255,3 +255,110 @@ def test_a_page_is_written_whole_with_the_figures_of_its_folder(tmp_path):
         assert base64.b64decode(source) == (tmp_path / "figures" / f"{name}.png").read_bytes()
     assert "Not finished: 1 of 2000 epochs." in html.unescape(text)
     assert "on ÄÖ" in parsed.of("h1")[0]
+
+
+REPLICAS = [
+    {
+        "seed": seed, "test_log_likelihood": -82.0 - seed, "test_elbo": -85.5 - seed,
+        "test_log_likelihood_standard_error": 0.25, "train_elbo": -83.0 + 2 * seed,
+        "effective_sample_size": 120.0, "chosen_epoch": 2000, "active_units": [2 + seed, 1],
+        "kl_per_unit": [[1.5, 0.25, 0.02 * seed], [2.0 + seed, 0.009]],
+    }
+    for seed in (0, 1)
+]  # fmt: skip
+
+SEVERAL = {
+    name: value for name, value in RESULTS.items() if name not in ("kl_per_unit", "active_units")
+} | {"test_log_likelihood": -82.5, "replicas": REPLICAS, "eval_images": 500}
+
+
+def several(results=SEVERAL, lines=LINES, **settings) -> str:
+    config = config_of(depth=2, replicas=2, **settings)
+    return page.render(config, "python -m experiments.mnist", results, lines, IMAGES)
+
+
+def test_replicas_are_shown_by_mean_and_deviation_and_a_row_each():
+    parsed = Page(several())
+    assert parsed.of("h1") == ["Ladder VAE with 2 layers on mnist, 2 replicas"]
+    assert parsed.of("strong") == ["-82.50 ± 0.71 nats"]  # sqrt(1/2)
+    text = "".join(text for _, text in parsed.texts)
+    assert (
+        "all test images; mean and standard deviation over replicas, which differ in: seed." in text
+    )
+    assert "says nothing about seeds" not in text
+    table = parsed.table()
+    assert table["test ELBO, L_1"] == ["-86.00 ± 0.71 nats"]
+    assert table["train ELBO, L_1"] == ["-82.00 ± 1.41 nats"]
+    assert table["seeds"] == ["0-1"]
+    header = ["seed", "test log-likelihood", "test ELBO", "train ELBO"]
+    rows = parsed.rows[parsed.rows.index(header) :][:3]
+    assert rows == [
+        header,
+        ["0", "-82.00 ± 0.25", "-85.50", "-83.00"],
+        ["1", "-83.00 ± 0.25", "-86.50", "-81.00"],
+    ]
+    assert table["z_1 (bottom)"] == ["1.76 ± 0.01", "3", "2.5 ± 0.7", "2.5 ± 0.7"]
+    assert table["z_2 (top)"] == ["2.51 ± 0.71", "2", "1.0 ± 0.0", "1.0 ± 0.0"]
+
+
+def test_what_replicas_differ_in_besides_the_seed_stands_in_their_rows():
+    results = SEVERAL | {"replicas": [REPLICAS[0], REPLICAS[1] | {"chosen_epoch": 1400}]}
+    text = several(results, beta=(1.0, 0.5), learning_rate=(1e-3, 5e-4))
+    parsed = Page(text)
+    assert "which differ in: seed, beta, learning_rate." in text
+    (first, second) = (row for row in parsed.rows if row[0] in ("0", "1") and len(row) == 7)
+    assert first == ["0", "1.0", "0.001", "-82.00 ± 0.25", "-85.50", "-83.00", "2000"]
+    assert second == ["1", "0.5", "0.0005", "-83.00 ± 0.25", "-86.50", "-81.00", "1400"]
+    assert "evaluated after epoch" in parsed.of("th")
+    assert parsed.table()["beta"] == ["1.0,0.5"]
+
+
+def test_figures_say_what_they_show_of_replicas():
+    captions = Page(several(seed=7)).of("figcaption")
+    whole = "".join(captions)
+    assert whole.count("Of the first replica, seed 7.") == len(page.CAPTIONS) - 2
+    assert whole.count("the mean over the replicas, thin each of them") == 1
+    assert whole.count("plus and minus their standard deviation") == 1
+    assert "replica" not in "".join(Page(render()).of("figcaption"))
+
+
+def test_an_unfinished_run_with_replicas_shows_their_mean_and_last_evaluation():
+    lines = [
+        {"epoch": 0, "replicas": REPLICAS},
+        {"epoch": 1, "replicas": [{"train_elbo": -4.0}, {"train_elbo": -6.0}]},
+    ]
+    parsed = Page(several(None, lines))
+    assert parsed.of("p")[0] == (
+        "Not finished: 2 of 2000 epochs. Train ELBO of the last one -5.00 ± 1.41 nats (mean and "
+        "standard deviation over replicas)."
+    )
+    assert parsed.table()["z_2 (top)"] == ["2.51 ± 0.71", "2", "1.0 ± 0.0", "1.0 ± 0.0"]
+
+
+def test_a_likelihood_of_part_of_the_test_set_says_so():
+    for images, shown in ((1000, "the first 1,000 test images"), (700, "all test images")):
+        text = render(config_of(eval_subset=1000), results=RESULTS | {"eval_images": images})
+        assert f"importance-sampled, over {shown}; the standard error is over the images" in text
+    assert "over all test images;" in render(results=RESULTS | {"eval_images": 10_000})
+
+
+def test_of_one_test_image_there_is_no_standard_error():
+    one = {"test_log_likelihood_standard_error": None, "eval_images": 1}
+    text = render(config_of(eval_subset=1), results=RESULTS | one)
+    assert Page(text).of("strong") == ["-82.35 nats"]
+    assert "over the first test image; of a single image there is no standard error." in text
+    replicas = [replica | one for replica in REPLICAS]
+    text = several(SEVERAL | one | {"replicas": replicas}, eval_subset=1)
+    assert "None" not in text
+    assert ["0", "-82.00", "-85.50", "-83.00"] in Page(text).rows
+    assert "standard error" not in text
+
+
+def test_a_run_of_a_version_without_replicas_or_subsets_is_shown_as_ever():
+    config = config_of()
+    for name in ("replicas", "eval_subset", "beta"):
+        del config["settings"][name]
+    parsed = Page(render(config))
+    assert parsed.of("strong") == ["-82.35 ± 0.23 nats"]
+    assert parsed.of("h1") == ["Ladder VAE with 5 layers on mnist"]
+    assert "Replicas" not in parsed.of("h2")
