@@ -267,14 +267,14 @@ def test_variances_at_their_floor_or_huge_leave_bounds_and_gradients_finite(
     params = collapsed(model, raw)
     x = jnp.asarray(np.random.default_rng(2).standard_normal((5, 4)), jnp.float32)
     optimizer = training.make_optimizer()
-    state = training.TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    state = training.fresh_state(params, optimizer, model.depth)
     key = jax.random.key(1)
     terms = model.apply({"params": params}, x, rngs={"sample": key})
     limit = floor if raw < 0 else 1e4
     for layer in (*terms.posterior[1:], *terms.prior[:-1]):
         assert np.all(np.abs(np.log(layer.variance / limit)) < 1)
     state, metrics = training.train_step(
-        model, optimizer, state, x, key, jnp.float32(1), jnp.float32(1e-3), 1, 1, gradient
+        model, optimizer, state, x, key, jnp.float32(1), jnp.float32(1e-3), gradient=gradient
     )
     for leaf in jax.tree.leaves((state, metrics, bounds.elbo(terms))):
         assert np.all(np.isfinite(leaf))
