@@ -1,0 +1,23 @@
+"""PyTorch, which is compared with where it is installed and is no dependency."""
+
+import functools
+import os
+from types import ModuleType
+
+NO_PYTORCH = 'PyTorch is left out, since it is not installed (pip install "lvae-jax[benchmarks]")'
+
+
+@functools.cache
+def pytorch() -> ModuleType | None:
+    """`benchmarks.pytorch`, with as many threads as there are cores; None without PyTorch."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.set_num_threads(os.cpu_count() or 1)
+    if torch.cuda.is_available():
+        # JAX's float32 products run in tf32 there; let PyTorch's do so too.
+        torch.set_float32_matmul_precision("high")
+    from benchmarks import pytorch as module
+
+    return module
