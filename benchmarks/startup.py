@@ -3,13 +3,13 @@
 Commands are timed as a user would start them, each in a process of its own.
 """
 
-import dataclasses
 import functools
 import json
-import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +22,6 @@ import numpy as np
 from benchmarks.sizes import PAPER, Sizes
 from benchmarks.timing import markdown, seconds, shown, spread
 from benchmarks.training_step import random_images
-from experiments.settings import Settings
 from experiments.workdir import Workdir
 from lvae_jax import LadderVAE, evaluation, training
 from lvae_jax.data import as_stored, binarise, mnist
@@ -67,13 +66,16 @@ def measure(plan: Plan, data_dir: Path | None) -> dict[str, Any]:
         loading = _loading(plan, data_dir, tfds_dir)
         first_steps: dict[str, list[float]] = {"cold": [], "warm": [], "resumed": []}
         for i in range(plan.rounds):
-            cache = Path(folder) / f"cache{i}"
-            for kind in first_steps:
-                # The resumed run is the warm one, killed after an epoch that was saved.
-                name = "warm" if kind == "resumed" else kind
-                workdir = Path(folder) / f"{name}{i}"
-                command = training_command(plan.sizes, tfds_dir, workdir, cache)
-                first_steps[kind].append(seconds_to_first_step(command, workdir, cache))
+            cache, workdir = Path(folder) / f"cache{i}", Path(folder) / f"run{i}"
+            # The second run finds the programs of the first; the third goes on with the second.
+            cold, warm = (
+                first_step(training_command(plan.sizes, tfds_dir, run, cache), run)
+                for run in (Path(folder) / f"cold{i}", workdir)
+            )
+            command = training_command(plan.sizes, tfds_dir, workdir, cache)
+            resumed = first_step(command, workdir, warm.stopped_after)
+            for kind, measured in zip(first_steps, (cold, warm, resumed), strict=True):
+                first_steps[kind].append(measured.seconds)
     imports = {
         name: spread([_process_seconds(arguments) for _ in range(plan.rounds)])
         for name, arguments in IMPORTS.items()
@@ -90,68 +92,84 @@ def measure(plan: Plan, data_dir: Path | None) -> dict[str, Any]:
 
 
 def training_command(sizes: Sizes, tfds_dir: Path, workdir: Path, cache: Path) -> list[str]:
-    """The command of a run that saves every epoch and evaluates none that is timed."""
-    command = [
+    """The command of a run."""
+    return [
         sys.executable,
         "-m",
         "experiments.mnist",
         f"--depth={len(sizes.latent)}",
         "--eval_every=0",
-        "--checkpoint_seconds=0",
         f"--tfds_dir={tfds_dir}",
         f"--workdir={workdir}",
+        f"--compilation_cache={cache}",
     ]
-    if "compilation_cache" in {field.name for field in dataclasses.fields(Settings)}:
-        command.append(f"--compilation_cache={cache}")
-    return command
 
 
-def seconds_to_first_step(command: Sequence[str], workdir: Path, cache: Path) -> float:
-    """Wall time from a shell command to the end of its first training step; the run is killed.
+FIRST_STEPS = re.compile(r"the first (\d+) steps? took until")
+STOPPED = re.compile(r"stopped after step (\d+)")
 
-    An epoch is one program, whose first step no file shows. So it is the time until the first new
-    epoch stands in metrics.jsonl, less the steps but one of the epoch after it, which has nothing
-    to compile.
+
+class FirstStep(NamedTuple):
+    """Of a run that was started from the shell, and stopped."""
+
+    seconds: float
+    """From the command to the end of the first training step."""
+
+    stopped_after: int
+    """The step after which it was stopped and saved."""
+
+
+def first_step(command: Sequence[str], workdir: Path, steps_before: int = 0) -> FirstStep:
+    """Starts a run, times its first step from outside, and stops it after an epoch.
+
+    A run takes its steps some at a time and says when the first of them are done. All of these but
+    one are taken off, by the time a step takes in the rest of the epoch.
 
     Args:
       command: of a run, new or to be resumed.
       workdir: its folder.
-      cache: the compilation cache.
-
-    Returns:
-      Seconds.
+      steps_before: taken by earlier starts.
 
     Raises:
-      RuntimeError: the run ended, or took longer than `TIMEOUT_SECONDS`.
+      RuntimeError: the run ended before, or took longer than `TIMEOUT_SECONDS`.
     """
-    known = max((line["epoch"] for line in metrics(workdir)), default=-1)
-    environment = dict(os.environ)
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    with tempfile.TemporaryFile("w+") as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-        first = 0.0
-        try:
-            while True:
-                new = [line for line in metrics(workdir) if line["epoch"] > known]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    limit = threading.Timer(TIMEOUT_SECONDS, process.kill)
+    limit.start()
+    said = [""]
+    try:
+        for text in process.stderr:
+            said.append(text)
+            found = FIRST_STEPS.search(text)
+            if found:
+                first, steps = time.perf_counter() - start, int(found.group(1))
+                break
+        # A line of metrics.jsonl ends an epoch.
+        while process.poll() is None:
+            later = [line["step"] for line in metrics(workdir) if line["step"] > steps_before]
+            if later:
                 elapsed = time.perf_counter() - start
-                first = first or (elapsed if new else 0.0)
-                # The third: so that a checkpoint of the second is written before the kill.
-                if len(new) >= 3:
-                    steps = new[1]["step"] - new[0]["step"]
-                    return first - new[1]["seconds"] * (1 - 1 / steps)
-                if process.poll() is not None or elapsed > TIMEOUT_SECONDS:
-                    output.seek(0)
-                    last = output.read().strip().splitlines()[-1:]
-                    raise RuntimeError(
-                        f"{' '.join(command)} ended or came to nothing in {elapsed:.0f} s: "
-                        f"{''.join(last)}; run it by itself"
-                    )
-                time.sleep(0.02)
-        finally:
-            process.kill()
-            process.wait()
+                process.terminate()
+                said.append(process.stderr.read())
+                stopped = STOPPED.search(said[-1])
+                if stopped:
+                    of_one = (elapsed - first) / max(1, later[0] - steps_before - steps)
+                    return FirstStep(first - (steps - 1) * of_one, int(stopped.group(1)))
+            time.sleep(0.01)
+        last = "".join(said).strip().splitlines()[-1:]
+        raise RuntimeError(
+            f"{' '.join(command)} ended after {time.perf_counter() - start:.0f} s, before it was "
+            f"stopped: {''.join(last)}"
+        )
+    finally:
+        limit.cancel()
+        process.kill()
+        process.wait()
+        process.stderr.close()
 
 
 def metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -220,7 +238,6 @@ def programs(plan: Plan) -> dict[str, dict[str, float]]:
         images,
     )
     lowered: dict[str, Callable[[], Any]] = {
-        "init_state": lambda: training.init_state.lower(model, optimizer, key),
         "train_epoch": lambda: training.train_epoch.lower(
             model, optimizer, binarise, state, images, key, number, number, batch_size=256
         ),
@@ -232,8 +249,12 @@ def programs(plan: Plan) -> dict[str, dict[str, float]]:
     }
     cached = bool(getattr(jax.config, "jax_enable_compilation_cache"))  # noqa: B009 (mypy)
     jax.config.update("jax_enable_compilation_cache", False)
-    times = {}
+    times: dict[str, dict[str, float]] = {}
     try:
+        jax.clear_caches()
+        times["init_state"] = {
+            "all": seconds(lambda: training.init_state(model, optimizer, key))[0]
+        }
         for name, lower in lowered.items():
             jax.clear_caches()
             trace, program = seconds(lower)
@@ -254,7 +275,7 @@ def checkpoints(plan: Plan) -> dict[str, Any]:
         workdir.create()
         for epoch in range(1, plan.rounds + 2):
             save = seconds(functools.partial(workdir.save, state, epoch))[0]
-            restore = seconds(lambda: workdir.restore(state)[0])[0]
+            restore = seconds(functools.partial(workdir.restore, state))[0]
             if epoch > 1:  # the first call is not like the others
                 times["save"].append(save)
                 times["restore"].append(restore)
@@ -278,15 +299,15 @@ def table(result: dict[str, Any]) -> str:
     rows += [
         [f"{name} a checkpoint", shown(s, 3)] for name, s in result["checkpoint_seconds"].items()
     ]
-    programs = [
-        [f"`{name}`", f"{s['trace']:.1f}", f"{s['compile']:.1f}"]
-        for name, s in result["programs"].items()
-    ]
+    programs = []
+    for name, s in result["programs"].items():
+        parts = [f"{s[part]:.1f}" if part in s else "" for part in ("trace", "compile")]
+        programs.append([f"`{name}`", *parts, f"{sum(s.values()):.1f}"])
     lines = [
         f"From the shell command on; {result['rounds']} rounds, median (min to max).",
         "",
         markdown(["", "seconds"], rows),
         "",
-        markdown(["program, no cache", "trace, s", "compile, s"], programs),
+        markdown(["program, no cache", "trace, s", "compile, s", "together, s"], programs),
     ]
     return "\n".join([*lines, "", *(f"Note: {note}." for note in result["notes"])]).rstrip()

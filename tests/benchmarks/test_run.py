@@ -43,14 +43,14 @@ def test_steps_are_timed_and_pytorch_is_left_out_with_a_note(
 ):
     plan = training_step.Plan(
         sizes=TINY, batch_size=16, steps=2, rounds=3, sweep_rounds=1, sweep_flops=1.0,
-        depths=(1,), batch_sizes=(8,), widths=(2,), replicas=(1, 2),
+        depths=(1,), batch_sizes=(), widths=(2,), replicas=(2,),
     )  # fmt: skip
     monkeypatch.setattr(training_step, "QUICK", plan)
     result = _run(monkeypatch, tmp_path, "--quick", "--only=step")["step"]
     assert set(result["paper"]["step_seconds"]) == {"lvae_jax", "plain_jax", "products"}
     assert optional.NO_PYTORCH in result["notes"]
     sweeps = [(sweep["what"], sweep["value"]) for sweep in result["sweeps"]]
-    assert sweeps == [("depth", 1), ("batch", 8), ("width", 2)]
+    assert sweeps == [("depth", 1), ("width", 2)]
     spreads = list(_spreads(result))
     assert len(spreads) > 20
     for spread in spreads:

@@ -1,8 +1,7 @@
 """The time to the first step is read from a run's own lines, and the run is ended."""
 
-import json
+import subprocess
 import sys
-import textwrap
 import time
 
 import numpy as np
@@ -13,44 +12,44 @@ from benchmarks.sizes import PAPER
 from lvae_jax.data import mnist
 
 RUN = """
-import json, sys, time
-path = sys.argv[1] + "/metrics.jsonl"
-first = int(sys.argv[2])
-time.sleep(1.0)
-for epoch in range(first, first + 100):
-    with open(path, "a") as file:
-        # Of four steps each; those after the first are said to take 0.8 s.
-        file.write(json.dumps({"epoch": epoch, "step": 4 * (epoch + 1), "seconds": 0.8}) + "\\n")
-    time.sleep(0.05)
+import json, signal, sys, time
+
+path, start = sys.argv[1] + "/metrics.jsonl", int(sys.argv[2])
+
+def stop(*_):
+    raise SystemExit(f"error: SIGTERM: stopped after step {start + 12}, which is saved")
+
+signal.signal(signal.SIGTERM, stop)
+time.sleep(1.0)  # to compile, and for the first four steps
+print("the first 4 steps took until 9.9 s after this start, compilation included", file=sys.stderr)
+sys.stderr.flush()
+time.sleep(0.4)  # for six steps more
+with open(path, "a") as file:
+    file.write(json.dumps({"epoch": 0, "step": start + 10}) + "\\n")
 time.sleep(60)
 """
 
 
-def test_seconds_to_first_step_leave_out_the_other_steps_of_its_epoch(tmp_path):
+@pytest.mark.parametrize("steps_before", [0, 20])
+def test_the_first_step_is_timed_without_those_after_it_and_the_run_is_stopped(
+    tmp_path, steps_before
+):
+    if steps_before:
+        (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "step": 20}\n')
     start = time.perf_counter()
-    command = [sys.executable, "-c", RUN, str(tmp_path), "0"]
-    seconds = startup.seconds_to_first_step(command, tmp_path, tmp_path / "cache")
+    command = [sys.executable, "-c", RUN, str(tmp_path), str(steps_before)]
+    measured = startup.first_step(command, tmp_path, steps_before)
     waited = time.perf_counter() - start
-    # At least the second before the first line, less three of its epoch's four steps.
-    assert 1.0 - 0.75 * 0.8 <= seconds < waited - 0.75 * 0.8
-    lines = len(startup.metrics(tmp_path))
-    time.sleep(0.3)
-    assert len(startup.metrics(tmp_path)) == lines  # the run is no more
-
-
-def test_a_resumed_run_is_timed_by_its_new_epochs(tmp_path):
-    old = {"epoch": 6, "step": 28, "seconds": 0.8}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(old) + "\n")
-    command = [sys.executable, "-c", RUN, str(tmp_path), "5"]
-    seconds = startup.seconds_to_first_step(command, tmp_path, tmp_path / "cache")
-    assert seconds >= 1.0 - 0.75 * 0.8
-    assert max(line["epoch"] for line in startup.metrics(tmp_path)) >= 9
+    # A machine in a hurry takes longer, but the six steps after the first four at least 0.4 s.
+    assert measured.stopped_after == steps_before + 12
+    assert measured.seconds <= waited - 0.4 - 3 * 0.4 / 6
+    assert measured.seconds >= 1.0 - 3 * (waited - 1.0) / 6
 
 
 def test_a_run_that_ends_says_why(tmp_path):
     command = [sys.executable, "-c", "raise SystemExit('error: no data')"]
     with pytest.raises(RuntimeError, match="error: no data"):
-        startup.seconds_to_first_step(command, tmp_path, tmp_path / "cache")
+        startup.first_step(command, tmp_path)
 
 
 def test_a_line_that_is_half_written_is_not_read(tmp_path):
@@ -79,12 +78,10 @@ def test_every_program_of_a_run_is_compiled_and_a_checkpoint_saved(compile_soone
 
 
 def test_the_command_is_one_that_the_experiment_takes(tmp_path):
-    import subprocess
-
     startup.write_random_images(tmp_path / "data", 20, 10)
     command = startup.training_command(PAPER, tmp_path / "data", tmp_path / "w", tmp_path / "c")
     # Refused for its batch alone, which is larger than the data set: every flag before was taken.
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: --batch_size=256: mnist has 20 training images")
-    assert textwrap.dedent(ended.stderr).count("\n") == 1
+    assert ended.stderr.count("\n") == 1
