@@ -72,6 +72,8 @@ def measure(plan: Plan, data_dir: Path | None) -> dict[str, Any]:
                 first_step(training_command(plan.sizes, tfds_dir, run, cache), run)
                 for run in (Path(folder) / f"cold{i}", workdir)
             )
+            if not (cache.is_dir() and any(cache.iterdir())):
+                raise RuntimeError(f"no run kept a compiled program in --compilation_cache={cache}")
             command = training_command(plan.sizes, tfds_dir, workdir, cache)
             resumed = first_step(command, workdir, warm.stopped_after)
             for kind, measured in zip(first_steps, (cold, warm, resumed), strict=True):
@@ -185,7 +187,7 @@ def _process_seconds(arguments: Sequence[str]) -> float:
         [sys.executable, *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        check=arguments[-1] != "--help",  # absl's --help has a status of its own
+        check=arguments[-1] != "--help",  # absl ends with status 1 after --help
     )
     return time.perf_counter() - start
 
