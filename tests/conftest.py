@@ -10,8 +10,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
-    """A compilation cache of the session's own, for the subprocesses that tests start too."""
-    cache = str(tmp_path_factory.mktemp("compilation_cache"))
+    """A compilation cache of the session's own, for its workers and the processes they start."""
+    base = tmp_path_factory.getbasetemp()
+    worker = "PYTEST_XDIST_WORKER" in os.environ  # whose folder lies in the session's
+    cache = str((base.parent if worker else base) / "compilation_cache")
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
