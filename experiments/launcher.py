@@ -1,6 +1,8 @@
 """From the command line to a run or another command: what all modules with a command share."""
 
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +26,9 @@ def main(load: Callable[[Any], Any], defaults: Settings) -> None:
     def train_and_evaluate() -> None:
         settings = settings_lib.from_flags(type(defaults))
 
-        # Only now what takes seconds to import.
-        from experiments import compilation_cache, devices
-        from experiments.run import run
+        with _interrupted_at_once():  # only now what takes seconds to import
+            from experiments import compilation_cache, devices
+            from experiments.run import run
 
         compilation_cache.enable(settings.compilation_cache)
         devices.start_processes(settings)
@@ -61,6 +63,25 @@ def _start(command: Callable[..., None], defaults: Any, arguments: str) -> None:
             command(*argv[1:])
 
     app.run(call, flags_parser=lambda argv: settings_lib.parse(argv, arguments))
+
+
+@contextlib.contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """SIGINT ends the process without an exception.
+
+    An exception in the middle of an import is not safe: compiled modules abort at it, and others
+    catch it and go on as if nothing had been typed.
+    """
+
+    def end(*_: object) -> None:
+        print("error: interrupted before anything began", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,492 @@
+"""Runs that are killed, stopped, refused, diverge or have no disk: real commands, real signals.
+
+Nothing here depends on how fast the machine is: a signal is sent when a file or a line says that
+the moment has come, and where the moment is short the process is stopped before it is looked
+again. Random moments are of a seed.
+"""
+
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments.checkpoints import Checkpoints, verify
+
+ROOT = Path(__file__).parents[2]
+
+PATIENCE = 300.0  # seconds, of a machine that does much else
+
+EPOCHS, STEPS = 40, 4
+
+FLAGS = [
+    "--latent_sizes=3,2", "--hidden_sizes=8,6", "--warmup_epochs=10", "--batch_size=321",
+    f"--epochs={EPOCHS}", "--eval_every=2", "--eval_samples=20", "--validation=100",
+]  # fmt: skip
+"""Of the small runs here; 1,400 digits are left to train on."""
+
+OFTEN = "--checkpoint_seconds=0.05"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_torch(tmp_path_factory):
+    """Commands without torch, which tensorboardX imports where it is: seconds of every start."""
+    folder = tmp_path_factory.mktemp("no_torch")
+    (folder / "torch.py").write_text("raise ImportError('of the tests')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        yield
+
+
+class Command:
+    """A command that was started, and what it has said and written so far."""
+
+    def __init__(self, workdir: Path, command: list[str], devices: int = 1, name: str = ""):
+        self.workdir = workdir
+        said = workdir.with_name(workdir.name + name + ".said")
+        self._said = said
+        flag = f"--xla_force_host_platform_device_count={devices}"
+        with said.open("w") as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file,
+                env=os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
+            )  # fmt: skip
+
+    def said(self) -> str:
+        return self._said.read_text()
+
+    def trains(self) -> bool:
+        """Whether this start has taken a step."""
+        return " took until " in self.said()
+
+    def epochs(self) -> int:
+        """The number of epochs in metrics.jsonl, once this start has taken a step."""
+        return (self.workdir / "metrics.jsonl").read_text().count("\n") if self.trains() else 0
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.002)
+
+    def stop_while(self, condition: Callable[[], bool]) -> None:
+        """Stops the process at a moment at which the condition holds, however short that is."""
+        while True:
+            self.wait_until(condition)
+            self.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if condition():
+                return
+            self.process.send_signal(signal.SIGCONT)
+
+    def send(self, number: int) -> int:
+        """Sends a signal; returns the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def last_line(self) -> str:
+        """The last line said; there was no traceback."""
+        assert "Traceback" not in self.said(), self.said()
+        return self.said().splitlines()[-1]
+
+
+def digits(workdir: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "experiments.digits", *FLAGS, f"--workdir={workdir}", *flags]
+
+
+def finish(workdir: Path, *flags: str) -> str:
+    """Runs to the end; returns what was said."""
+    command = Command(workdir, digits(workdir, *flags))
+    assert command.process.wait(PATIENCE) == 0, command.said()
+    return command.said()
+
+
+def is_being_written(folder: Path) -> bool:
+    return folder.is_dir() and any(path.suffix == ".new" for path in folder.iterdir())
+
+
+def arrays_of(folder: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, by orbax alone."""
+    import jax
+
+    step = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        tree = checkpointer.restore(folder / str(step) / "default")
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    return arrays | {"step": np.asarray(step)}
+
+
+def without_times(values: dict) -> dict:
+    return {name: value for name, value in values.items() if "seconds" not in name}
+
+
+def lines_of(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal_runs(found: Path, expected: Path) -> None:
+    """Bit for bit: the last checkpoint, what validation chose, metrics.jsonl and results.json."""
+    for folder in ("checkpoints", "chosen"):
+        there, here = arrays_of(expected / folder), arrays_of(found / folder)
+        assert there.keys() == here.keys()
+        for name, array in there.items():
+            assert array.tobytes() == here[name].tobytes(), (folder, name)
+    epochs = [line["epoch"] for line in lines_of(found)]
+    assert epochs == list(range(len(epochs)))
+    assert list(map(without_times, lines_of(found))) == list(map(without_times, lines_of(expected)))
+    results = [json.loads((path / "results.json").read_text()) for path in (found, expected)]
+    assert without_times(results[0]) == without_times(results[1])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finish(workdir)
+    return workdir
+
+
+def killed(workdir: Path, moments: random.Random, kinds: list[str], *flags: str) -> list[str]:
+    """Starts one run again and again, kills each start, and lets the last one finish.
+
+    The moments in training are uniform over its epochs.
+
+    Returns:
+      What each start was about when it was killed.
+    """
+    after = sorted(moments.uniform(0, EPOCHS - 4) for kind in kinds if kind != "evaluating")
+    caught = []
+    for kind in kinds:
+        command = Command(workdir, digits(workdir, OFTEN, *flags))
+        least = after.pop(0) if kind != "evaluating" else EPOCHS
+        if kind == "training":
+            command.wait_until(lambda: command.trains() and command.epochs() >= least)  # noqa: B023
+            time.sleep(moments.uniform(0, 0.1))
+        elif kind == "starting":
+            command.wait_until(lambda: bool(command.said()))  # noqa: B023
+            time.sleep(moments.uniform(0, 0.5))
+        elif kind in ("checkpoints", "chosen"):
+            command.stop_while(
+                lambda: (
+                    command.epochs() >= least and is_being_written(workdir / kind)  # noqa: B023
+                )
+            )
+        else:  # the first picture, or the first replica's log-likelihood
+            begun = time.time()
+            picture = workdir / "figures" / "learning_curves.png"
+            command.wait_until(
+                lambda: picture.exists() and picture.stat().st_mtime > begun  # noqa: B023
+            )
+        assert command.send(signal.SIGKILL) == -signal.SIGKILL, command.said()
+        assert not (workdir / "results.json").exists()
+        caught.append(kind)
+    assert "going on after epoch" in finish(workdir, OFTEN, *flags)
+    return caught
+
+
+def test_a_run_killed_at_twenty_moments_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path):
+    training = ["starting", "training", "chosen", "training", "checkpoints"]
+    one = [*training, "training", "checkpoints", "training", "training", "checkpoints"]
+    of_one, of_two = random.Random(0), random.Random(1)
+    replicas = "--replicas=2"
+
+    def single() -> list[str]:
+        return killed(tmp_path / "one", of_one, [*one, "evaluating", "evaluating"])
+
+    def double() -> list[str]:
+        finish(tmp_path / "whole", replicas)
+        kinds = [*training, "training", "checkpoints", "evaluating"]
+        return killed(tmp_path / "two", of_two, kinds, replicas)
+
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(single), pool.submit(double)]
+        kills = [kind for chain in both for kind in chain.result()]
+    assert len(kills) == 20
+    assert_equal_runs(tmp_path / "one", whole)
+    assert_equal_runs(tmp_path / "two", tmp_path / "whole")
+
+
+def go_on_from(line: str) -> list[str]:
+    """The command that a run says goes on."""
+    python, *rest = shlex.split(line.split("; go on with: ")[1])
+    assert python == "python"
+    return [sys.executable, *rest]
+
+
+def test_a_run_that_is_asked_to_end_saves_and_says_what_goes_on(whole, tmp_path):
+    workdir = tmp_path / "run"
+    # While the first step is compiled.
+    command = Command(workdir, digits(workdir, OFTEN))
+    command.wait_until(lambda: "training images" in command.said())
+    assert command.send(signal.SIGTERM) == 128 + signal.SIGTERM
+    stopped = rf"stopped after step (\d+), which is saved in {workdir}; go on with: "
+    said = re.match(f"error: SIGTERM: {stopped}", command.last_line())
+    assert said, command.said()
+    assert verify(workdir / "checkpoints" / said[1], int(said[1])) is None
+
+    # In training, by the command that was said, whose checkpoints are a minute apart.
+    command = Command(workdir, go_on_from(command.last_line()))
+    command.wait_until(lambda: command.epochs() >= EPOCHS // 2)
+    assert command.send(signal.SIGINT) == 128 + signal.SIGINT
+    again = re.match(f"error: SIGINT: {stopped}", command.last_line())
+    assert again, command.said()
+    assert int(said[1]) < int(again[1]) < EPOCHS * STEPS
+    assert verify(workdir / "checkpoints" / again[1], int(again[1])) is None
+    assert len(lines_of(workdir)) == int(again[1]) // STEPS
+
+    # While evaluating.
+    command = Command(workdir, go_on_from(command.last_line()))
+    command.wait_until((workdir / "figures").exists)
+    assert command.send(signal.SIGTERM) == 128 + signal.SIGTERM
+    assert command.last_line().startswith(
+        f"error: SIGTERM: stopped while evaluating; training is done and saved in {workdir}; "
+    )
+    command = Command(workdir, go_on_from(command.last_line()))
+    assert command.process.wait(PATIENCE) == 0, command.said()
+    assert_equal_runs(workdir, whole)
+
+
+def test_a_second_sigint_stops_at_once_even_while_a_program_is_compiled(tmp_path):
+    workdir = tmp_path / "run"
+    # Programs that no cache has, and that are compiled for seconds.
+    sizes = ["--latent_sizes=7,6,5,4,3", "--hidden_sizes=29,23,19,17,13", "--iw_samples=3"]
+    command = Command(workdir, digits(workdir, *sizes, "--compilation_cache=off"))
+    command.wait_until(lambda: "training images" in command.said())
+    command.process.send_signal(signal.SIGINT)
+    command.wait_until(lambda: "again, to stop at once" in command.said())
+    assert command.send(signal.SIGINT) == 128 + signal.SIGINT
+    assert not command.trains()
+    assert not (workdir / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("after", [0.1, 0.2, 0.5, 0.8])
+def test_a_signal_while_modules_are_imported_ends_the_process_without_a_run(after, tmp_path):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        workdir = tmp_path / str(number)
+        command = Command(workdir, digits(workdir))
+        time.sleep(after)  # before, in or after the imports, as fast as the machine may be
+        assert command.send(number) in (-number, 128 + number), command.said()
+        assert "Fatal" not in command.said()
+
+
+def both_processes(workdir: Path, *flags: str) -> list[Command]:
+    """One run of two processes with a device each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    together = [f"--coordinator_address={address}", "--num_processes=2", "--batch_size=322"]
+    return [
+        Command(workdir, digits(workdir, *together, f"--process_id={i}", *flags), name=f".{i}")
+        for i in (0, 1)
+    ]
+
+
+def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(tmp_path):
+    workdir, few = tmp_path / "run", ["--epochs=6", "--validation=0", "--checkpoint_seconds=0"]
+    first, second = both_processes(workdir, *few)
+    first.wait_until(first.trains)
+    second.process.send_signal(signal.SIGTERM)
+    steps = set()
+    for command in (first, second):
+        assert command.process.wait(PATIENCE) == 128 + signal.SIGTERM, command.said()
+        said = re.search(r"error: SIGTERM: stopped after step (\d+), which is", command.said())
+        assert said, command.said()
+        steps.add(int(said[1]))
+    (step,) = steps
+    assert verify(workdir / "checkpoints" / str(step), step) is None
+    both = both_processes(workdir, *few)
+    for command in both:
+        assert command.process.wait(PATIENCE) == 0, command.said()
+    assert f"going on after epoch {step // STEPS}" in both[0].said()
+    assert [line["epoch"] for line in lines_of(workdir)] == list(range(6))
+    assert (workdir / "results.json").exists()
+
+
+OVERFLOWS = ["--beta=1e38", "--warmup_epochs=2", "--validation=0", "--eval_every=0"]
+"""Without the KL in the first epoch; from then on its weight makes the loss overflow."""
+
+
+def test_a_loss_that_is_not_finite_stops_with_status_3_and_keeps_the_last_checkpoint(tmp_path):
+    workdir = tmp_path / "run"
+    command = Command(workdir, digits(workdir, *OVERFLOWS, "--checkpoint_seconds=0"))
+    assert command.process.wait(PATIENCE) == 3, command.said()
+    assert re.fullmatch(
+        rf"error: epoch 1, step {STEPS}: the loss is inf; the last checkpoint in "
+        rf"{workdir} is kept. Try a smaller --learning_rate or "
+        r"--max_gradient_norm=4 in a new --workdir, or --on_nonfinite=skip",
+        command.last_line(),
+    )
+    assert verify(workdir / "checkpoints" / str(STEPS), STEPS) is None
+    assert Checkpoints(workdir / "checkpoints").steps() == [STEPS]
+    arrays = arrays_of(workdir / "checkpoints")
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert len(lines_of(workdir)) == 1
+
+
+def test_parameters_that_diverge_stop_with_the_layer(tmp_path):
+    workdir = tmp_path / "run"
+    command = Command(workdir, digits(workdir, "--learning_rate=1e30"))
+    assert command.process.wait(PATIENCE) == 3, command.said()
+    assert re.match(
+        r"error: epoch 0, step [1-3]: (the (prior|posterior) (mean|variance) of z_[12]|z_[12]|"
+        r"log p\(x \| z_1\)|the KL of z_[12]) is (nan|-?inf); ",
+        command.last_line(),
+    )
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(tmp_path):
+    workdir = tmp_path / "run"
+    limit = 2 * STEPS + 1
+    skip = ["--on_nonfinite=skip", f"--max_nonfinite={limit}", "--checkpoint_seconds=0"]
+    command = Command(workdir, digits(workdir, *OVERFLOWS, *skip))
+    assert command.process.wait(PATIENCE) == 3, command.said()
+    assert command.last_line().startswith(
+        f"error: epoch 3, step {3 * STEPS + 1}: the loss is inf, after {limit} skipped updates; "
+    )
+    assert [line["skipped_updates"] for line in lines_of(workdir)] == [0, STEPS, 2 * STEPS]
+    # Nothing but the counts has changed since the first epoch.
+    arrays = {step: arrays_of_step(workdir, step) for step in (STEPS, 3 * STEPS)}
+    parameters = [name for name in arrays[STEPS] if "params" in name or "opt_state" in name]
+    assert len(parameters) > 10
+    for name in parameters:
+        assert arrays[STEPS][name].tobytes() == arrays[3 * STEPS][name].tobytes(), name
+
+
+def arrays_of_step(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    alone = workdir.with_name(f"alone{step}")
+    shutil.copytree(workdir / "checkpoints" / str(step), alone / str(step))
+    return arrays_of(alone)
+
+
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def limited(size: int, command: list[str]) -> list[str]:
+    """A command none of whose files can grow beyond a size, as on a disk that is full."""
+    return [sys.executable, "-c", LIMITED, str(size), *command[1:]]
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on_once_there_is_room(whole, tmp_path):
+    workdir = tmp_path / "run"
+    command = Command(workdir, digits(workdir))
+    command.wait_until(lambda: command.epochs() >= 10)
+    assert command.send(signal.SIGTERM) == 128 + signal.SIGTERM
+    step = Checkpoints(workdir / "checkpoints").steps()[-1]
+    metrics = (workdir / "metrics.jsonl").stat().st_size
+    events = sum(path.stat().st_size for path in (workdir / "tensorboard").iterdir())
+
+    # No room for the metrics so far, for TensorBoard's events so far, for another checkpoint.
+    assert events > metrics + 100
+    no_room = r"\(File too large\); free space and give the same command again$"
+    for size, expected in (
+        (metrics // 2, rf"cannot write to {workdir}/metrics\.jsonl {no_room}"),
+        (metrics + 100, rf"cannot write to {workdir}/tensorboard/\S+ {no_room}"),
+        (
+            400_000,
+            rf"cannot save the checkpoint of step \d+ in {workdir}/(checkpoints|chosen): file too "
+            r"large; the one of step \d+ is intact\. Free space and give the same command again$",
+        ),
+    ):
+        command = Command(workdir, limited(size, digits(workdir, "--checkpoint_seconds=0.5")))
+        assert command.process.wait(PATIENCE) == 2, command.said()
+        assert re.match(f"error: {expected}", command.last_line()), command.said()
+        assert verify(workdir / "checkpoints" / str(step), step) is None
+        assert Checkpoints(workdir / "checkpoints").steps()[-1] == step
+    assert f"going on after epoch {step // STEPS}" in finish(workdir)
+    assert_equal_runs(workdir, whole)
+
+
+def test_a_disk_that_fills_up_with_tensorboards_events_ends_the_run_in_one_line(tmp_path):
+    workdir = tmp_path / "run"
+    flags = ["--validation=0", "--eval_every=0", "--checkpoint_seconds=1000", "--epochs=100000"]
+    command = Command(workdir, limited(20_000, digits(workdir, *flags)))
+    assert command.process.wait(PATIENCE) == 2, command.said()
+    assert command.trains()
+    assert re.match(
+        rf"error: cannot write to {workdir}/tensorboard/\S+ \(File too large\); free space",
+        command.last_line(),
+    )
+
+
+def test_a_second_command_is_refused_until_the_first_is_killed(tmp_path):
+    workdir = tmp_path / "run"
+    endless = digits(workdir, OFTEN, "--epochs=1000000")
+    first = Command(workdir, endless)
+    first.wait_until(lambda: first.epochs() >= 3)
+    second = Command(workdir, endless, name=".second")
+    assert second.process.wait(PATIENCE) == 2, second.said()
+    assert second.said() == (
+        f"error: {workdir} is in use by process {first.process.pid} on {socket.gethostname()}; "
+        "wait for it, stop it, or give another --workdir\n"
+    )
+    first.wait_until(lambda: bool(Checkpoints(workdir / "checkpoints").steps()))
+    assert first.send(signal.SIGKILL) == -signal.SIGKILL
+    third = Command(workdir, endless)
+    third.wait_until(third.trains)
+    assert "going on after epoch" in third.said()
+    third.send(signal.SIGKILL)
+
+
+LONG = """
+import dataclasses, json, sys
+from pathlib import Path
+import jax
+from experiments import digits, record
+from experiments.run import run
+
+memory, traced = [], []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: traced.append((len(memory), event))
+)
+add = record.Record.add
+
+def adding(self, line):
+    add(self, line)
+    status = dict(row.split(":") for row in Path("/proc/self/status").read_text().splitlines())
+    memory.append(sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap")) / 1024)
+
+record.Record.add = adding
+settings = dataclasses.replace(
+    digits.DEFAULTS, depth=2, latent_sizes=(16, 8), hidden_sizes=(128, 64), batch_size=700,
+    epochs=500, eval_every=10, eval_samples=5, checkpoint_seconds=0.3, workdir=sys.argv[1],
+)
+run(settings, digits.load(settings), "digits")
+print(json.dumps([memory, traced]))
+"""
+
+
+def test_500_epochs_take_no_more_memory_than_100_and_compile_nothing_new(tmp_path):
+    out = subprocess.run(
+        [sys.executable, "-c", LONG, str(tmp_path / "run")],
+        cwd=ROOT, env=os.environ, text=True, check=True, stdout=subprocess.PIPE,
+        timeout=2 * PATIENCE,
+    ).stdout  # fmt: skip
+    memory, events = json.loads(out.splitlines()[-1])  # in MiB, without what files are mapped
+    assert len(memory) == 500
+    compiling = [epoch for epoch, event in events if event.startswith("/jax/core/compile/")]
+    assert compiling.count(0) > 10  # it is counted
+    # Nothing is traced or compiled between the first evaluation and the one after the last epoch.
+    assert [epoch for epoch in compiling if 10 <= epoch < 499] == []
+    # A state has 0.9 MiB, and one kept an epoch would be 270 MiB.
+    growth = np.median(memory[400:]) - np.median(memory[100:200])
+    print([round(float(np.median(memory[i : i + 50])), 1) for i in range(0, 500, 50)])
+    assert growth < 30, growth
