@@ -486,7 +486,9 @@ def test_500_epochs_take_no_more_memory_than_100_and_compile_nothing_new(tmp_pat
     assert compiling.count(0) > 10  # it is counted
     # Nothing is traced or compiled between the first evaluation and the one after the last epoch.
     assert [epoch for epoch in compiling if 10 <= epoch < 499] == []
-    # A state has 0.9 MiB, and one kept an epoch would be 270 MiB.
-    growth = np.median(memory[400:]) - np.median(memory[100:200])
-    print([round(float(np.median(memory[i : i + 50])), 1) for i in range(0, 500, 50)])
-    assert growth < 30, growth
+    # A state has 0.9 MiB: one that was kept an epoch would be 45 MiB in 50. The median, because the
+    # system is given back now and then, at once, what compiling took.
+    memory = np.array(memory[50:])
+    growth = np.median(memory[50:] - memory[:-50])
+    print(f"{growth:.2f} MiB in 50 epochs")
+    assert growth < 8, growth
