@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,21 @@ import pytest
 
 from experiments import checkpoints as checkpoints_lib
 from experiments.checkpoints import CheckpointError, Checkpoints
-from lvae_jax.training import TrainState
 
 pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[2]
 
 
-def state_of(step: int) -> TrainState:
+class State(NamedTuple):
+    """What is saved, in the form of a run's."""
+
+    params: Any
+    opt_state: Any
+    step: Any
+
+
+def state_of(step: int) -> State:
     """A state whose every number is known from its step."""
     params = {
         "layer": {
@@ -36,11 +44,11 @@ def state_of(step: int) -> TrainState:
             "bias": np.full(5, step, np.float32),
         }
     }
-    state = TrainState(params, optax.adam(1e-3).init(params), np.int32(step))
+    state = State(params, optax.adam(1e-3).init(params), np.int32(step))
     return jax.tree.map(jnp.asarray, state)
 
 
-def assert_is_state_of(step: int, state: TrainState) -> None:
+def assert_is_state_of(step: int, state: State) -> None:
     expected = state_of(step)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     for found, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
@@ -224,7 +232,7 @@ def test_a_manifest_of_anything_else_is_damaged(content, copied):
 
 def test_another_models_state_is_refused_with_the_difference(saved):
     params = {"layer": {"kernel": jnp.zeros((8, 6)), "bias": jnp.zeros(5)}}
-    wider = TrainState(params, optax.adam(1e-3).init(params), jnp.int32(0))
+    wider = State(params, optax.adam(1e-3).init(params), jnp.int32(0))
     with pytest.raises(CheckpointError) as refusal:
         Checkpoints(saved).restore(wider)
     assert str(refusal.value) == (

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,6 @@ from experiments.workdir import (
     read_metrics,
     read_trained,
 )
-from lvae_jax.training import TrainState
 
 pytestmark = pytest.mark.faults
 
@@ -30,8 +30,16 @@ CONFIG = {"dataset": "stripes", "settings": {"seed": 0}}
 OTHER = {"dataset": "stripes", "settings": {"seed": 1}}
 
 
-def state_of(step: int) -> TrainState:
-    return TrainState({"w": jnp.full(3, step, jnp.float32)}, (), jnp.int32(step))
+class State(NamedTuple):
+    """What is saved, in the form of a run's."""
+
+    params: Any
+    opt_state: Any
+    step: Any
+
+
+def state_of(step: int) -> State:
+    return State({"w": jnp.full(3, step, jnp.float32)}, (), jnp.int32(step))
 
 
 def run_of(path: Path, config: dict = CONFIG) -> Path:
