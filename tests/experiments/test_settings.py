@@ -84,8 +84,7 @@ def test_a_bad_flag_is_refused_in_one_line_with_status_2_and_nothing_created(
         ),
         (
             ["--init_from=nowhere"],
-            "error: nowhere holds no run with a checkpoint; give the --workdir of one that was "
-            "trained\n",
+            "error: nowhere holds no config.json, so it is no run's; give a run's --workdir\n",
         ),
     ],
 )
