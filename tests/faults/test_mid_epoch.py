@@ -1,0 +1,92 @@
+"""Runs that are stopped in the middle of an epoch, by signals to the tests' own process."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import experiment
+from experiments import run as run_lib
+from experiments.checkpoints import Checkpoints
+from experiments.interruption import Interrupted, Interruption
+from experiments.settings import Settings
+from lvae_jax.data import Dataset
+
+EPOCHS, STEPS = 3, 4
+
+
+def stripes() -> Dataset:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (50, 4, 3)).astype(np.uint8)
+    labels = np.zeros(50, np.int32)
+    return Dataset(
+        "stripes", images[:40], labels[:40], images[40:], labels[40:], "bernoulli", "dynamic"
+    )
+
+
+def settings_of(workdir: Path, replicas: int) -> Settings:
+    return Settings(
+        depth=2, latent_sizes=(3, 2), hidden_sizes=(8, 6), epochs=EPOCHS, warmup_epochs=2,
+        batch_size=7, eval_every=1, eval_samples=5, validation=10, replicas=replicas,
+        workdir=str(workdir),
+    )  # fmt: skip
+
+
+def files_of(workdir: Path) -> tuple:
+    """What two equal runs have the same of: parameters, metrics and results, without times."""
+    parts = []
+    for folder in ("checkpoints", "chosen"):
+        checkpoints = Checkpoints(workdir / folder)
+        for name in ("params", "opt_state", "step")[: 3 if folder == "checkpoints" else 1]:
+            parts.append(checkpoints.read(name))
+        checkpoints.close()
+    arrays = json.dumps(parts, default=lambda array: [str(array.dtype), array.tobytes().hex()])
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines.append(json.loads((workdir / "results.json").read_text()))
+    return arrays, [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_run_stopped_after_every_single_step_equals_one_that_was_not(
+    replicas, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(experiment.CALL_FLOP, "cpu", 0.0)  # a step a call
+    run_lib.run(settings_of(tmp_path / "whole", replicas), stripes())
+    assert "the first 1 step took" in capsys.readouterr().err
+
+    interruptions: list[Interruption] = []
+
+    class Kept(Interruption):
+        def __init__(self):
+            super().__init__()
+            interruptions.append(self)
+
+    def call_and_signal(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not interruptions[-1].received:
+            time.sleep(0.001)
+        return train_call(*arguments)
+
+    train_call = run_lib.train_call
+    with monkeypatch.context() as patch:
+        patch.setattr(run_lib, "Interruption", Kept)
+        patch.setattr(run_lib, "train_call", call_and_signal)
+        for step in range(1, EPOCHS * STEPS + 1):
+            with pytest.raises(Interrupted) as interrupted:
+                run_lib.run(settings_of(tmp_path / "stopped", replicas), stripes())
+            assert interrupted.value.received == signal.SIGTERM
+            said = capsys.readouterr().err
+            if step > 1:
+                assert re.search(rf"going on after epoch {(step - 1) // STEPS}\b", said)
+                steps = (step - 1) % STEPS
+                assert (f" and {steps} steps" in said) == (steps > 0)
+            if step < EPOCHS * STEPS:
+                assert f"stopped after step {step}, which is saved" in str(interrupted.value)
+    assert "stopped while evaluating" in str(interrupted.value)
+    run_lib.run(settings_of(tmp_path / "stopped", replicas), stripes())
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
