@@ -186,7 +186,7 @@ def killed(workdir: Path, moments: random.Random, kinds: list[str], *flags: str)
                     command.epochs() >= least and is_being_written(workdir / kind)  # noqa: B023
                 )
             )
-        else:  # the first picture, or the first replica's log-likelihood
+        else:  # once the first picture is drawn
             begun = time.time()
             picture = workdir / "figures" / "learning_curves.png"
             command.wait_until(
