@@ -87,10 +87,8 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
             "training images; give at most that"
         )
     mesh = devices.make_mesh(settings.replicas, settings.batch_size)
-    test_x = dataset.test_x()
-    needed = memory.estimate(
-        settings, dataset.data_dim, dataset.observation, dataset.train_images.nbytes + test_x.nbytes
-    )
+    data_bytes = dataset.train_images.nbytes + memory.FLOAT * dataset.test_images.size
+    needed = memory.estimate(settings, dataset.data_dim, dataset.observation, data_bytes)
     memory.check(needed, memory.available(mesh.local_devices[0]))
     keys = [training_key(settings, replica) for replica in range(settings.replicas)]
     return Experiment(
@@ -106,7 +104,7 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
         keys=devices.put(jnp.stack(keys), mesh, "replica"),
         preprocess=dataset.preprocess,
         train_images=devices.put(dataset.train_images, mesh),
-        test_x=test_x,
+        test_x=dataset.test_x(),
         validation_x=None if validation is None else validation.test_x(),
     )
 

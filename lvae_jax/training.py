@@ -147,7 +147,7 @@ def init_state(
       each replica is what its own key gives.
     """
     # JAX takes options for the outermost program alone.
-    nested = isinstance(key, jax.core.Tracer)
+    nested = any(isinstance(a, jax.core.Tracer) for a in (key, jnp.zeros(())))
     options = {} if nested else compilation.compiler_options("once")
     return _init_program(tuple(options.items()))(model, optimizer, key)
 

@@ -4,10 +4,7 @@ import base64
 import dataclasses
 import io
 import json
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -334,46 +331,3 @@ def test_a_run_that_diverges_stops_and_says_where(tmp_path):
     )
     with pytest.raises(NonFiniteError, match=r"epoch 0, step 1: .* of z_\d is (nan|-?inf); the l"):
         run(settings, stripes())
-
-
-def start(workdir: Path) -> subprocess.Popen:
-    arguments = [
-        "--latent_sizes=4,2", "--hidden_sizes=16,8", "--epochs=150", "--warmup_epochs=20",
-        "--eval_every=40", "--eval_samples=20", "--checkpoint_seconds=0.3", f"--workdir={workdir}",
-    ]  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.digits", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_a_killed_run_goes_on_and_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(whole)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-
-    for least in (30, 80):  # killed twice, with at least so many epochs logged
-        process = start(killed)
-        metrics = killed / "metrics.jsonl"
-        while process.poll() is None:
-            if metrics.exists() and metrics.read_text().count("\n") >= least:
-                process.send_signal(signal.SIGKILL)
-            time.sleep(0.01)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    process = start(killed)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert "going on after epoch" in errors
-
-    expected, found = checkpoint_of(whole), checkpoint_of(killed)
-    assert expected.keys() == found.keys()
-    for path, value in expected.items():
-        np.testing.assert_array_equal(value, found[path], err_msg=path)
-    assert list(map(without_times, lines_of(whole))) == list(map(without_times, lines_of(killed)))
-    results = [json.loads((path / "results.json").read_text()) for path in (whole, killed)]
-    assert without_times(results[0]) == without_times(results[1])

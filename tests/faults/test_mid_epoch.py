@@ -66,16 +66,16 @@ def test_a_run_stopped_after_every_single_step_equals_one_that_was_not(
             super().__init__()
             interruptions.append(self)
 
-    def call_and_signal(*arguments):
+    def check_and_signal(*arguments):
+        check_finite(*arguments)
         os.kill(os.getpid(), signal.SIGTERM)
         while not interruptions[-1].received:
             time.sleep(0.001)
-        return train_call(*arguments)
 
-    train_call = run_lib.train_call
+    check_finite = run_lib.check_finite  # called after every call of the training program
     with monkeypatch.context() as patch:
         patch.setattr(run_lib, "Interruption", Kept)
-        patch.setattr(run_lib, "train_call", call_and_signal)
+        patch.setattr(run_lib, "check_finite", check_and_signal)
         for step in range(1, EPOCHS * STEPS + 1):
             with pytest.raises(Interrupted) as interrupted:
                 run_lib.run(settings_of(tmp_path / "stopped", replicas), stripes())
