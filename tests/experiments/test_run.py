@@ -19,8 +19,6 @@ from experiments.settings import Settings, SettingsError
 from experiments.workdir import Workdir, WorkdirError
 from lvae_jax.data import Dataset
 
-ROOT = Path(__file__).parents[2]
-
 SETTINGS = Settings(
     depth=2,
     latent_sizes=(3, 2),
