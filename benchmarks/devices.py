@@ -23,7 +23,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from benchmarks.sizes import PAPER, Sizes
 from benchmarks.timing import in_turn, markdown, shown, spread
 from benchmarks.training_step import random_images
-from lvae_jax import LadderVAE, training
+from lvae_jax import LadderVAE, compilation, training
 from lvae_jax.data import binarise
 
 
@@ -98,7 +98,7 @@ def step_time(sizes: Sizes, count: int, batch_size: int, steps: int, rounds: int
         state = initial(key)
         program = training.train_epoch.lower(
             model, optimizer, binarise, state, images, key, beta, rate, batch_size=batch_size
-        ).compile()
+        ).compile(compiler_options=compilation.compiler_options("loop"))
 
         def epoch() -> Any:
             nonlocal state

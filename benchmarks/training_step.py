@@ -11,7 +11,7 @@ import optax
 from benchmarks import optional, plain_jax, products
 from benchmarks.sizes import PAPER, Sizes
 from benchmarks.timing import in_turn, markdown, ratio, seconds, shown, spread
-from lvae_jax import LadderVAE, evaluation, training
+from lvae_jax import LadderVAE, compilation, evaluation, training
 from lvae_jax.data import binarise
 
 
@@ -70,7 +70,7 @@ def make_lvae_jax(sizes: Sizes, images: jax.Array, batch_size: int) -> Contender
     compile_seconds, compiled = seconds(
         lambda: training.train_epoch.lower(
             model, optimizer, binarise, state, images, key, beta, rate, batch_size=batch_size
-        ).compile()
+        ).compile(compiler_options=compilation.compiler_options("loop"))
     )
 
     def epoch() -> Any:
@@ -212,12 +212,13 @@ def make_replicas(
     state = training.init_state(model, optimizer, keys)
     beta, rate = jnp.ones(count, jnp.float32), jnp.full(count, 1e-3, jnp.float32)
     train: Any = training.train_replicas
+    compiled = train.lower(
+        model, optimizer, binarise, state, images, keys, beta, rate, batch_size=batch_size
+    ).compile(compiler_options=compilation.compiler_options("loop"))
 
     def epoch() -> Any:
         nonlocal state
-        state, metrics = train(
-            model, optimizer, binarise, state, images, keys, beta, rate, batch_size=batch_size
-        )
+        state, metrics = compiled(state, images, keys, beta, rate)
         return metrics
 
     return epoch
