@@ -10,6 +10,8 @@ NO_PYTORCH = 'PyTorch is left out, since it is not installed (pip install "lvae-
 @functools.cache
 def pytorch() -> ModuleType | None:
     """`benchmarks.pytorch`, with as many threads as there are cores; None without PyTorch."""
+    # Else the seconds to compile would be those of a reader of an earlier run's files.
+    os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     try:
         import torch
     except ImportError:
