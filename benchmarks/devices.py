@@ -22,8 +22,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks.sizes import PAPER, Sizes
 from benchmarks.timing import in_turn, markdown, shown, spread
-from benchmarks.training_step import random_images
-from lvae_jax import LadderVAE, compilation, training
+from benchmarks.training_step import compile_training, random_images
+from lvae_jax import LadderVAE, training
 from lvae_jax.data import binarise
 
 
@@ -96,9 +96,11 @@ def step_time(sizes: Sizes, count: int, batch_size: int, steps: int, rounds: int
             lambda key: training.init_state(model, optimizer, key), out_shardings=everywhere
         )
         state = initial(key)
-        program = training.train_epoch.lower(
-            model, optimizer, binarise, state, images, key, beta, rate, batch_size=batch_size
-        ).compile(compiler_options=compilation.compiler_options("loop"))
+        program = compile_training(
+            training.train_epoch,
+            *(model, optimizer, binarise, state, images, key, beta, rate),
+            batch_size=batch_size,
+        )
 
         def epoch() -> Any:
             nonlocal state

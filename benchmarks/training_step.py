@@ -61,6 +61,12 @@ def random_images(count: int, data_dim: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, data_dim), np.uint8)
 
 
+def compile_training(train: Any, *arguments: Any, batch_size: int) -> Any:
+    """`training.train_epoch` or `train_replicas` of these arguments, compiled as a run does it."""
+    lowered = train.lower(*arguments, batch_size=batch_size)
+    return lowered.compile(compiler_options=compilation.compiler_options("loop"))
+
+
 def make_lvae_jax(sizes: Sizes, images: jax.Array, batch_size: int) -> Contender:
     """This project."""
     model = LadderVAE(*sizes)
@@ -68,9 +74,11 @@ def make_lvae_jax(sizes: Sizes, images: jax.Array, batch_size: int) -> Contender
     key, beta, rate = jax.random.key(0), jnp.float32(1.0), jnp.float32(1e-3)
     init_seconds, state = seconds(lambda: training.init_state(model, optimizer, key))
     compile_seconds, compiled = seconds(
-        lambda: training.train_epoch.lower(
-            model, optimizer, binarise, state, images, key, beta, rate, batch_size=batch_size
-        ).compile(compiler_options=compilation.compiler_options("loop"))
+        lambda: compile_training(
+            training.train_epoch,
+            *(model, optimizer, binarise, state, images, key, beta, rate),
+            batch_size=batch_size,
+        )
     )
 
     def epoch() -> Any:
@@ -211,10 +219,11 @@ def make_replicas(
     keys = jax.vmap(jax.random.key)(jnp.arange(count))
     state = training.init_state(model, optimizer, keys)
     beta, rate = jnp.ones(count, jnp.float32), jnp.full(count, 1e-3, jnp.float32)
-    train: Any = training.train_replicas
-    compiled = train.lower(
-        model, optimizer, binarise, state, images, keys, beta, rate, batch_size=batch_size
-    ).compile(compiler_options=compilation.compiler_options("loop"))
+    compiled = compile_training(
+        training.train_replicas,
+        *(model, optimizer, binarise, state, images, keys, beta, rate),
+        batch_size=batch_size,
+    )
 
     def epoch() -> Any:
         nonlocal state
