@@ -150,6 +150,16 @@ def _like(array: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
+def step_options(settings: Settings) -> dict[str, Any]:
+    """What a training step climbs, by the names of `training.train_step`'s options."""
+    return {
+        "mc_samples": settings.mc_samples,
+        "importance_samples": settings.iw_samples,
+        "gradient": settings.gradient,
+        "free_bits": settings.free_bits,
+    }
+
+
 def training_program(experiment: Experiment) -> TrainingProgram:
     """The compiled program that takes some steps of an epoch.
 
@@ -167,10 +177,7 @@ def training_program(experiment: Experiment) -> TrainingProgram:
         experiment.mesh,
         settings.matmul_precision,
         batch_size=settings.batch_size,
-        mc_samples=settings.mc_samples,
-        importance_samples=settings.iw_samples,
-        gradient=settings.gradient,
-        free_bits=settings.free_bits,
+        **step_options(settings),
     )
 
     def call(

@@ -27,6 +27,7 @@ from experiments.experiment import (
     make_experiment,
     new_state,
     state_like,
+    step_options,
     steps_per_epoch,
     training_key,
     training_program,
@@ -122,9 +123,10 @@ def train_and_evaluate(
       What results.json holds.
     """
     settings, mesh = experiment.settings, experiment.mesh
+    like = state_like(experiment)  # traced here, once, for both threads
     # Compiling is what a start waits for: the training program's goes on beside all else.
     compiling = ThreadPoolExecutor(1).submit(training_program, experiment)
-    restored = workdir.restore(state_like(experiment))
+    restored = workdir.restore(like)
     if restored is None:
         state, step = new_state(experiment), 0
         if initial is not None:
@@ -350,10 +352,7 @@ def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, ep
         x,
         sample_key,
         schedules(settings, epoch)[0][replica],
-        mc_samples=settings.mc_samples,
-        importance_samples=settings.iw_samples,
-        gradient=settings.gradient,
-        free_bits=settings.free_bits,
+        **step_options(settings),
     )
     of_seed = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
     raise NonFiniteError(
