@@ -293,27 +293,51 @@ def train_step(
       The state after the step, and the batch's metrics.
     """
     value, metrics, gradients = loss_and_gradients(model, state.params, x, key, beta, **options)
-    direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
-    sums = jax.tree.map(jnp.add, state.epoch_sums, metrics)
-    finite = all_finite((value, gradients))
 
-    def if_finite(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    def updated(state: TrainState) -> TrainState:
+        direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        return state._replace(
+            params=jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction),
+            opt_state=opt_state,
+            epoch_sums=jax.tree.map(jnp.add, state.epoch_sums, metrics),
+            epoch_updates=state.epoch_updates + 1,
+        )
 
-    return TrainState(
-        params=if_finite(params, state.params),
-        opt_state=if_finite(opt_state, state.opt_state),
-        step=state.step + 1,
-        nonfinite=state.nonfinite + (~finite).astype(jnp.int32),
-        epoch_sums=if_finite(sums, state.epoch_sums),
-        epoch_updates=state.epoch_updates + finite.astype(jnp.int32),
-    ), metrics
+    def skipped(state: TrainState) -> TrainState:
+        return state._replace(nonfinite=state.nonfinite + 1)
+
+    state = _choose(all_finite((value, gradients)), updated, skipped, state)
+    return state._replace(step=state.step + 1), metrics
+
+
+def _choose(
+    condition: Bool[Array, ""],
+    if_true: Callable[[TrainState], TrainState],
+    if_false: Callable[[TrainState], TrainState],
+    state: TrainState,
+) -> TrainState:
+    """`jax.lax.cond`, on a CPU: there the state is then updated in place, without copies.
+
+    Elsewhere both are computed, and one selected: a GPU would wait for its host to branch.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.cond(condition, if_true, if_false, state)
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true(state), if_false(state))
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether no array of a tree holds a NaN or an infinity."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+    def condensed(leaf: Array) -> Array:
+        # A mean is finite if and only if all its terms are. Means as a matrix product, and half of
+        # them, which cannot overflow: products are what every backend is fastest at.
+        if leaf.ndim < 2:
+            return leaf
+        halves = jnp.full(leaf.shape[0], 0.5 / leaf.shape[0], leaf.dtype)
+        return jnp.tensordot(halves, leaf, 1)
+
+    leaves = [condensed(leaf) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 def split_examples(x: Array, axes: str | tuple[str, ...] = "data") -> Array:

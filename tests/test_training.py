@@ -742,6 +742,43 @@ def test_a_gradient_that_is_not_finite_makes_no_update_though_the_loss_is_finite
     assert_trees_equal(stepped.params, params)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # a branch there, a choice of every array here
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_step_is_the_same_by_a_branch_and_by_a_choice(backend, bad, monkeypatch):
+    state = fresh_state(ADAM, random_params(LADDER))
+    x = X.at[2, 3].set(jnp.nan) if bad else X
+    value, _, gradients = training.loss_and_gradients(
+        LADDER, state.params, x, jax.random.key(0), 1.0
+    )
+    direction, opt_state = ADAM.update(gradients, state.opt_state)
+    params = jax.tree.map(lambda p, d: p - 0.01 * d, state.params, direction)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    step = jax.jit(training.train_step.__wrapped__, static_argnums=(0, 1))
+    stepped, _ = step(LADDER, ADAM, state, x, jax.random.key(0), 1.0, 0.01)
+    assert np.isfinite(value) == (not bad)
+    expected = (state.params, state.opt_state) if bad else (params, opt_state)
+    assert_trees_close((stepped.params, stepped.opt_state), expected, rtol=1e-4, atol=1e-5)
+    assert (stepped.nonfinite, stepped.epoch_updates) == (bad, not bad)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2), (2, 3, 2)])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(shape):
+    largest = np.full(shape, np.finfo(np.float32).max)
+    largest.flat[::2] *= -1
+    rest = {"of another shape": np.zeros((4, 4), np.float32), "scalar": np.float32(0)}
+    assert training.all_finite({**rest, "all": largest})
+    assert training.all_finite({**rest, "all": np.abs(largest)})
+    for bad in (np.nan, np.inf, -np.inf):
+        for place in range(largest.size):
+            values = largest.copy()
+            values.flat[place] = bad
+            assert not training.all_finite({**rest, "all": values})
+    if len(shape) > 1:
+        values = largest.copy()
+        values[0], values[1] = np.inf, -np.inf
+        assert not training.all_finite(values)
+
+
 def test_steps_that_are_not_finite_are_left_out_as_if_they_had_not_been():
     state, metrics = train_epoch(start(), preprocess=poisoned([1]), max_nonfinite=1)
     assert (state.step, state.nonfinite, state.epoch_updates) == (3, 1, 2)
