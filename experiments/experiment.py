@@ -88,7 +88,9 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
         )
     mesh = devices.make_mesh(settings.replicas, settings.batch_size)
     data_bytes = dataset.train_images.nbytes + memory.FLOAT * dataset.test_images.size
-    needed = memory.estimate(settings, dataset.data_dim, dataset.observation, data_bytes)
+    needed = memory.estimate(
+        settings, dataset.data_dim, dataset.observation, data_bytes, *mesh.devices.shape
+    )
     memory.check(needed, memory.available(mesh.local_devices[0]))
     keys = [training_key(settings, replica) for replica in range(settings.replicas)]
     return Experiment(

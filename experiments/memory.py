@@ -1,4 +1,4 @@
-"""How much memory a run needs, estimated from its sizes, before any of it is taken.
+"""How much memory a run needs on each device, estimated from its sizes, before any is taken.
 
 What is counted is what training cannot do without: parameters, Adam's two moments and the gradient;
 what a step keeps of its forward pass for the backward one; and the data. A compiler needs somewhat
@@ -82,40 +82,56 @@ def number_of_parameters(settings: Settings, data_dim: int, observation: str) ->
     )
 
 
-def estimate(settings: Settings, data_dim: int, observation: str, data_bytes: int) -> Estimate:
-    """What a run needs at its peak.
+def estimate(
+    settings: Settings,
+    data_dim: int,
+    observation: str,
+    data_bytes: int,
+    by_replica: int = 1,
+    by_data: int = 1,
+) -> Estimate:
+    """What a run needs on a device at its peak.
 
     Args:
       settings: of the run.
       data_dim: D.
       observation: "bernoulli" or "gaussian".
       data_bytes: of the images that stay on the device.
+      by_replica: devices that the replicas are split over.
+      by_data: devices that the examples of a batch are split over.
 
     Returns:
       Bytes.
     """
-    samples = settings.batch_size * settings.mc_samples * settings.iw_samples
+    replicas = settings.replicas // by_replica
+    images = settings.batch_size // by_data
+    samples = images * settings.mc_samples * settings.iw_samples
     # The ladder's upward pass is made once an image, all else once a sample.
     once = settings.model == "lvae" and not settings.own_top_down
     outputs = sum(
-        out * (settings.batch_size if once and not generative else samples)
+        out * (images if once and not generative else samples)
         for _, out, _, generative in linear_layers(settings, data_dim, observation)
     )
     return Estimate(
-        parameters=4 * FLOAT * number_of_parameters(settings, data_dim, observation),
+        parameters=4 * FLOAT * replicas * number_of_parameters(settings, data_dim, observation),
         # Of every output: itself, normalised, after the nonlinearity, and its gradient.
-        activations=4 * FLOAT * outputs,
+        activations=4 * FLOAT * replicas * outputs,
         data=data_bytes,
     )
 
 
 def available(device: jax.Device) -> int | None:
-    """Bytes that a device has left, or on a CPU the host; None where nobody says."""
+    """Bytes that a device has left, a CPU its part of the host's; None where nobody says."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
     if device.platform != "cpu":
         return None
+    host = _available_on_the_host()
+    return None if host is None else host // jax.local_device_count("cpu")
+
+
+def _available_on_the_host() -> int | None:
     if MEMINFO.exists():
         lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         if "MemAvailable" in lines:
@@ -130,7 +146,7 @@ def check(needed: Estimate, there: int | None) -> None:
     """Refuses a run that needs more memory than there is.
 
     Args:
-      needed: of `estimate`.
+      needed: on a device, of `estimate`.
       there: of `available`; None: nothing is refused.
 
     Raises:

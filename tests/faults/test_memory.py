@@ -73,6 +73,31 @@ def test_the_estimate_of_training_is_what_the_compiler_takes_within_a_factor_of_
     assert 0.5 < taken(program) / estimate.total < 2
 
 
+def test_replicas_need_as_much_as_so_many_runs_but_for_the_data_which_they_share():
+    settings = dataclasses.replace(
+        SMALL, depth=1, latent_sizes=(50,), hidden_sizes=(400,), batch_size=200, replicas=3
+    )
+    model = experiment.make_model(settings, 500, "bernoulli")
+    optimizer = training.make_optimizer()
+    keys = jax.vmap(jax.random.key)(jnp.arange(3))
+    state = jax.eval_shape(lambda: training.init_state(model, optimizer, keys))
+    images = jax.ShapeDtypeStruct((1000, 500), jnp.float32)
+    program = training.train_replicas.lower(
+        model, optimizer, as_stored, state, images, keys, jnp.ones(3), jnp.ones(3), batch_size=200
+    ).compile()
+    estimate = memory.estimate(settings, 500, "bernoulli", 1000 * 500 * 4)
+    assert 0.5 < taken(program) / estimate.total < 2
+    one = memory.estimate(dataclasses.replace(settings, replicas=1), 500, "bernoulli", 2_000_000)
+    assert estimate == (3 * one.parameters, 3 * one.activations, one.data)
+
+
+def test_a_device_of_several_needs_memory_for_its_part():
+    settings = dataclasses.replace(SMALL, batch_size=8, replicas=4)
+    part = dataclasses.replace(SMALL, batch_size=2, replicas=2)
+    found = memory.estimate(settings, 13, "bernoulli", 1000, by_replica=2, by_data=4)
+    assert found == memory.estimate(part, 13, "bernoulli", 1000)
+
+
 # Refusing
 
 
@@ -121,6 +146,8 @@ def test_a_cpu_has_what_the_host_has_available(tmp_path, monkeypatch):
     meminfo.write_text("MemTotal:  9000 kB\nMemAvailable:    2000 kB\nHugePages_Total:   0\n")
     monkeypatch.setattr(memory, "MEMINFO", meminfo)
     assert memory.available(cpu) == 2000 * 1024
+    monkeypatch.setattr(jax, "local_device_count", lambda backend: 4)
+    assert memory.available(cpu) == 500 * 1024
 
 
 def test_a_million_columns_are_refused_before_anything_is_allocated(monkeypatch):
