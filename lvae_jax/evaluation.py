@@ -209,24 +209,25 @@ def default_chunk_size(model: HierarchicalVAE, images: int) -> int:
       images: evaluated at once.
 
     Returns:
-      At least 1. On a CPU 2,500 samples of images at a time, which stay in its caches; on other
-      devices 25,000. Fewer where they would take more than a quarter of the memory that is free.
+      At least 1, and always the same on a device. On a CPU 2,500 samples of images at a time, which
+      stay in its caches; on other devices 25,000. Fewer where they would take more than a quarter
+      of the device's memory.
     """
     # What a sample keeps of x and of both hidden layers, a few times over.
     floats = 4 * (model.data_dim + 2 * sum(model.hidden_sizes) + sum(model.latent_sizes))
     at_once = 2_500 if jax.default_backend() == "cpu" else 25_000
-    at_once = min(at_once, _free_bytes() // 4 // (4 * floats))
+    at_once = min(at_once, _memory_bytes() // 4 // (4 * floats))
     return max(1, at_once // max(1, images))
 
 
-def _free_bytes() -> int:
-    """Free memory of the first device; the host's where a device does not say."""
+def _memory_bytes() -> int:
+    """Memory of the first device; the host's where a device does not say."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
-        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+        return int(stats["bytes_limit"])
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not every system counts its free pages
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system counts its pages
         return 2**30
 
 

@@ -187,17 +187,17 @@ def test_estimates_of_other_keys_are_independent():
 class Device:
     """Stands in for a device that says how much memory it has."""
 
-    def __init__(self, free):
-        self.free = free
+    def __init__(self, memory, in_use):
+        self.stats = {"bytes_limit": memory, "bytes_in_use": in_use}
 
     def memory_stats(self):
-        return {"bytes_limit": self.free + 1000, "bytes_in_use": 1000}
+        return self.stats
 
 
 @pytest.mark.parametrize(
-    ("backend", "free", "images", "expected"),
+    ("backend", "memory", "images", "expected"),
     [
-        # 4 (16 + 2 * 8 + 4) = 144 floats are 576 bytes a sample, of a quarter of what is free.
+        # 4 (16 + 2 * 8 + 4) = 144 floats are 576 bytes a sample, of a quarter of the memory.
         ("cpu", 2**40, 250, 10),
         ("gpu", 2**40, 250, 100),
         ("gpu", 4 * 576 * 600, 200, 3),
@@ -206,13 +206,14 @@ class Device:
         ("cpu", 2**40, 10_000, 1),
     ],
 )
-def test_default_chunk_size_fits_the_device_and_its_memory(
-    monkeypatch, backend, free, images, expected
+def test_default_chunk_size_fits_the_device_and_is_the_same_at_every_start(
+    monkeypatch, backend, memory, images, expected
 ):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device(free)])
     model = LadderVAE(16, (3, 1), (6, 2))
-    assert evaluation.default_chunk_size(model, images) == expected
+    for in_use in (0, memory // 2):
+        monkeypatch.setattr(jax, "local_devices", lambda in_use=in_use: [Device(memory, in_use)])
+        assert evaluation.default_chunk_size(model, images) == expected
 
 
 def test_log_likelihood_chooses_its_chunk_size_where_none_is_given():
