@@ -25,15 +25,15 @@ def main(load: Callable[[Any], Any], defaults: Settings) -> None:
 
     def train_and_evaluate() -> None:
         settings = settings_lib.from_flags(type(defaults))
-
-        with _interrupted_at_once():  # only now what takes seconds to import
+        with _interrupted_at_once():
+            # Only now what takes seconds to import.
             from experiments import compilation_cache, devices
             from experiments.run import run
 
-        compilation_cache.enable(settings.compilation_cache)
-        devices.start_processes(settings)
-        dataset = devices.first_alone(lambda: load(settings))  # it may have to be prepared
-        run(settings, dataset, experiment_name=Path(sys.argv[0]).stem)
+            compilation_cache.enable(settings.compilation_cache)
+            devices.start_processes(settings)
+            dataset = devices.first_alone(lambda: load(settings))  # it may have to be prepared
+            run(settings, dataset, experiment_name=Path(sys.argv[0]).stem)
 
     _start(train_and_evaluate, defaults, arguments="")
 
@@ -67,14 +67,14 @@ def _start(command: Callable[..., None], defaults: Any, arguments: str) -> None:
 
 @contextlib.contextmanager
 def _interrupted_at_once() -> Iterator[None]:
-    """SIGINT ends the process without an exception.
+    """SIGINT ends the process without an exception, but where a run waits for it.
 
     An exception in the middle of an import is not safe: compiled modules abort at it, and others
-    catch it and go on as if nothing had been typed.
+    catch it and go on as if nothing had been typed. Data sets import their own modules too.
     """
 
     def end(*_: object) -> None:
-        print("error: interrupted before anything began", file=sys.stderr, flush=True)
+        print("error: interrupted", file=sys.stderr, flush=True)
         os._exit(128 + signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, end)
