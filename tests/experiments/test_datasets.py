@@ -21,9 +21,9 @@ from lvae_jax.data import Dataset
 ROOT = Path(__file__).parents[2]
 
 TINY = {
-    "depth": 2,
-    "latent_sizes": (4, 2),
-    "hidden_sizes": (16, 8),
+    "depth": 1,
+    "latent_sizes": (4,),
+    "hidden_sizes": (16,),
     "epochs": 3,
     "warmup_epochs": 2,
     "batch_size": 10,
@@ -33,7 +33,7 @@ TINY = {
 
 
 def run_tiny(experiment, defaults: Settings, workdir: Path, **settings) -> tuple[Dataset, dict]:
-    """Three epochs of a small ladder on a few of the images; the data set and results.json."""
+    """Three epochs of one layer on a few of the images; the data set and results.json."""
     settings = dataclasses.replace(defaults, workdir=str(workdir), **TINY, **settings)
     dataset = experiment.load(settings)
     few = dataclasses.replace(

@@ -31,7 +31,7 @@ model, optimizer = LadderVAE(20, (4, 2), (16, 8)), training.make_optimizer(adam_
 images = np.random.default_rng(0).integers(0, 256, (480, 20), np.uint8)
 root = jnp.stack([jax.random.key(0), jax.random.key(1)])
 results = {}
-for replica, data in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4)):
+for replica, data in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 4)):
     mesh = jax.make_mesh((replica, data), training.MESH_AXES, axis_types=(AxisType.Auto,) * 2,
                          devices=jax.devices()[: replica * data])
     keys = devices.put(root, mesh, "replica")
@@ -40,11 +40,10 @@ for replica, data in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4)):
     arguments = (model, optimizer, binarise, state, devices.put(images, mesh), keys,
                  *(devices.put(np.float32(v), mesh, "replica") for v in ([1, 0.5], [0.01, 0.003])))
     with jax.set_mesh(mesh):
-        lowered = training.train_replicas.lower(*arguments, batch_size=160)
-        text = lowered.compile().as_text()
-        state, metrics = training.train_replicas(*arguments, batch_size=160)
+        compiled = training.train_replicas.lower(*arguments, batch_size=160).compile()
+        state, metrics = compiled(*arguments[3:])
     host = devices.fetch((state.params, metrics), mesh)
-    name = f"{replica}x{data}"
+    name, text = f"{replica}x{data}", compiled.as_text()
     results[name] = {
         "values": [ravel_pytree(jax.tree.map(lambda a: a[i], host))[0].tolist() for i in (0, 1)],
         "largest_batch": max(map(int, re.findall(r"f32\\[(?:1,|2,)*(\\d+),20\\]", text))),
@@ -77,7 +76,7 @@ def on_meshes():
     return json.loads(process.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", ["1x2", "1x4", "1x8", "2x1", "2x4"])
+@pytest.mark.parametrize("mesh", ["1x2", "1x4", "1x8", "2x4"])
 def test_an_epoch_on_several_devices_is_that_on_one_to_rounding(on_meshes, mesh):
     assert on_meshes[mesh]["devices"] == np.prod([int(n) for n in mesh.split("x")])
     np.testing.assert_allclose(
@@ -87,7 +86,7 @@ def test_an_epoch_on_several_devices_is_that_on_one_to_rounding(on_meshes, mesh)
     assert np.abs(np.subtract(*on_meshes[mesh]["values"])).max() > 0.1
 
 
-@pytest.mark.parametrize("mesh", ["1x1", "1x2", "1x4", "1x8", "2x1", "2x4"])
+@pytest.mark.parametrize("mesh", ["1x1", "1x2", "1x4", "1x8", "2x4"])
 def test_a_batch_is_split_and_only_over_data_is_anything_reduced(on_meshes, mesh):
     data = int(mesh[2:])
     # No device computes on more than its part of the 160 examples of 20 pixels.
@@ -104,7 +103,7 @@ def free_port() -> int:
 def start(workdir: Path, *flags: str, virtual_devices: int = 1) -> subprocess.Popen:
     arguments = [
         "--latent_sizes=4,2", "--hidden_sizes=16,8", "--epochs=4", "--warmup_epochs=2",
-        "--eval_every=2", "--eval_samples=20", "--batch_size=96", "--adam_epsilon=1e-3",
+        "--eval_every=4", "--eval_samples=20", "--batch_size=480", "--adam_epsilon=1e-3",
         f"--workdir={workdir}", *flags,
     ]  # fmt: skip
     return subprocess.Popen(
