@@ -45,7 +45,7 @@ def dataset(images, test_images=None, observation="bernoulli") -> Dataset:
     return Dataset("extreme", images, labels[0], test_images, labels[1], observation, binarisation)
 
 
-def grey(number: int = 12, shape: tuple[int, ...] = (3, 4)) -> np.ndarray:
+def grey(number: int = 8, shape: tuple[int, ...] = (3, 4)) -> np.ndarray:
     generator = np.random.default_rng(0)
     return generator.integers(0, 256, (number, *shape)).astype(np.uint8)
 
