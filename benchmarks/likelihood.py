@@ -73,6 +73,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     model, variables = initial_variables(plan.sizes)
     key = jax.random.key(1)
     x = binarise(key, jnp.asarray(random_images(plan.images, plan.sizes.data_dim)))
+    program = evaluation.log_likelihood_program()
     notes = []
     pytorch: Any = optional.pytorch()
     if pytorch is None:
@@ -88,7 +89,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         floor = products.likelihood_chunk(plan.sizes, chunk_size * plan.images)
 
         def ours(chunk_size: int = chunk_size) -> Any:
-            return evaluation.log_likelihood(model, variables, x, key, plan.num_samples, chunk_size)
+            return program(model, variables, x, key, plan.num_samples, chunk_size)
 
         contenders = {"lvae_jax": ours, "products": products.repeated(floor, chunks)}
         if pytorch is not None:
@@ -248,9 +249,10 @@ def main() -> None:
     variables = drawn_variables(model)
     images = np.random.default_rng(0).integers(0, 2, (arguments.images, sizes.data_dim))
     x = jnp.asarray(images, jnp.float32)
+    program: Any = evaluation.log_likelihood_program()
     before = peak_mib()
     compile_seconds, compiled = seconds(
-        lambda: evaluation.log_likelihood.lower(
+        lambda: program.lower(
             model, variables, x, key, arguments.num_samples, arguments.chunk_size
         ).compile()
     )

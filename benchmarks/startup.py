@@ -239,15 +239,14 @@ def programs(plan: Plan) -> dict[str, dict[str, float]]:
         state.params,
         images,
     )
+    likelihood: Any = evaluation.log_likelihood_program()
     lowered: dict[str, Callable[[], Any]] = {
         "train_epoch": lambda: training.train_epoch.lower(
             model, optimizer, binarise, state, images, key, number, number, batch_size=256
         ),
         "reestimate_batch_stats": lambda: reestimate(state.params),
         "elbo": lambda: evaluation.elbo.lower(model, variables, as_stored, x, key),
-        "log_likelihood": lambda: evaluation.log_likelihood.lower(
-            model, variables, x, key, 5000, 10
-        ),
+        "log_likelihood": lambda: likelihood.lower(model, variables, x, key, 5000, 10),
     }
     cached = bool(getattr(jax.config, "jax_enable_compilation_cache"))  # noqa: B009 (mypy)
     jax.config.update("jax_enable_compilation_cache", False)

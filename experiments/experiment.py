@@ -404,6 +404,7 @@ def test_log_likelihood(
     chunk_size = -int(
         devices.agree(-evaluation.default_chunk_size(experiment.model, batch_size // mesh.size))[0]
     )
+    program = evaluation.log_likelihood_program()
     estimates, sizes = [], []
     which = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
     description = f"test log-likelihood{which}, K = {num_samples}, image"
@@ -411,7 +412,7 @@ def test_log_likelihood(
         for start in range(0, n, batch_size):
             # A smaller last batch is filled up with the first images: one program serves all.
             rows = np.arange(start, start + batch_size) % n
-            result = evaluation.log_likelihood(
+            result = program(
                 experiment.model,
                 variables,
                 devices.put(test_x[rows], mesh, MESH_AXES),

@@ -13,8 +13,15 @@ CPU_OPTIONS: dict[str, Options] = {
     "once": {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True},
     # Whole AVX-512 registers, where the processor has them; LLVM's habit is half of them.
     "loop": {"xla_cpu_prefer_vector_width": "512"},
+    # Without one kernel for all of a decoder, from its products to the sum over pixels: in there,
+    # exponentials and logarithms are slower than in kernels of their own.
+    "likelihood": {
+        "xla_cpu_prefer_vector_width": "512",
+        "xla_cpu_experimental_ynn_fusion_type": "",
+    },
 }
-"""By kind: "once" for a program that is run once, "loop" for one that is run for long."""
+"""By kind: "once" for a program that is run once, "loop" and "likelihood" for those that train and
+evaluate for long."""
 
 
 def compiler_options(kind: str) -> Options:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from lvae_jax import bounds
+from lvae_jax import bounds, compilation
 from lvae_jax.bounds import Terms
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.normalization import Moments, pool
@@ -231,7 +231,10 @@ def _memory_bytes() -> int:
         return 2**30
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_samples", "chunk_size"))
+_LIKELIHOOD = ("model", "num_samples", "chunk_size")
+
+
+@functools.partial(jax.jit, static_argnames=_LIKELIHOOD)
 def log_likelihood(
     model: HierarchicalVAE,
     variables: Any,
@@ -303,3 +306,14 @@ def log_likelihood(
         log_likelihood=sums.largest + jnp.log(sums.weights / num_samples),
         effective_sample_size=sums.weights**2 / sums.squares,
     )
+
+
+@functools.cache
+def log_likelihood_program() -> Callable[..., LogLikelihood]:
+    """`log_likelihood` by a program compiled for many images: faster on a CPU.
+
+    JAX takes options for the compiler for a whole program only, so it must not be called within
+    `jax.jit`.
+    """
+    options = compilation.compiler_options("likelihood")
+    return jax.jit(log_likelihood, static_argnames=_LIKELIHOOD, compiler_options=options)

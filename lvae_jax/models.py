@@ -316,7 +316,7 @@ class HierarchicalVAE(nn.Module):
         inferred = self.inference.infer(encoded, draw, prior, train)
         observed = self.generative.observe(inferred.z[0], train)
         return Terms(
-            log_px=jnp.sum(distributions.log_prob(observed, x[None]), axis=-1),
+            log_px=distributions.sum_log_prob(observed, x[None]),
             z=inferred.z,
             posterior=tuple(
                 Gaussian(jnp.broadcast_to(q.mean, z.shape), jnp.broadcast_to(q.variance, z.shape))

@@ -97,6 +97,54 @@ def test_bernoulli_log_prob_has_gradient_x_minus_probability(x):
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=2e-7)
 
 
+@pytest.mark.parametrize("units", [1, 7, 16, 17, 64, 784])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
+def test_a_sum_of_bernoulli_log_probs_is_that_of_float64_and_so_is_its_gradient(units, scale):
+    rng = np.random.default_rng(units)
+    logits = np.float32(scale * rng.standard_normal((3, 2, units)))
+    x = np.float32(rng.random((1, 2, units)) < 0.5)
+    wide = np.where(x == 1, np.float64(logits), -np.float64(logits))
+    each = -np.logaddexp(0, -wide)
+    found = distributions.sum_log_prob(Bernoulli(jnp.asarray(logits)), x)
+    assert found.shape == (3, 2)
+    # Of each unit the rounding of 1 + exp(-|l|), and of the sum that of its size.
+    rounding = np.finfo(np.float32).eps
+    assert_within(found, each.sum(-1), units * rounding + 4 * rounding * np.abs(each).sum(-1))
+
+    def total(logits, x):
+        return jnp.sum(distributions.sum_log_prob(Bernoulli(logits), x))
+
+    by_logits, by_x = jax.grad(total, (0, 1))(jnp.asarray(logits), jnp.asarray(x))
+    assert_within(by_logits, x - special.expit(np.float64(logits)), 1e-6)
+    np.testing.assert_allclose(by_x, np.float64(logits).sum(0, keepdims=True), atol=1e-6 * scale)
+
+
+def test_the_second_derivative_of_a_sum_of_bernoulli_log_probs_is_minus_the_variance():
+    logits = jnp.float32([-3.0, 0.0, 0.4])
+    hessian = jax.hessian(lambda at: distributions.sum_log_prob(Bernoulli(at), jnp.ones(3)))(logits)
+    p = special.expit(np.float64(logits))
+    np.testing.assert_allclose(hessian, -np.diag(p * (1 - p)), atol=1e-6)
+
+
+def test_a_sum_of_certain_bernoulli_log_probs_is_zero_and_of_wrong_ones_is_their_logits():
+    logits = jnp.asarray(np.where(np.arange(784) % 2, 1e30, -1e30), jnp.float32)
+    right = jnp.asarray(np.arange(784) % 2, jnp.float32)
+    assert distributions.sum_log_prob(Bernoulli(logits), right) == 0
+    wrong = distributions.sum_log_prob(Bernoulli(logits), 1 - right)
+    np.testing.assert_allclose(wrong, -784e30, rtol=1e-5)
+
+
+def test_a_sum_of_gaussian_log_probs_is_the_log_density_of_independent_units():
+    rng = np.random.default_rng(0)
+    mean, variance, x = rng.normal(size=(2, 5)), rng.uniform(0.1, 3, (2, 5)), rng.normal(size=5)
+    found = distributions.sum_log_prob(gaussian(mean, variance), jnp.float32(x)[None])
+    expected = [
+        stats.multivariate_normal.logpdf(x, m, np.diag(v))
+        for m, v in zip(mean, variance, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 # --- KL divergence -------------------------------------------------------------------------------
 
 
