@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from lvae_jax import bounds, compilation
 from lvae_jax.bounds import Terms
 from lvae_jax.models import HierarchicalVAE
-from lvae_jax.normalization import Moments, pool
+from lvae_jax.normalization import Moments, pool, without_constant_units
 from lvae_jax.training import MESH_AXES, Preprocess, named_key, split_examples
 
 ACTIVE_VARIANCE = 0.01
@@ -37,8 +37,9 @@ def reestimate_batch_stats(
     """Variables for evaluation: the parameters with batch-norm statistics of the training set.
 
     One pass in training mode with the parameters fixed, one sample an image; the moments of the
-    batches are pooled into those of all images by the law of total variance. As in training the
-    last partial batch is dropped (images are taken in a random order).
+    batches are pooled into those of all images by the law of total variance. A unit that is
+    constant over them has an infinite variance, see `normalization.without_constant_units`. As in
+    training the last partial batch is dropped (images are taken in a random order).
 
     Args:
       model: a model.
@@ -69,17 +70,18 @@ def reestimate_batch_stats(
         )
         return None, updates["batch_stats"]
 
+    def pooled(means: Array, variances: Array) -> dict[str, Array]:
+        return without_constant_units(pool(Moments(means, variances)))._asdict()
+
     rows = order[: batches * batch_size].reshape(batches, batch_size)
     _, moments = jax.lax.scan(batch_moments, None, (jnp.arange(batches), rows))
     by_path = traverse_util.flatten_dict(moments)
-    pooled = {
+    statistics = {
         (*layer, name): value
         for layer in {path[:-1] for path in by_path}
-        for name, value in pool(Moments(by_path[*layer, "mean"], by_path[*layer, "variance"]))
-        ._asdict()
-        .items()
+        for name, value in pooled(by_path[*layer, "mean"], by_path[*layer, "variance"]).items()
     }
-    return {"params": params, "batch_stats": traverse_util.unflatten_dict(pooled)}
+    return {"params": params, "batch_stats": traverse_util.unflatten_dict(statistics)}
 
 
 class ElboResult(NamedTuple):

@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 EPSILON = 1e-5
 """Added to the variance of a batch, so that a unit that is constant over it normalises to zero."""
 
+ROUNDING = 16 * float(jnp.finfo(jnp.float32).eps)
+"""A unit that deviates from its mean by no more than this part of it is constant."""
+
 
 class Moments(NamedTuple):
     """Mean and (biased) variance of every unit."""
@@ -39,6 +42,16 @@ def pool(batches: Moments) -> Moments:
     mean = jnp.mean(batches.mean, axis=0)
     between = jnp.mean((batches.mean - mean[None]) ** 2, axis=0)
     return Moments(mean, jnp.mean(batches.variance, axis=0) + between)
+
+
+def without_constant_units(statistics: Moments) -> Moments:
+    """The moments with an infinite variance for a unit that is constant: it normalises to shift.
+
+    Such a unit's deviations from its mean are rounding, and are others in another program. Times
+    1 / sqrt(EPSILON) = 316 in each of a dozen layers they would end as any number at all.
+    """
+    constant = statistics.variance <= (ROUNDING * statistics.mean) ** 2
+    return Moments(statistics.mean, jnp.where(constant, jnp.inf, statistics.variance))
 
 
 def normalize(

@@ -426,6 +426,20 @@ def test_a_model_without_batch_norm_has_no_statistics():
         np.testing.assert_array_equal(one, other)
 
 
+def test_rounding_is_not_amplified_where_all_training_images_are_the_same():
+    model = LadderVAE(5, (2, 2, 1), (6, 6, 6))
+    params = random_params(model)
+    images = jnp.full((8, 5), 0.7)
+    variables = evaluation.reestimate_batch_stats(
+        model, params, identity, images, jax.random.key(0), batch_size=4
+    )
+    likelihoods, rounded = (
+        model.apply(variables, x, method="encode") for x in (images, images * (1 + 2**-22))
+    )
+    for one, other in zip(jax.tree.leaves(likelihoods), jax.tree.leaves(rounded), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 def test_with_statistics_an_image_is_evaluated_alone_as_among_others():
     model, _, images, variables = reestimated(n=24, batch_size=8)
     x = jnp.float32(images[:3] > 0)

@@ -173,6 +173,22 @@ def test_a_unit_constant_over_the_batch_normalises_to_its_shift(constant):
         assert np.all(np.isfinite(gradient))
 
 
+@pytest.mark.parametrize("constant", [0.0, 1e-30, 0.5, 3.7, -20.25, 1e12])
+def test_a_unit_that_varies_by_rounding_alone_is_constant_and_normalises_to_its_shift(constant):
+    y, scale, shift, _ = random_inputs((16, 3))
+    rounding = 1 + np.float32(2**-22) * np.random.default_rng(0).integers(-1, 2, 16)
+    y = y.at[:, 1].set(np.float32(constant * rounding))
+    y = y.at[:, 2].set(np.float32(1000 + 0.1 * np.arange(16)))  # varies, if little beside its mean
+    moments = normalization.moments(y)
+    statistics = normalization.without_constant_units(moments)
+    assert statistics.variance[1] == np.inf
+    np.testing.assert_array_equal(statistics.mean, moments.mean)
+    np.testing.assert_array_equal(statistics.variance[::2], moments.variance[::2])
+    output = normalization.normalize(y + jnp.float32([0, 1, 0])[None], statistics, scale, shift)
+    np.testing.assert_array_equal(output[:, 1], np.broadcast_to(shift[1], 16))
+    assert np.all(np.isfinite(output))
+
+
 @pytest.mark.parametrize("shape", [(1, 3), (1, 1, 3)])
 def test_a_batch_of_one_normalises_to_the_shift_with_no_gradient_to_its_input(shape):
     y, scale, shift, g = random_inputs(shape)
