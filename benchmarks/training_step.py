@@ -242,7 +242,6 @@ def _replicas(plan: Plan) -> list[dict[str, Any]]:
         steps = steps_for(plan.sweep_flops, flops)
         images = jnp.asarray(random_images(steps * plan.batch_size, plan.sizes.data_dim))
         epoch = make_replicas(plan.sizes, images, plan.batch_size, count)
-        first_epoch_seconds, _ = seconds(epoch)
         single = make_lvae_jax(plan.sizes, images, plan.batch_size)
         times = in_turn(
             {
@@ -260,7 +259,6 @@ def _replicas(plan: Plan) -> list[dict[str, Any]]:
                 "replicas": count,
                 "steps": steps,
                 "rounds": plan.sweep_rounds,
-                "first_epoch_seconds": first_epoch_seconds,
                 "step_seconds": spread(many),
                 "over_one": ratio(many, one),
                 "over_one_a_replica": ratio(many, [count * v for v in one]),
@@ -343,7 +341,6 @@ def table(result: dict[str, Any]) -> str:
             "/ one alone",
             "/ (S x one alone)",
             "S x products / step",
-            "first epoch, s",
         ]
         rows = [
             [
@@ -352,7 +349,6 @@ def table(result: dict[str, Any]) -> str:
                 shown(row["over_one"]),
                 shown(row["over_one_a_replica"]),
                 shown(row["products_over_replicas"]),
-                f"{row['first_epoch_seconds']:.1f}",
             ]
             for row in result["replicas"]
         ]
