@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import plain_jax
 
+pytestmark = pytest.mark.usefixtures("compile_sooner")
+
 DATA_DIM = 12
 LATENT_SIZES = (4, 3, 2)
 HIDDEN_SIZES = (8, 6, 5)
