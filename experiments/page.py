@@ -167,7 +167,9 @@ def _results(config: Mapping[str, Any], results: Mapping[str, Any] | None, lines
     epochs = settings["epochs"]
     if results is None:
         state = f"Not finished: {len(lines)} of {epochs} epochs."
-        if lines:
+        if lines and None in [replica["train_elbo"] for replica in each(lines[-1])]:
+            state += " Every update of the last one was skipped."
+        elif lines:
             state += f" Train ELBO of the last one {over_replicas(lines[-1], 'train_elbo')} nats"
             state += f" (mean and {_DEVIATION})." if len(each(lines[-1])) > 1 else "."
         return f"<p class=best>{_escape(state)}</p>"

@@ -3,6 +3,7 @@
 from typing import Any
 
 from experiments.progress import Progress
+from experiments.shown import over_replicas
 from experiments.workdir import Workdir, remove_tensorboard
 
 
@@ -46,9 +47,7 @@ class Record:
         self.workdir.append_metrics(line)
         if self.workdir.writes:
             self._write_events([line])
-        note = f"beta {line['beta']:.2f}  ELBO {line['train_elbo']:.2f}"
-        if "replicas" in line:
-            note += f" ± {line['standard_deviation']['train_elbo']:.2f}"
+        note = f"beta {line['beta']:.2f}  ELBO {over_replicas(line, 'train_elbo')}"
         self.progress.update(line["epoch"] + 1, note)
 
     def _write_events(self, lines: list[dict[str, Any]]) -> None:

@@ -313,19 +313,26 @@ def schedules(settings: Settings, epoch: int) -> tuple[list[float], list[float]]
 def metrics_by_replica(
     experiment: Experiment, metrics: Metrics, epoch: int
 ) -> list[dict[str, Any]]:
-    """What a line of metrics.jsonl says of every replica after an epoch."""
+    """What a line of metrics.jsonl says of every replica after an epoch.
+
+    An epoch all of whose updates were skipped has no means: None.
+    """
     host = devices.fetch(metrics, experiment.mesh)
     beta, learning_rate = schedules(experiment.settings, epoch)
     return [
         {
             "beta": beta[i],
             "learning_rate": learning_rate[i],
-            "train_elbo": float(host.train_elbo[i]),
-            "log_px": float(host.log_px[i]),
-            "kl_per_layer": host.kl_per_layer[i].tolist(),
+            "train_elbo": _number(host.train_elbo[i]),
+            "log_px": _number(host.log_px[i]),
+            "kl_per_layer": [_number(kl) for kl in host.kl_per_layer[i]],
         }
         for i in range(experiment.settings.replicas)
     ]
+
+
+def _number(mean: np.ndarray) -> float | None:
+    return None if np.isnan(mean) else float(mean)
 
 
 def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, epoch: int) -> None:

@@ -8,10 +8,16 @@ import numpy as np
 from experiments.replicas import each
 
 
-def with_deviation(values: Sequence[float], form: str = ".2f") -> str:
-    """A single number, or the mean of those of several replicas ± their standard deviation."""
-    shown = f"{np.mean(values):{form}}"
-    return f"{shown} ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else shown
+def with_deviation(values: Sequence[float | None], form: str = ".2f") -> str:
+    """A single number, or the mean of those of several replicas ± their standard deviation.
+
+    "none" where a replica has none, as of an epoch all of whose updates were skipped.
+    """
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "none"
+    shown = f"{np.mean(known):{form}}"
+    return f"{shown} ± {np.std(known, ddof=1):{form}}" if len(known) > 1 else shown
 
 
 def count_with_deviation(values: Sequence[int]) -> str:

@@ -29,11 +29,12 @@ def events_of(line: dict[str, Any]) -> list[Event]:
     for name, value in line.items():
         if name in ("kl_per_layer", "active_units"):
             for i, layer_value in enumerate(value, start=1):
-                summaries.append(summary.scalar(f"{name}/z_{i}", layer_value))
+                if layer_value is not None:
+                    summaries.append(summary.scalar(f"{name}/z_{i}", layer_value))
         elif name == "replicas":
             for i, replica in enumerate(value, start=1):
                 for bound in ("train_elbo", "test_elbo"):
-                    if bound in replica:
+                    if replica.get(bound) is not None:
                         summaries.append(summary.scalar(f"{bound}/replica_{i}", replica[bound]))
         elif isinstance(value, float):
             summaries.append(summary.scalar(name, value))

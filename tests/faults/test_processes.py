@@ -367,7 +367,15 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(tmp_p
     assert command.last_line().startswith(
         f"error: epoch 3, step {3 * STEPS + 1}: the loss is inf, after {limit} skipped updates; "
     )
-    assert [line["skipped_updates"] for line in lines_of(workdir)] == [0, STEPS, 2 * STEPS]
+    lines = lines_of(workdir)
+    assert [line["skipped_updates"] for line in lines] == [0, STEPS, 2 * STEPS]
+    # An epoch without an update has no means, which JSON calls null: NaN is not of JSON.
+    assert "NaN" not in (workdir / "metrics.jsonl").read_text()
+    assert [line["train_elbo"] is None for line in lines] == [False, True, True]
+    assert lines[1]["kl_per_layer"] == [None, None]
+    report = [sys.executable, "-m", "experiments.report", str(workdir)]
+    assert subprocess.run(report, cwd=ROOT, env=os.environ).returncode == 0
+    assert "Every update of the last one was skipped" in (workdir / "report.html").read_text()
     # Nothing but the counts has changed since the first epoch.
     arrays = {step: arrays_of_step(workdir, step) for step in (STEPS, 3 * STEPS)}
     parameters = [name for name in arrays[STEPS] if "params" in name or "opt_state" in name]
