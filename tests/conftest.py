@@ -1,4 +1,4 @@
-"""What holds for every test: strict ranks, and one compilation of each program a session."""
+"""What holds for every test: their order, strict ranks, one compilation of a program a session."""
 
 import os
 
@@ -6,6 +6,19 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+LONGEST = ["test_processes", "test_extremes", "test_devices", "test_training", "test_datasets"]
+LONGEST += ["test_paper", "test_numbers"]
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first, so that no worker is left alone with one at the end."""
+
+    def place(item) -> int:
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)
