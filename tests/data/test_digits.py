@@ -71,7 +71,7 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError) as caught:
         digits.load()
-    assert str(caught.value) == ('digits needs scikit-learn; pip install "lvae-jax[experiments]"')
+    assert str(caught.value) == 'digits needs scikit-learn; pip install "lvae-jax[experiments]"'
 
 
 def test_without_its_file_the_message_names_it(monkeypatch, tmp_path):

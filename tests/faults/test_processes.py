@@ -51,10 +51,6 @@ def _no_torch(tmp_path_factory):
         yield
 
 
-COMPILED_SOONER = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-"""For commands whose programs no other test has compiled."""
-
-
 class Command:
     """A command that was started, and what it has said and written so far."""
 
@@ -299,7 +295,7 @@ def both_processes(workdir: Path, *flags: str) -> list[Command]:
             workdir,
             digits(workdir, *together, f"--process_id={i}", *flags),
             name=f".{i}",
-            **COMPILED_SOONER,
+            JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # no other test has compiled its programs
         )
         for i in (0, 1)
     ]
