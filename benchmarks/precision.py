@@ -49,7 +49,7 @@ def train(mantissa_bits: int, epochs: int, replicas: int, workdir: str) -> dict[
     if mantissa_bits < MANTISSA_BITS["float32"]:
         round_products(mantissa_bits)
     from experiments import digits
-    from experiments.run import run
+    from experiments.run.loop import run
 
     settings = dataclasses.replace(
         digits.DEFAULTS,

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.sizes import PAPER, Sizes
 from benchmarks.timing import markdown, seconds, shown, spread
 from benchmarks.training_step import random_images
-from experiments.workdir import Workdir
+from experiments.store.workdir import Workdir
 from lvae_jax import LadderVAE, evaluation, training
 from lvae_jax.data import as_stored, binarise, mnist
 from lvae_jax.data.array_file import write_arrays

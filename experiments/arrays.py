@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from experiments import launcher
+from experiments import cli
 from experiments.settings import PATH, Settings, choice, real, setting, whole
 
 
@@ -50,4 +50,4 @@ def load(settings: ArraysSettings) -> Any:
 
 
 if __name__ == "__main__":
-    launcher.main(load, DEFAULTS)
+    cli.main(load, DEFAULTS)

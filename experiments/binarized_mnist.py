@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments import launcher
+from experiments import cli
 from experiments.settings import Settings
 
 # As MNIST, which the paper used.
@@ -17,4 +17,4 @@ def load(settings: Settings) -> Any:
 
 
 if __name__ == "__main__":
-    launcher.main(load, DEFAULTS)
+    cli.main(load, DEFAULTS)

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import figures, launcher, published
-from experiments.figures import USED_KL, Lines, used_units
+from experiments import cli, published
 from experiments.replicas import each
 from experiments.settings import PATH, SettingsError, setting
-from experiments.shown import (
+from experiments.show import figures
+from experiments.show.figures import USED_KL, Lines, used_units
+from experiments.show.shown import (
     count_with_deviation,
     different_by_replica,
     over_replicas,
@@ -52,7 +53,7 @@ def read(path: Path) -> Run:
     Raises:
       WorkdirError: the folder is no run's.
     """
-    from experiments.workdir import read_config, read_json, read_metrics
+    from experiments.store.workdir import read_config, read_json, read_metrics
 
     return Run(path, read_config(path), read_metrics(path), read_json(path / "results.json"))
 
@@ -125,7 +126,7 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
       SettingsError: there are none, or the output has no place.
       WorkdirError: one is no run's, or has no finished epoch.
     """
-    from experiments.workdir import WorkdirError
+    from experiments.store.workdir import WorkdirError
 
     if not workdirs:
         raise SettingsError("no runs given; name workdirs: python -m experiments.compare RUN...")
@@ -154,4 +155,4 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
 
 
 if __name__ == "__main__":
-    launcher.start(compare, CompareSettings(), arguments="RUN...")
+    cli.start(compare, CompareSettings(), arguments="RUN...")

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from experiments import launcher
+from experiments import cli
 from experiments.settings import FLAG, Settings, setting
 
 
@@ -36,4 +36,4 @@ def load(settings: DigitsSettings) -> Any:
 
 
 if __name__ == "__main__":
-    launcher.main(load, DEFAULTS)
+    cli.main(load, DEFAULTS)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments import launcher
+from experiments import cli
 from experiments.settings import Settings
 
 # Section 3 of the paper.
@@ -17,4 +17,4 @@ def load(settings: Settings) -> Any:
 
 
 if __name__ == "__main__":
-    launcher.main(load, DEFAULTS)
+    cli.main(load, DEFAULTS)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from experiments import launcher
+from experiments import cli
 from experiments.settings import Settings, choice, setting
 
 
@@ -30,4 +30,4 @@ def load(settings: NorbSettings) -> Any:
 
 
 if __name__ == "__main__":
-    launcher.main(load, DEFAULTS)
+    cli.main(load, DEFAULTS)

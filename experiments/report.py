@@ -7,7 +7,7 @@ so far, and writes report.html, which holds them all.
 import dataclasses
 from pathlib import Path
 
-from experiments import launcher
+from experiments import cli
 from experiments.settings import PATH, SettingsError, setting, whole
 
 
@@ -45,14 +45,16 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     """
     import jax
 
-    from experiments import devices, drawing, page, registry
-    from experiments.experiment import (
+    from experiments import registry
+    from experiments.run import devices
+    from experiments.run.setup import (
         data_sha256,
         evaluation_variables,
         make_experiment,
         steps_per_epoch,
     )
-    from experiments.workdir import (
+    from experiments.show import drawing, page
+    from experiments.store.workdir import (
         WorkdirError,
         is_old,
         read_chosen_epochs,
@@ -107,4 +109,4 @@ def main(settings: ReportSettings, *workdirs: str) -> None:
 
 
 if __name__ == "__main__":
-    launcher.start(main, ReportSettings(), arguments="WORKDIR")
+    cli.start(main, ReportSettings(), arguments="WORKDIR")

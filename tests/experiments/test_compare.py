@@ -14,7 +14,7 @@ from PIL import Image
 from experiments import compare
 from experiments.compare import CompareSettings
 from experiments.settings import Settings, SettingsError
-from experiments.workdir import WorkdirError
+from experiments.store.workdir import WorkdirError
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ import pytest
 import small_files
 
 from experiments import arrays, binarized_mnist, digits, fashion_mnist, mnist, norb, omniglot
-from experiments.run import run
+from experiments.run.loop import run
 from experiments.settings import Settings
 from lvae_jax import data
 from lvae_jax.data import Dataset

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from experiments.run import run
+from experiments.run.loop import run
 from experiments.settings import Settings
 from lvae_jax.data import Dataset
 

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import arrays, digits, mnist, norb, registry
 from experiments.settings import Settings
-from experiments.workdir import WorkdirError
+from experiments.store.workdir import WorkdirError
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import experiments.run
+import experiments.run.loop
 from experiments import compare, digits, registry, report
 from experiments.progress import Progress
 from experiments.replicas import each, of_the_first, summarize
-from experiments.run import describe, run
-from experiments.shown import count_with_deviation, part_of_the_test_set, seeds, with_deviation
+from experiments.run.loop import describe, run
+from experiments.show.shown import count_with_deviation, part_of_the_test_set, seeds, with_deviation
 
 SETTINGS = dataclasses.replace(
     digits.DEFAULTS,
@@ -195,7 +195,7 @@ def test_a_run_with_replicas_that_is_not_finished_is_reported(tmp_path):
 
     settings = dataclasses.replace(SETTINGS, workdir=str(tmp_path / "run"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments.run, "Progress", Interrupted)
+        patch.setattr(experiments.run.loop, "Progress", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(settings, digits.load(settings), "digits")
     report.report(tmp_path / "run")

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import experiments.run
-from experiments import compare, digits, page, registry
+import experiments.run.loop
+from experiments import compare, digits, registry
 from experiments.progress import Progress
 from experiments.report import report
-from experiments.run import run
-from experiments.workdir import WorkdirError
+from experiments.run.loop import run
+from experiments.show import page
+from experiments.store.workdir import WorkdirError
 from lvae_jax.data import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ def broken_off(tmp_path_factory, finished) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "broken off"
     settings = dataclasses.replace(SETTINGS, workdir=str(workdir))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments.run, "Progress", Interrupted)
+        patch.setattr(experiments.run.loop, "Progress", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(settings, digits.load(settings), "digits")
     return workdir

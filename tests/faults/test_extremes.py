@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from experiments import settings as settings_lib
-from experiments.run import NonFiniteError, run
+from experiments.run.loop import NonFiniteError, run
 from experiments.settings import Settings, SettingsError
 from lvae_jax import VAE, LadderVAE, bounds, evaluation, training
 from lvae_jax.data import Dataset, as_stored

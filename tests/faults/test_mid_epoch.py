@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import experiment
-from experiments import run as run_lib
-from experiments.checkpoints import Checkpoints
-from experiments.interruption import Interrupted, Interruption
+from experiments.run import loop as run_lib
+from experiments.run import setup as experiment
+from experiments.run.signals import Interrupted, Interruption
 from experiments.settings import Settings
+from experiments.store.checkpoints import Checkpoints
 from lvae_jax.data import Dataset
 
 EPOCHS, STEPS = 3, 4

@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments.checkpoints import Checkpoints, verify
+from experiments.store.checkpoints import Checkpoints, verify
 
 ROOT = Path(__file__).parents[2]
 
@@ -463,8 +463,9 @@ LONG = """
 import dataclasses, json, sys
 from pathlib import Path
 import jax
-from experiments import digits, record
-from experiments.run import run
+from experiments import digits
+from experiments.run import record
+from experiments.run.loop import run
 
 memory, traced = [], []
 jax.monitoring.register_event_duration_secs_listener(

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from scipy import io
 
-from experiments import compare, page, registry, report, run
+from experiments import compare, registry, report
+from experiments.run import loop as run
 from experiments.settings import Settings
-from experiments.workdir import WorkdirError, read_trained
+from experiments.show import page
+from experiments.store.workdir import WorkdirError, read_trained
 from lvae_jax.data import DataError, Dataset, arrays, omniglot
 from lvae_jax.data.array_file import read_arrays
 

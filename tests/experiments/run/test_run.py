@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.run import NonFiniteError, describe, run
+from experiments.run.loop import NonFiniteError, describe, run
 from experiments.settings import Settings, SettingsError
-from experiments.workdir import Workdir, WorkdirError
+from experiments.store.workdir import Workdir, WorkdirError
 from lvae_jax.data import Dataset
 
 SETTINGS = Settings(

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from experiments import page
 from experiments.settings import Settings
+from experiments.show import page
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 """The elements that HTML has no closing tag for."""

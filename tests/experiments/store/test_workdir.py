@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.workdir import (
+from experiments.store.workdir import (
     FORMAT,
     Workdir,
     WorkdirError,
@@ -25,7 +25,7 @@ from experiments.workdir import (
 
 pytestmark = pytest.mark.faults
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIG = {"dataset": "stripes", "settings": {"seed": 0}}
 OTHER = {"dataset": "stripes", "settings": {"seed": 1}}
 
@@ -143,7 +143,7 @@ def test_a_folder_that_is_no_runs_is_not_overwritten(config, tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from experiments.workdir import Workdir
+from experiments.store.workdir import Workdir
 workdir = Workdir(Path(sys.argv[1]), {"dataset": "stripes", "settings": {"seed": 0}})
 workdir.create()
 print("created", flush=True)
@@ -267,7 +267,7 @@ def test_metrics_are_on_the_disk_before_the_checkpoint_that_claims_them(run, mon
     workdir = Workdir(run, CONFIG)
     workdir.create()
     events = []
-    monkeypatch.setattr("experiments.workdir.sync", lambda path: events.append(path.name))
+    monkeypatch.setattr("experiments.store.workdir.sync", lambda path: events.append(path.name))
     monkeypatch.setattr(workdir._checkpoints, "save", lambda *_: events.append("checkpoint"))
     workdir.save(state_of(9), 9)
     workdir.close()
@@ -277,7 +277,7 @@ def test_metrics_are_on_the_disk_before_the_checkpoint_that_claims_them(run, mon
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from experiments.workdir import Workdir, WorkdirError
+from experiments.store.workdir import Workdir, WorkdirError
 workdir = Workdir(Path(sys.argv[1]), {"dataset": "stripes", "settings": {"seed": 0}})
 workdir.create()
 size = (workdir.path / "metrics.jsonl").stat().st_size

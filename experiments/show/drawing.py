@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import figures, pictures
-from experiments.experiment import Experiment
-from experiments.figures import Lines
 from experiments.replicas import each, of_the_first
+from experiments.run.setup import Experiment
+from experiments.show import figures, pictures
+from experiments.show.figures import Lines
 
 RECONSTRUCTED = 40
 PROJECTED = 2000

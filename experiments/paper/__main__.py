@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import launcher
-from experiments.paper_plan import (
+from experiments import cli
+from experiments.paper.plan import (
     PaperSettings,
     PlannedRun,
     duration,
@@ -33,8 +33,8 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
       Names of the runs that diverged, which the tables leave empty.
     """
     from experiments import registry
-    from experiments.paper_tables import write_tables
-    from experiments.run import NonFiniteError, run
+    from experiments.paper.tables import write_tables
+    from experiments.run.loop import NonFiniteError, run
 
     datasets: dict[str, Any] = {}
     diverged: list[str] = []
@@ -68,7 +68,7 @@ def main(paper: PaperSettings) -> None:
         return
     diverged = make(paper, runs)
 
-    from experiments.paper_tables import write_figures, write_tables
+    from experiments.paper.tables import write_figures, write_tables
 
     write_tables(paper)
     write_figures(paper)
@@ -79,4 +79,4 @@ def main(paper: PaperSettings) -> None:
 
 
 if __name__ == "__main__":
-    launcher.start(main, PaperSettings())
+    cli.start(main, PaperSettings())

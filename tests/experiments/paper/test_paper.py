@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 import experiments.digits
-from experiments import paper, paper_plan, published
-from experiments.paper_plan import PaperSettings, plan, planned_runs
-from experiments.run import NonFiniteError
+from experiments import published
+from experiments.paper import __main__ as paper
+from experiments.paper import plan as paper_plan
+from experiments.paper.plan import PaperSettings, plan, planned_runs
+from experiments.run.loop import NonFiniteError
 from lvae_jax.data import digits
 
 FIGURES = ("figure2", "figure3", "figure4", "figure5", "figure6")
@@ -180,7 +182,7 @@ def test_a_run_that_diverges_is_left_out_and_the_others_are_made(
         if settings.model == "vae":
             raise NonFiniteError("epoch 1: the training ELBO is nan")
 
-    monkeypatch.setattr("experiments.run.run", run)
+    monkeypatch.setattr("experiments.run.loop.run", run)
     settings = dataclasses.replace(tiny, only=("figure6",), workdir=str(tmp_path))
     with pytest.raises(SystemExit) as stopped:
         paper.main(settings)
@@ -218,7 +220,7 @@ def test_the_full_plan_is_the_papers():
 
 
 def test_table_2_shows_the_papers_numbers_before_a_run_is_made(tmp_path):
-    from experiments.paper_tables import table_2
+    from experiments.paper.tables import table_2
 
     settings = PaperSettings(workdir=str(tmp_path))
     text = table_2(settings, plan(settings, "table2"))

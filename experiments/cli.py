@@ -11,8 +11,8 @@ from typing import Any
 from absl import app, logging
 
 from experiments import settings as settings_lib
-from experiments.files import NO_ROOM
 from experiments.settings import Settings
+from experiments.store.files import NO_ROOM
 
 
 def main(load: Callable[[Any], Any], defaults: Settings) -> None:
@@ -27,8 +27,8 @@ def main(load: Callable[[Any], Any], defaults: Settings) -> None:
         settings = settings_lib.from_flags(type(defaults))
         with _interrupted_at_once():
             # Only now what takes seconds to import.
-            from experiments import compilation_cache, devices
-            from experiments.run import run
+            from experiments.run import compilation_cache, devices
+            from experiments.run.loop import run
 
             compilation_cache.enable(settings.compilation_cache)
             devices.start_processes(settings)
@@ -101,9 +101,9 @@ def errors_in_one_line() -> Iterator[None]:
             "free space and give the same command again"
         )
     except Exception as error:
-        from experiments.interruption import Interrupted
-        from experiments.run import NonFiniteError
-        from experiments.workdir import WorkdirError
+        from experiments.run.loop import NonFiniteError
+        from experiments.run.signals import Interrupted
+        from experiments.store.workdir import WorkdirError
         from lvae_jax.data import DataError
 
         if isinstance(error, (DataError, WorkdirError)):

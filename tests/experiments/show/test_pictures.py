@@ -8,7 +8,7 @@ from PIL import Image
 from random_parameters import random_params
 from scipy import stats
 
-from experiments import pictures
+from experiments.show import pictures
 from lvae_jax import VAE, LadderVAE
 
 

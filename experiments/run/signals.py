@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import Any
 
-from experiments import devices
+from experiments.run import devices
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from experiments.progress import Progress
-from experiments.shown import over_replicas
-from experiments.workdir import Workdir, remove_tensorboard
+from experiments.show.shown import over_replicas
+from experiments.store.workdir import Workdir, remove_tensorboard
 
 
 class Record:
@@ -52,7 +52,7 @@ class Record:
 
     def _write_events(self, lines: list[dict[str, Any]]) -> None:
         # Not before the first epoch is done: tensorboardX imports PyTorch where that is installed.
-        from experiments import tensorboard
+        from experiments.show import tensorboard
 
         events = [event for line in lines for event in tensorboard.events_of(line)]
         tensorboard.write_events(tensorboard.events_file(self.workdir.path), events)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import devices
-from experiments.checkpoints import Checkpoints
+from experiments.run import devices
 from experiments.settings import Settings, SettingsError
+from experiments.store.checkpoints import Checkpoints
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 GLOOS_WORDS = re.compile(
     r"\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected peer ranks is :|\d|\s"
@@ -28,7 +28,7 @@ import functools, json, re
 import jax, jax.numpy as jnp, numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType
-from experiments import devices
+from experiments.run import devices
 from lvae_jax import LadderVAE, training
 from lvae_jax.data import binarise
 

@@ -8,8 +8,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from experiments.checkpoints import Checkpoints, by_first_process
-from experiments.files import (
+from experiments.settings import Settings
+from experiments.store.checkpoints import Checkpoints, by_first_process
+from experiments.store.files import (
     WorkdirError,
     read_json,
     remove,
@@ -18,7 +19,6 @@ from experiments.files import (
     write_text,
     writing,
 )
-from experiments.settings import Settings
 from lvae_jax.training import TrainState
 
 try:

@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from experiments.files import NO_ROOM, WorkdirError, remove, sync, write_json
+from experiments.store.files import NO_ROOM, WorkdirError, remove, sync, write_json
 
 MANIFEST = "manifest.json"
 _ITEM = "default"  # orbax's own name for a state that is saved without one

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from experiments.replicas import each
-from experiments.shown import with_deviation
+from experiments.show.shown import with_deviation
 
 Lines = Sequence[Mapping[str, Any]]
 """Of a metrics.jsonl."""

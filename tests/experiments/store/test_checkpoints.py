@@ -20,12 +20,12 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import checkpoints as checkpoints_lib
-from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.store import checkpoints as checkpoints_lib
+from experiments.store.checkpoints import CheckpointError, Checkpoints
 
 pytestmark = pytest.mark.faults
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class State(NamedTuple):
@@ -248,7 +248,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from experiments.checkpoints import CheckpointError, Checkpoints
+from experiments.store.checkpoints import CheckpointError, Checkpoints
 from tests_of import assert_is_state_of, state_of
 """
 

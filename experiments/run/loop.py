@@ -15,8 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import lvae_jax
-from experiments import devices, published, registry
-from experiments.experiment import (
+from experiments import published, registry
+from experiments.progress import Progress
+from experiments.replicas import each, summarize
+from experiments.run import devices
+from experiments.run.record import Record
+from experiments.run.setup import (
     MATMUL_PRECISION,
     Experiment,
     TrainingProgram,
@@ -32,18 +36,15 @@ from experiments.experiment import (
     training_key,
     training_program,
 )
-from experiments.interruption import Interrupted, Interruption
-from experiments.progress import Progress
-from experiments.record import Record
-from experiments.replicas import each, summarize
+from experiments.run.signals import Interrupted, Interruption
 from experiments.settings import Settings, SettingsError
-from experiments.shown import (
+from experiments.show.shown import (
     count_with_deviation,
     over_replicas,
     with_deviation,
     with_error,
 )
-from experiments.workdir import Workdir, read_config, read_trained
+from experiments.store.workdir import Workdir, read_config, read_trained
 from lvae_jax import bounds, diagnosis, training
 from lvae_jax.data import Dataset
 from lvae_jax.training import Metrics, TrainState
@@ -164,7 +165,7 @@ def train_and_evaluate(
         epoch = int(devices.fetch(chosen.epoch, mesh)[replica])
         variables = evaluation_variables(experiment, params, epoch, replica)
         if replica == 0 and devices.writes():
-            from experiments import drawing  # imports matplotlib, which nothing before needs
+            from experiments.show import drawing  # imports matplotlib, which nothing before needs
 
             drawing.draw_model(experiment, jax.device_get(variables), workdir.path / "figures")
         stop_if_interrupted()
@@ -185,7 +186,7 @@ def train_and_evaluate(
     for replica, found in enumerate(results.get("replicas", [])):
         found["seed"] = settings.seed + replica
     if devices.writes():
-        from experiments import page, tensorboard
+        from experiments.show import page, tensorboard
 
         config = workdir.config
         page.write(workdir.path, config, registry.command(config, workdir.path), results)
@@ -502,7 +503,7 @@ def tell(*lines: str) -> None:
 
 def describe(results: dict[str, Any], config: dict[str, Any]) -> str:
     """results.json for a person."""
-    from experiments.figures import USED_KL, used_units
+    from experiments.show.figures import USED_KL, used_units
 
     number = published.log_likelihood(config)
     paper = ""

@@ -194,7 +194,7 @@ def _in_its_folder(paper: PaperSettings, planned: PlannedRun) -> PlannedRun:
 
 def read(planned: PlannedRun) -> Finished | None:
     """What the run left; None if it is not finished."""
-    from experiments.workdir import read_config, read_json, read_metrics
+    from experiments.store.workdir import read_config, read_json, read_metrics
 
     path = Path(planned.settings.workdir)
     results = read_json(path / "results.json")
@@ -205,7 +205,7 @@ def kernel_sizes(planned: PlannedRun) -> tuple[int, int]:
     """Weights that an image meets once, and weights that every sample of it meets."""
     import jax
 
-    from experiments.experiment import make_model
+    from experiments.run.setup import make_model
     from lvae_jax import training
 
     data_dim = SIZES[planned.experiment][0]
@@ -256,7 +256,7 @@ AROUND_RUN = 30.0
 
 def estimated_seconds(planned: PlannedRun, speed: float) -> float:
     """Time that the rest of a run takes, by its own epochs so far or by its matrix products."""
-    from experiments.workdir import read_metrics
+    from experiments.store.workdir import read_metrics
 
     if read(planned) is not None:
         return 0.0
@@ -274,7 +274,7 @@ def estimated_seconds(planned: PlannedRun, speed: float) -> float:
 
 def show_plan(paper: PaperSettings, runs: Sequence[PlannedRun]) -> None:
     """Prints every run, how far it is, and about how long the rest takes."""
-    from experiments.workdir import read_metrics
+    from experiments.store.workdir import read_metrics
 
     speed = products_per_second()
     total = 0.0

@@ -13,8 +13,8 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from experiments.files import writing
 from experiments.replicas import each
+from experiments.store.files import writing
 
 _EDGES = 1e-12 * 1.1 ** np.arange(775)  # TensorBoard's own
 _EDGES = np.concatenate([-_EDGES[::-1], [0.0], _EDGES])

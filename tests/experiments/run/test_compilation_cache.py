@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compilation_cache
+from experiments.run import compilation_cache
 from experiments.settings import SettingsError
 
 # Compiles one program and says whether it came from the cache.
@@ -15,7 +15,7 @@ PROGRAM = """
 import sys
 import jax, jax.numpy as jnp
 from jax import monitoring
-from experiments import compilation_cache
+from experiments.run import compilation_cache
 events = []
 monitoring.register_event_listener(lambda name, **_: events.append(name))
 compilation_cache.enable(sys.argv[1])
@@ -30,7 +30,7 @@ def hits(setting, **environment):
     process = subprocess.run(
         [sys.executable, "-c", PROGRAM, setting],
         env=inherited | environment,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=True,

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments import devices, memory
 from experiments.progress import Progress
+from experiments.run import devices, memory
 from experiments.settings import Settings, SettingsError
 from lvae_jax import VAE, LadderVAE, compilation, evaluation, training
 from lvae_jax.data import Dataset, as_stored

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import drawing, figures, published
-from experiments.figures import USED_KL, Lines, used_units
+from experiments import published
 from experiments.replicas import each
-from experiments.shown import (
+from experiments.show import drawing, figures
+from experiments.show.figures import USED_KL, Lines, used_units
+from experiments.show.shown import (
     count_with_deviation,
     different_by_replica,
     over_replicas,
@@ -18,7 +19,7 @@ from experiments.shown import (
     with_deviation,
     with_error,
 )
-from experiments.workdir import read_metrics
+from experiments.store.workdir import read_metrics
 
 NAME = "report.html"
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import figures, published
-from experiments.paper_plan import (
+from experiments import published
+from experiments.paper.plan import (
     Finished,
     PaperSettings,
     PlannedRun,
@@ -18,7 +18,8 @@ from experiments.paper_plan import (
     scaled,
 )
 from experiments.published import VARIANTS
-from experiments.shown import with_error
+from experiments.show import figures
+from experiments.show.shown import with_error
 
 
 def write_tables(paper: PaperSettings) -> None:

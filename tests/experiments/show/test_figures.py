@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.decomposition import PCA
 
-from experiments import drawing, figures, pictures
+from experiments.show import drawing, figures, pictures
 
 NAN, INF = float("nan"), float("inf")
 

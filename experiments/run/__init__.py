@@ -1,0 +1,1 @@
+"""A run: its set-up, the loop, devices and signals."""
