@@ -105,10 +105,10 @@ def test_help_lists_every_setting_of_the_experiment_with_its_default(tmp_path):
     assert "(default: '128,64,32')" in result.stdout
 
 
-def test_the_flags_table_of_the_readme_names_every_flag_with_the_default_of_mnist():
+def test_the_table_of_flags_names_every_flag_with_the_default_of_mnist():
     rows = {
         line.split("`")[1]: line
-        for line in (ROOT / "README.md").read_text().splitlines()
+        for line in (ROOT / "docs" / "flags.md").read_text().splitlines()
         if line.startswith("| `--")
     }
     settings = Settings()
