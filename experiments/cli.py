@@ -11,6 +11,7 @@ from typing import Any
 from absl import app, logging
 
 from experiments import settings as settings_lib
+from experiments.errors import RunError
 from experiments.settings import Settings
 from experiments.store.files import NO_ROOM
 
@@ -89,8 +90,8 @@ def errors_in_one_line() -> Iterator[None]:
     """Every foreseen error ends the process with one line; the status says which kind it is."""
     try:
         yield
-    except settings_lib.SettingsError as error:
-        settings_lib.fail(str(error))
+    except RunError as error:
+        settings_lib.fail(str(error), error.status)
     except KeyboardInterrupt:
         settings_lib.fail("interrupted; the same command goes on from the last checkpoint", 130)
     except OSError as error:
@@ -101,15 +102,8 @@ def errors_in_one_line() -> Iterator[None]:
             "free space and give the same command again"
         )
     except Exception as error:
-        from experiments.run.loop import NonFiniteError
-        from experiments.run.signals import Interrupted
-        from experiments.store.workdir import WorkdirError
         from lvae_jax.data import DataError
 
-        if isinstance(error, (DataError, WorkdirError)):
+        if isinstance(error, DataError):
             settings_lib.fail(str(error))
-        if isinstance(error, NonFiniteError):
-            settings_lib.fail(str(error), status=3)
-        if isinstance(error, Interrupted):
-            settings_lib.fail(str(error), status=128 + error.received)
         raise

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import cli, published
+from experiments.errors import SettingsError, WorkdirError
 from experiments.replicas import each
-from experiments.settings import PATH, SettingsError, setting
+from experiments.settings import PATH, setting
 from experiments.show import figures
 from experiments.show.figures import USED_KL, Lines, used_units
 from experiments.show.shown import (
@@ -126,8 +127,6 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
       SettingsError: there are none, or the output has no place.
       WorkdirError: one is no run's, or has no finished epoch.
     """
-    from experiments.store.workdir import WorkdirError
-
     if not workdirs:
         raise SettingsError("no runs given; name workdirs: python -m experiments.compare RUN...")
     runs = [read(Path(workdir)) for workdir in workdirs]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from experiments.errors import WorkdirError
 from experiments.settings import Settings
-from experiments.store.files import WorkdirError
 
 NAMES = ("mnist", "binarized_mnist", "fashion_mnist", "omniglot", "norb", "digits", "arrays")
 

@@ -8,7 +8,8 @@ import dataclasses
 from pathlib import Path
 
 from experiments import cli
-from experiments.settings import PATH, SettingsError, setting, whole
+from experiments.errors import SettingsError, WorkdirError
+from experiments.settings import PATH, setting, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,6 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     )
     from experiments.show import drawing, page
     from experiments.store.workdir import (
-        WorkdirError,
         is_old,
         read_chosen_epochs,
         read_config,

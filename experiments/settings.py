@@ -10,9 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import flags
 
-
-class SettingsError(ValueError):
-    """A setting that cannot be used; the message is one line: what was given, what is expected."""
+from experiments.errors import SettingsError
 
 
 class Kind(NamedTuple):

@@ -33,8 +33,9 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
       Names of the runs that diverged, which the tables leave empty.
     """
     from experiments import registry
+    from experiments.errors import NonFiniteError
     from experiments.paper.tables import write_tables
-    from experiments.run.loop import NonFiniteError, run
+    from experiments.run.loop import run
 
     datasets: dict[str, Any] = {}
     diverged: list[str] = []

@@ -9,7 +9,7 @@ import platform
 import zlib
 from pathlib import Path
 
-from experiments.settings import SettingsError
+from experiments.errors import SettingsError
 
 OFF = "off"
 

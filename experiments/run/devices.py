@@ -16,7 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments.settings import Settings, SettingsError
+from experiments.errors import SettingsError
+from experiments.settings import Settings
 from lvae_jax.training import MESH_AXES
 
 T = TypeVar("T")

@@ -2,7 +2,6 @@
 
 import contextlib
 import platform
-import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 
 import lvae_jax
 from experiments import published, registry
+from experiments.errors import Interrupted, NonFiniteError, SettingsError
 from experiments.progress import Progress
 from experiments.replicas import each, summarize
 from experiments.run import devices
@@ -36,8 +36,8 @@ from experiments.run.setup import (
     training_key,
     training_program,
 )
-from experiments.run.signals import Interrupted, Interruption
-from experiments.settings import Settings, SettingsError
+from experiments.run.signals import Interruption
+from experiments.settings import Settings
 from experiments.show.shown import (
     count_with_deviation,
     over_replicas,
@@ -48,10 +48,6 @@ from experiments.store.workdir import Workdir, read_config, read_trained
 from lvae_jax import bounds, diagnosis, training
 from lvae_jax.data import Dataset
 from lvae_jax.training import Metrics, TrainState
-
-
-class NonFiniteError(ArithmeticError):
-    """Training arrived at a number that is not finite; the message is one line."""
 
 
 class Chosen(NamedTuple):
@@ -276,7 +272,7 @@ def train(
             if received and epoch < settings.epochs:
                 raise Interrupted(
                     int(received),
-                    f"{signal.Signals(int(received)).name}: stopped after step {step}, which is "
+                    f"stopped after step {step}, which is "
                     f"saved in {workdir.path}; {how_to_go_on(workdir)}",
                 )
     if chosen is None:

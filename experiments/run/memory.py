@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import jax
 
-from experiments.settings import Settings, SettingsError
+from experiments.errors import SettingsError
+from experiments.settings import Settings
 
 FLOAT = 4
 """Bytes of a float32."""

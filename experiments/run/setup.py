@@ -12,9 +12,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from experiments.errors import SettingsError
 from experiments.progress import Progress
 from experiments.run import devices, memory
-from experiments.settings import Settings, SettingsError
+from experiments.settings import Settings
 from lvae_jax import VAE, LadderVAE, compilation, evaluation, training
 from lvae_jax.data import Dataset, as_stored
 from lvae_jax.data.validation import hold_out

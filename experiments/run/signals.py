@@ -7,18 +7,10 @@ import sys
 import threading
 from typing import Any
 
+from experiments.errors import Interrupted
 from experiments.run import devices
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class Interrupted(Exception):  # noqa: N818 - nothing is wrong
-    """A run that was asked to end has ended; the message is one line."""
-
-    def __init__(self, received: int, message: str):
-        super().__init__(message)
-        self.received = received
-        """The number of the signal."""
 
 
 class Interruption:
@@ -71,4 +63,4 @@ class Interruption:
         """
         received = int(devices.agree(self.received)[0])
         if received:
-            raise Interrupted(received, f"{signal.Signals(received).name}: {message}")
+            raise Interrupted(received, message)

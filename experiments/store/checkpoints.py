@@ -22,7 +22,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from experiments.store.files import NO_ROOM, WorkdirError, remove, sync, write_json
+from experiments.errors import CheckpointError, WorkdirError
+from experiments.store.files import NO_ROOM, remove, sync, write_json
 
 MANIFEST = "manifest.json"
 _ITEM = "default"  # orbax's own name for a state that is saved without one
@@ -30,10 +31,6 @@ _NEW, _OLD = ".new", ".old"
 _FAILED = -1
 _DISK_ERRORS = (*NO_ROOM, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 _METADATA_SIZE = 500_000  # bytes of what orbax writes about a few hundred arrays
-
-
-class CheckpointError(WorkdirError):
-    """Checkpoints that cannot be written or used; the message is one line."""
 
 
 def by_first_process(work: Callable[[], int]) -> int:

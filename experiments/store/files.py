@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.errors import WorkdirError
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used-up quota, a limit on the size of a file."""
-
-
-class WorkdirError(ValueError):
-    """A workdir that cannot be used; the message is one line: what is there, what to do."""
 
 
 @contextlib.contextmanager

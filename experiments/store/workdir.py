@@ -8,10 +8,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from experiments.errors import WorkdirError
 from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints, by_first_process
 from experiments.store.files import (
-    WorkdirError,
     read_json,
     remove,
     sync,

@@ -13,8 +13,8 @@ from PIL import Image
 
 from experiments import compare
 from experiments.compare import CompareSettings
-from experiments.settings import Settings, SettingsError
-from experiments.store.workdir import WorkdirError
+from experiments.errors import SettingsError, WorkdirError
+from experiments.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 

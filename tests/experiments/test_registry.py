@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from experiments import arrays, digits, mnist, norb, registry
+from experiments.errors import WorkdirError
 from experiments.settings import Settings
-from experiments.store.workdir import WorkdirError
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,11 +15,11 @@ from PIL import Image
 
 import experiments.run.loop
 from experiments import compare, digits, registry
+from experiments.errors import WorkdirError
 from experiments.progress import Progress
 from experiments.report import report
 from experiments.run.loop import run
 from experiments.show import page
-from experiments.store.workdir import WorkdirError
 from lvae_jax.data import DataError
 
 ROOT = Path(__file__).parents[2]

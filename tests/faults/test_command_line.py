@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from experiments import arrays, digits, mnist, norb, registry
 from experiments import settings as settings_lib
-from experiments.settings import Settings, SettingsError
+from experiments.errors import SettingsError
+from experiments.settings import Settings
 
 EXPERIMENTS = {"mnist": mnist, "digits": digits, "arrays": arrays, "norb": norb}
 

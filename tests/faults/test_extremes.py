@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from experiments import settings as settings_lib
-from experiments.run.loop import NonFiniteError, run
-from experiments.settings import Settings, SettingsError
+from experiments.errors import NonFiniteError, SettingsError
+from experiments.run.loop import run
+from experiments.settings import Settings
 from lvae_jax import VAE, LadderVAE, bounds, evaluation, training
 from lvae_jax.data import Dataset, as_stored
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.errors import SettingsError
 from experiments.run import memory
 from experiments.run import setup as experiment
 from experiments.run.memory import Estimate
-from experiments.settings import Settings, SettingsError
+from experiments.settings import Settings
 from lvae_jax import training
 from lvae_jax.data import Dataset, as_stored
 

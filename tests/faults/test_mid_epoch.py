@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.errors import Interrupted
 from experiments.run import loop as run_lib
 from experiments.run import setup as experiment
-from experiments.run.signals import Interrupted, Interruption
+from experiments.run.signals import Interruption
 from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints
 from lvae_jax.data import Dataset
@@ -79,7 +80,7 @@ def test_a_run_stopped_after_every_single_step_equals_one_that_was_not(
         for step in range(1, EPOCHS * STEPS + 1):
             with pytest.raises(Interrupted) as interrupted:
                 run_lib.run(settings_of(tmp_path / "stopped", replicas), stripes())
-            assert interrupted.value.received == signal.SIGTERM
+            assert interrupted.value.status == 128 + signal.SIGTERM
             said = capsys.readouterr().err
             if step > 1:
                 assert re.search(rf"going on after epoch {(step - 1) // STEPS}\b", said)

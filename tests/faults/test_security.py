@@ -16,10 +16,11 @@ import pytest
 from scipy import io
 
 from experiments import compare, registry, report
+from experiments.errors import WorkdirError
 from experiments.run import loop as run
 from experiments.settings import Settings
 from experiments.show import page
-from experiments.store.workdir import WorkdirError, read_trained
+from experiments.store.workdir import read_trained
 from lvae_jax.data import DataError, Dataset, arrays, omniglot
 from lvae_jax.data.array_file import read_arrays
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 import experiments.digits
 from experiments import published
+from experiments.errors import NonFiniteError
 from experiments.paper import __main__ as paper
 from experiments.paper import plan as paper_plan
 from experiments.paper.plan import PaperSettings, plan, planned_runs
-from experiments.run.loop import NonFiniteError
 from lvae_jax.data import digits
 
 FIGURES = ("figure2", "figure3", "figure4", "figure5", "figure6")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.errors import SettingsError
 from experiments.run import compilation_cache
-from experiments.settings import SettingsError
 
 # Compiles one program and says whether it came from the cache.
 PROGRAM = """

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.errors import SettingsError
 from experiments.run import devices
-from experiments.settings import Settings, SettingsError
+from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints
 
 ROOT = Path(__file__).parents[3]

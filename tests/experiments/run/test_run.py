@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.run.loop import NonFiniteError, describe, run
-from experiments.settings import Settings, SettingsError
-from experiments.store.workdir import Workdir, WorkdirError
+from experiments.errors import NonFiniteError, SettingsError, WorkdirError
+from experiments.run.loop import describe, run
+from experiments.settings import Settings
+from experiments.store.workdir import Workdir
 from lvae_jax.data import Dataset
 
 SETTINGS = Settings(

@@ -20,8 +20,9 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from experiments.errors import CheckpointError
 from experiments.store import checkpoints as checkpoints_lib
-from experiments.store.checkpoints import CheckpointError, Checkpoints
+from experiments.store.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.faults
 
@@ -248,7 +249,8 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from experiments.store.checkpoints import CheckpointError, Checkpoints
+from experiments.errors import CheckpointError
+from experiments.store.checkpoints import Checkpoints
 from tests_of import assert_is_state_of, state_of
 """
 

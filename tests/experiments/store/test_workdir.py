@@ -277,7 +277,8 @@ def test_metrics_are_on_the_disk_before_the_checkpoint_that_claims_them(run, mon
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from experiments.store.workdir import Workdir, WorkdirError
+from experiments.errors import WorkdirError
+from experiments.store.workdir import Workdir
 workdir = Workdir(Path(sys.argv[1]), {"dataset": "stripes", "settings": {"seed": 0}})
 workdir.create()
 size = (workdir.path / "metrics.jsonl").stat().st_size
