@@ -203,12 +203,16 @@ class _RunningSums(NamedTuple):
     squares: Float[Array, " batch"]
 
 
-def default_chunk_size(model: HierarchicalVAE, images: int) -> int:
-    """Samples an image at a time: as many as the device works on best, if its memory holds them.
+def default_chunk_size(
+    model: HierarchicalVAE, images: int, platform: str | None = None, memory: int | None = None
+) -> int:
+    """Samples per image at a time: as many as the device works on best, if its memory holds them.
 
     Args:
       model: a model.
       images: evaluated at once.
+      platform: of the device, such as "cpu" or "tpu"; None for the default backend.
+      memory: of the device, in bytes; None for that of the first local device.
 
     Returns:
       At least 1, and always the same on a device. On a CPU 2,500 samples of images at a time, which
@@ -217,8 +221,9 @@ def default_chunk_size(model: HierarchicalVAE, images: int) -> int:
     """
     # What a sample keeps of x and of both hidden layers, a few times over.
     floats = 4 * (model.data_dim + 2 * sum(model.hidden_sizes) + sum(model.latent_sizes))
-    at_once = 2_500 if jax.default_backend() == "cpu" else 25_000
-    at_once = min(at_once, _memory_bytes() // 4 // (4 * floats))
+    at_once = 2_500 if (platform or jax.default_backend()) == "cpu" else 25_000
+    memory = _memory_bytes() if memory is None else memory
+    at_once = min(at_once, memory // 4 // (4 * floats))
     return max(1, at_once // max(1, images))
 
 

@@ -320,9 +320,17 @@ def _choose(
 
     Elsewhere both are computed, and one selected: a GPU would wait for its host to branch.
     """
-    if jax.default_backend() == "cpu":
+
+    def branch(condition: Bool[Array, ""], state: TrainState) -> TrainState:
         return jax.lax.cond(condition, if_true, if_false, state)
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true(state), if_false(state))
+
+    def select(condition: Bool[Array, ""], state: TrainState) -> TrainState:
+        new, old = if_true(state), if_false(state)
+        return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+    # Decided when the program is lowered, by the device that it is for.
+    chosen = jax.lax.platform_dependent(condition, state, cpu=branch, default=select)
+    return cast(TrainState, chosen)
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:

@@ -216,6 +216,12 @@ def test_default_chunk_size_fits_the_device_and_is_the_same_at_every_start(
         assert evaluation.default_chunk_size(model, images) == expected
 
 
+def test_default_chunk_size_of_a_device_that_is_absent():
+    model = LadderVAE(16, (3, 1), (6, 2))
+    given = [("cpu", 2**40), ("tpu", 2**40), ("tpu", 4 * 576 * 600)]
+    assert [evaluation.default_chunk_size(model, 200, *device) for device in given] == [12, 125, 3]
+
+
 def test_log_likelihood_chooses_its_chunk_size_where_none_is_given():
     model = VAE(4, (2,), (3,))
     x = jnp.zeros((3, 4))

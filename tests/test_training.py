@@ -751,13 +751,26 @@ def test_a_step_is_the_same_by_a_branch_and_by_a_choice(backend, bad, monkeypatc
     value, _, gradients = loss_and_gradients(LADDER, state.params, x, jax.random.key(0), 1.0)
     direction, opt_state = ADAM.update(gradients, state.opt_state)
     params = jax.tree.map(lambda p, d: p - 0.01 * d, state.params, direction)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *a, default, **known: known.get(backend, default)(*a)
+    )
     step = jax.jit(training.train_step.__wrapped__, static_argnums=(0, 1))
     stepped, _ = step(LADDER, ADAM, state, x, jax.random.key(0), 1.0, 0.01)
     assert np.isfinite(value) == (not bad)
     expected = (state.params, state.opt_state) if bad else (params, opt_state)
     assert_trees_close((stepped.params, stepped.opt_state), expected, rtol=1e-4, atol=1e-5)
     assert (stepped.nonfinite, stepped.epoch_updates) == (bad, not bad)
+
+
+def test_a_step_branches_only_where_it_is_lowered_for_a_cpu():
+    step = jax.jit(training.train_step.__wrapped__, static_argnums=(0, 1))
+    state = fresh_state(ADAM, random_params(LADDER))
+    traced = step.trace(LADDER, ADAM, state, X, jax.random.key(0), 1.0, 0.01)
+    cpu, cuda, tpu = (
+        traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.case")
+        for platform in ("cpu", "cuda", "tpu")
+    )
+    assert cpu == cuda + 1 == tpu + 1
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 2), (2, 3, 2)])
