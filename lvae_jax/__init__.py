@@ -5,7 +5,7 @@ compose them (`networks`, `models`), and `training` and `evaluation` drive a mod
 `lvae_jax.data` loads data sets and needs the extra `lvae-jax[experiments]`.
 """
 
-from lvae_jax import bounds, distributions, evaluation, training
+from lvae_jax import bounds, distributions, evaluation, latents, training
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.models import VAE, LadderVAE
 
@@ -19,5 +19,6 @@ __all__ = [
     "bounds",
     "distributions",
     "evaluation",
+    "latents",
     "training",
 ]

@@ -326,6 +326,14 @@ class HierarchicalVAE(nn.Module):
             closed_form_kl=inferred.closed_form_kl,
         )
 
+    def prior(self, layer: int, z_above: Float[Array, "*batch above"]) -> Gaussian:
+        """p(z_i | z_{i+1}) of layer i = 1 .. L - 1, given z_{i+1}; that of layer L is N(0, I)."""
+        return self.generative.prior(layer, z_above)
+
+    def observe(self, z_1: Float[Array, "*batch units"]) -> Bernoulli | Gaussian:
+        """p(x | z_1), unit by unit."""
+        return self.generative.observe(z_1)
+
     def generate(
         self,
         z_or_key: Float[Array, "samples units"] | Key[Array, ""],

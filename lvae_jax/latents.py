@@ -1,0 +1,97 @@
+"""What a trained model knows of an image, layer by layer: `encode`."""
+
+import functools
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from lvae_jax.bounds import Terms
+from lvae_jax.distributions import Gaussian
+from lvae_jax.evaluation import active_units
+from lvae_jax.models import HierarchicalVAE
+
+
+class Latents(NamedTuple):
+    """The latents of images, as tuples over layers from the bottom to the top."""
+
+    posterior: tuple[Gaussian, ...]
+    """q(z_i | ...) given the neighbouring layer of `z`; [batch, units]."""
+
+    z: tuple[Float[Array, "batch units"], ...]
+    """What was passed on from layer to layer: the posterior means, or a sample."""
+
+    active: tuple[Bool[Array, " units"], ...]
+    """Which units vary with the image: see `evaluation.active_units`."""
+
+
+@functools.partial(jax.jit, static_argnames=("model", "batch_size"))
+def encode(
+    model: HierarchicalVAE,
+    variables: Any,
+    x: Float[Array, "batch data_dim"],
+    key: Key[Array, ""] | None = None,
+    *,
+    batch_size: int = 250,
+) -> Latents:
+    """The posterior of every layer, (7)-(9) or (16)-(19), along the means or along a sample.
+
+    Every q(z_i | ...) is conditioned on a value of a neighbouring layer. Without a key that value
+    is the mean of its own posterior: one deterministic point an image, for features, retrieval and
+    plots. With a key it is a sample, which represents the posterior's uncertainty: for averages
+    over q and for anything that the generative model is to continue from.
+
+    Args:
+      model: a trained model.
+      variables: its variables, batch-norm statistics included.
+      x: the images.
+      key: None for the means; or a key, from which image i takes `fold_in(key, i)`.
+      batch_size: images at a time; the result does not depend on it.
+
+    Returns:
+      The latents. `active` is Burda's criterion over these images: with a key by two independent
+      samples of each image, without one by the variance of the means.
+
+    Example:
+      >>> from lvae_jax import LadderVAE
+      >>> model = LadderVAE(4, (3, 2), (8, 8), batch_norm=False)
+      >>> x = jnp.ones((5, 4))
+      >>> keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
+      >>> latents = encode(model, jax.jit(model.init)(keys, x), x)
+      >>> [q.mean.shape for q in latents.posterior]
+      [(5, 3), (5, 2)]
+    """
+    numbers = jnp.arange(x.shape[0])
+    keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+
+    def of_image(image: tuple[Array, Array | None]) -> tuple[Any, Any]:
+        x, key = image
+        if key is None:
+            terms = _along_means(model, variables, x)
+        else:
+            terms = cast(Terms, model.apply(variables, x[None], 2, rngs={"sample": key}))
+        return jax.tree.map(lambda a: a[:, 0], (terms.posterior, terms.z))
+
+    # [batch, samples, units]
+    posterior, z = jax.lax.map(of_image, (x, keys), batch_size=batch_size)
+    active = []
+    for q in posterior:
+        means = jnp.swapaxes(q.mean, 0, 1)
+        # Of one sample, the mean, its covariance with itself is the variance.
+        active.append(active_units(means if keys is not None else jnp.repeat(means, 2, axis=0)))
+    posterior, z = jax.tree.map(lambda a: a[:, 0], (posterior, z))
+    return Latents(posterior, z, tuple(active))
+
+
+def _along_means(model: HierarchicalVAE, variables: Any, x: Array) -> Terms:
+    """The terms of one image where every z_i is the mean of its own posterior.
+
+    Upward or downward, a layer's posterior depends on layers before it alone: with every pass one
+    layer more is settled. (XLA drops what the passes have in common.)
+    """
+    z = tuple(jnp.zeros((1, 1, units), jnp.float32) for units in model.latent_sizes)
+    for _ in range(model.depth + 1):
+        terms = cast(Terms, model.apply(variables, x[None], z, method="densities"))
+        z = tuple(q.mean for q in terms.posterior)
+    return terms
