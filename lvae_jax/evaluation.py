@@ -18,7 +18,22 @@ from lvae_jax import bounds, compilation
 from lvae_jax.bounds import Terms
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.normalization import Moments, pool, without_constant_units
+from lvae_jax.outliers import LikelihoodRatio, likelihood_ratio
 from lvae_jax.training import MESH_AXES, Preprocess, named_key, split_examples
+
+__all__ = [
+    "ElboResult",
+    "LikelihoodRatio",
+    "LogLikelihood",
+    "active_units",
+    "default_chunk_size",
+    "elbo",
+    "likelihood_ratio",
+    "log_likelihood",
+    "log_likelihood_program",
+    "map_images",
+    "reestimate_batch_stats",
+]
 
 ACTIVE_VARIANCE = 0.01
 """A unit is active if its posterior mean has a larger variance over the data (Burda, 2016)."""

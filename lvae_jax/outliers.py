@@ -1,0 +1,102 @@
+"""How unusual an image is to a trained hierarchy: the likelihood ratio of Havtorn et al. (2021)."""
+
+import functools
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from lvae_jax import bounds, distributions
+from lvae_jax.bounds import Terms
+from lvae_jax.models import HierarchicalVAE
+
+
+class LikelihoodRatio(NamedTuple):
+    """Of every image, in nats."""
+
+    ratio: Float[Array, " batch"]
+    """L - L^{>k}: large for an image whose upper layers do not explain it."""
+
+    standard_error: Float[Array, " batch"]
+    """Of `ratio`, over its samples."""
+
+    elbo: Float[Array, " batch"]
+    """L, from the same samples."""
+
+    elbo_above: Float[Array, " batch"]
+    """L^{>k}, from the same samples of the upper layers."""
+
+
+@functools.partial(jax.jit, static_argnames=("model", "above", "num_samples", "batch_size"))
+def likelihood_ratio(
+    model: HierarchicalVAE,
+    variables: Any,
+    x: Float[Array, "batch data_dim"],
+    key: Key[Array, ""],
+    *,
+    above: int,
+    num_samples: int = 16,
+    batch_size: int = 50,
+) -> LikelihoodRatio:
+    """LLR^{>k} = L - L^{>k}, the ELBO less the ELBO that trusts the layers above k alone.
+
+        L^{>k} = E[log p(x | z) + log p(z_{>k}) - log q(z_{>k} | x)],
+                 z_{>k} ~ q(z_{>k} | x),  z_{<=k} ~ p(z_{<=k} | z_{>k})
+
+    is a lower bound of log p(x) too, in which the k lowest layers are drawn from their priors. It
+    is loose where the image has details that its upper layers do not imply. Both bounds use the
+    same samples of the upper layers, so that their noise cancels in the difference.
+
+    In bottom-up inference (the VAE) q(z_{>k} | x) is a mixture over the lower layers and has no
+    density in closed form. There z_{<=k} is drawn from q, z_{>k} from q(z_{>k} | z_k), whose
+    density takes the place of q(z_{>k} | x), and the lower layers are then drawn anew. For every
+    z_k that is a lower bound, hence in the mean; it is below the one above.
+
+    Source: Havtorn, Frellsen, Hauberg, Maaløe 2021, Hierarchical VAEs Know What They Don't Know,
+    arXiv:2102.08248.
+
+    Args:
+      model: a trained model of at least two layers.
+      variables: its variables, batch-norm statistics included.
+      x: the images.
+      key: a key, from which image i takes `fold_in(key, i)`.
+      above: k, between 1 and L - 1.
+      num_samples: samples an image, at least 2.
+      batch_size: images at a time; the result does not depend on it.
+
+    Returns:
+      [batch] each.
+
+    Raises:
+      ValueError: there is no such k, or fewer than two samples.
+    """
+    if not 1 <= above < model.depth:
+        raise ValueError(f"above={above}; a model of {model.depth} layers takes 1 to L - 1")
+    if num_samples < 2:
+        raise ValueError(f"num_samples={num_samples}; give at least 2, for a standard error")
+
+    def of_image(image: tuple[Array, Array]) -> tuple[Array, Array]:
+        index, x = image
+        posterior_key, prior_key = jax.random.split(jax.random.fold_in(key, index))
+        rngs = {"sample": posterior_key}
+        terms = cast(Terms, model.apply(variables, x[None], num_samples, rngs=rngs))
+        kl = [layer[:, 0] for layer in bounds.sum_units(bounds.kl_per_unit(terms))]
+
+        z = terms.z[above][:, 0]
+        for layer in range(above, 0, -1):
+            p: Any = model.apply(variables, layer, z, method="prior")
+            z = distributions.sample(jax.random.fold_in(prior_key, layer), p)
+        observed: Any = model.apply(variables, z, method="observe")
+        log_px_above = distributions.sum_log_prob(observed, x[None])
+        return terms.log_px[:, 0] - sum(kl), log_px_above - sum(kl[above:])
+
+    images = (jnp.arange(x.shape[0]), x)
+    elbo, elbo_above = jax.lax.map(of_image, images, batch_size=batch_size)
+    ratio = elbo - elbo_above  # [batch, samples]
+    return LikelihoodRatio(
+        ratio=jnp.mean(ratio, axis=1),
+        standard_error=jnp.std(ratio, axis=1, ddof=1) / jnp.sqrt(jnp.float32(num_samples)),
+        elbo=jnp.mean(elbo, axis=1),
+        elbo_above=jnp.mean(elbo_above, axis=1),
+    )
