@@ -1,13 +1,15 @@
 """Ladder Variational Autoencoders (Sønderby et al., NeurIPS 2016) in JAX and Flax.
 
 Pure functions hold the mathematics (`distributions`, `bounds`, `normalization`), Flax modules
-compose them (`networks`, `models`), and `training` and `evaluation` drive a model over a data set.
+compose them (`networks`, `models`), `training` and `evaluation` drive a model over a data set, and
+`save` and `load` keep a trained one.
 `lvae_jax.data` loads data sets and needs the extra `lvae-jax[experiments]`.
 """
 
 from lvae_jax import bounds, distributions, evaluation, latents, training
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.models import VAE, LadderVAE
+from lvae_jax.trained import load, save
 
 __version__ = "0.1.0"
 
@@ -20,5 +22,7 @@ __all__ = [
     "distributions",
     "evaluation",
     "latents",
+    "load",
+    "save",
     "training",
 ]

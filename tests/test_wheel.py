@@ -87,7 +87,7 @@ def test_the_wheel_holds_the_library_alone_with_its_data(wheel):
     assert {"lvae_jax/py.typed", "lvae_jax/data/checksums.tsv", "lvae_jax/models.py"} <= set(names)
 
 
-def test_the_library_requires_jax_flax_optax_and_jaxtyping_alone(wheel):
+def test_the_library_requires_jax_flax_optax_jaxtyping_and_safetensors_alone(wheel):
     (path,) = (n for n in zipfile.ZipFile(wheel).namelist() if n.endswith(".dist-info/METADATA"))
     lines = zipfile.ZipFile(wheel).read(path).decode().splitlines()
     required = {
@@ -95,7 +95,7 @@ def test_the_library_requires_jax_flax_optax_and_jaxtyping_alone(wheel):
         for line in lines
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     }
-    assert required == {"jax", "flax", "optax", "jaxtyping"}
+    assert required == {"jax", "flax", "optax", "jaxtyping", "safetensors"}
 
 
 def test_a_script_elsewhere_works_with_only_the_librarys_own_dependencies(wheel, tmp_path):

@@ -160,6 +160,12 @@ def train_and_evaluate(
         params = devices.replica_of(chosen.params, replica, mesh)
         epoch = int(devices.fetch(chosen.epoch, mesh)[replica])
         variables = evaluation_variables(experiment, params, epoch, replica)
+        workdir.save_model(
+            experiment.model,
+            devices.fetch(variables, mesh),
+            {"dataset": experiment.dataset.name, "epoch": epoch, "seed": settings.seed + replica},
+            replica if settings.replicas > 1 else None,
+        )
         if replica == 0 and devices.writes():
             from experiments.show import drawing  # imports matplotlib, which nothing before needs
 

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import lvae_jax
 from experiments.errors import WorkdirError
 from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints, by_first_process
@@ -19,6 +20,7 @@ from experiments.store.files import (
     write_text,
     writing,
 )
+from lvae_jax.models import HierarchicalVAE
 from lvae_jax.training import TrainState
 
 try:
@@ -49,6 +51,7 @@ _BEFORE_CONFIG = {_LOCK, "config.json.tmp"}  # of a start that was killed at onc
 _MADE_BY_A_RUN = (
     "results.json",  # first: a run that is being removed is not finished
     "metrics.jsonl",
+    "model",
     "checkpoints",
     "chosen",
     "tensorboard",
@@ -141,6 +144,19 @@ class Workdir:
     def results(self) -> dict[str, Any] | None:
         """results.json of a finished run; None also of one that is to be overwritten."""
         return None if self._overwrite else read_json(self.path / "results.json")
+
+    def save_model(
+        self, model: HierarchicalVAE, variables: Any, metadata: dict[str, Any], replica: int | None
+    ) -> None:
+        """Writes `model/`, or `model/0` and so on where a run has several replicas.
+
+        Raises:
+          WorkdirError: the disk is full, or cannot be written.
+        """
+        if self.writes:
+            folder = self.path / "model" / ("" if replica is None else str(replica))
+            with writing(folder):
+                lvae_jax.save(folder, model, variables, metadata)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json: the run is finished."""
