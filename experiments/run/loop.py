@@ -1,6 +1,7 @@
 """A whole run: settings, data, model, training, evaluation, results."""
 
 import contextlib
+import dataclasses
 import platform
 import sys
 import time
@@ -17,7 +18,8 @@ import lvae_jax
 from experiments import published, registry
 from experiments.errors import Interrupted, NonFiniteError, SettingsError
 from experiments.progress import Progress
-from experiments.replicas import each, summarize
+from experiments.replicas import each
+from experiments.results import EpochRecord, ReplicaEpoch, RunResults
 from experiments.run import devices
 from experiments.run.record import Record
 from experiments.run.setup import (
@@ -172,21 +174,19 @@ def train_and_evaluate(
             drawing.draw_model(experiment, jax.device_get(variables), workdir.path / "figures")
         stop_if_interrupted()
         found = evaluate_fully(experiment, variables, epoch, replica, stop_if_interrupted)
-        by_replica.append({"chosen_epoch": epoch, **found})
-    results = {
-        "dataset": experiment.dataset.name,
-        "model": settings.model,
-        "epochs": settings.epochs,
-        "seed": settings.seed,
-        "eval_samples": settings.eval_samples,
-        "eval_images": len(experiment.test_x[: settings.eval_subset or None]),
-        **summarize(by_replica),
-        "training_seconds": seconds,
-        "wall_seconds": seconds + time.monotonic() - evaluation_started,
-        "device": devices.describe(),
-    }
-    for replica, found in enumerate(results.get("replicas", [])):
-        found["seed"] = settings.seed + replica
+        by_replica.append(found)
+    results = RunResults(
+        dataset=experiment.dataset.name,
+        model=settings.model,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        eval_samples=settings.eval_samples,
+        eval_images=len(experiment.test_x[: settings.eval_subset or None]),
+        replicas=tuple(by_replica),
+        training_seconds=seconds,
+        wall_seconds=seconds + time.monotonic() - evaluation_started,
+        device=devices.describe(),
+    ).to_json()
     if devices.writes():
         from experiments.show import page, tensorboard
 
@@ -228,7 +228,7 @@ def train(
     settings, mesh = experiment.settings, experiment.mesh
     per_epoch = steps_per_epoch(experiment)
     epoch = step // per_epoch
-    lines = workdir.truncate_metrics(epoch)
+    lines = [EpochRecord.from_json(line) for line in workdir.truncate_metrics(epoch)]
     chosen = restore_chosen(experiment, workdir, state) if settings.validation else None
     with Record(
         workdir, lines, Progress("epoch", settings.epochs, epoch, shown=devices.writes())
@@ -257,16 +257,24 @@ def train(
                     for replica, found in enumerate(by_replica):
                         params = devices.replica_of(state.params, replica, mesh)
                         variables = evaluation_variables(experiment, params, epoch, replica)
-                        found |= evaluate(experiment, variables, epoch, replica)
-                line = {"epoch": epoch - 1, "step": step, **summarize(by_replica)}
+                        evaluated = evaluate(experiment, variables, epoch, replica)
+                        by_replica[replica] = dataclasses.replace(found, **evaluated)
+                skipped = None
                 if settings.on_nonfinite == "skip":
-                    line["skipped_updates"] = int(np.sum(devices.fetch(state.nonfinite, mesh)))
-                line["seconds"] = time.monotonic() - epoch_started
+                    skipped = int(np.sum(devices.fetch(state.nonfinite, mesh)))
+                line = EpochRecord(
+                    epoch=epoch - 1,
+                    step=step,
+                    replicas=tuple(by_replica),
+                    seconds=time.monotonic() - epoch_started,
+                    skipped_updates=skipped,
+                )
                 epoch_started = time.monotonic()
-                if chosen is not None and "validation_elbo" in by_replica[0]:
+                held_out = line.mean("validation_elbo")
+                if chosen is not None and held_out is not None:
                     chosen = choose(experiment, workdir, chosen, state, step, record.lines, line)
                 record.add(line)
-                score = line.get("validation_elbo", line["train_elbo"])
+                score = line.mean("train_elbo") if held_out is None else held_out
             waited = time.monotonic() - saved
             received, due = devices.agree(
                 interruption.received,
@@ -284,7 +292,7 @@ def train(
     if chosen is None:
         chosen = Chosen(state.params, jnp.full((settings.replicas,), settings.epochs, jnp.int32))
         chosen = chosen._replace(epoch=devices.put(chosen.epoch, mesh, "replica"))
-    return state, chosen, sum(line["seconds"] for line in record.lines)
+    return state, chosen, sum(line.seconds for line in record.lines)
 
 
 def how_to_go_on(workdir: Workdir) -> str:
@@ -313,23 +321,18 @@ def schedules(settings: Settings, epoch: int) -> tuple[list[float], list[float]]
     return beta, learning_rate
 
 
-def metrics_by_replica(
-    experiment: Experiment, metrics: Metrics, epoch: int
-) -> list[dict[str, Any]]:
-    """What a line of metrics.jsonl says of every replica after an epoch.
-
-    An epoch all of whose updates were skipped has no means: None.
-    """
+def metrics_by_replica(experiment: Experiment, metrics: Metrics, epoch: int) -> list[ReplicaEpoch]:
+    """What training found in an epoch, for every replica."""
     host = devices.fetch(metrics, experiment.mesh)
     beta, learning_rate = schedules(experiment.settings, epoch)
     return [
-        {
-            "beta": beta[i],
-            "learning_rate": learning_rate[i],
-            "train_elbo": _number(host.train_elbo[i]),
-            "log_px": _number(host.log_px[i]),
-            "kl_per_layer": [_number(kl) for kl in host.kl_per_layer[i]],
-        }
+        ReplicaEpoch(
+            beta=beta[i],
+            learning_rate=learning_rate[i],
+            train_elbo=_number(host.train_elbo[i]),
+            log_px=_number(host.log_px[i]),
+            kl_per_layer=tuple(_number(kl) for kl in host.kl_per_layer[i]),
+        )
         for i in range(experiment.settings.replicas)
     ]
 
@@ -390,31 +393,25 @@ def choose(
     chosen: Chosen,
     state: TrainState,
     step: int,
-    lines: list[dict[str, Any]],
-    line: dict[str, Any],
+    lines: list[EpochRecord],
+    line: EpochRecord,
 ) -> Chosen:
     """Keeps the replicas whose held-out ELBO is the best so far, and saves what is kept.
 
     A resumed run comes by the same states again, so that what a start that was killed had chosen
     beyond its last checkpoint is chosen again.
     """
-    before = [_validation(one) for one in lines if "validation_elbo" in one]
-    better = np.array(
-        [all(now > then[i] for then in before) for i, now in enumerate(_validation(line))]
-    )
+    before = [one.each("validation_elbo") for one in lines if one.evaluated]
+    now = line.each("validation_elbo")
+    better = np.array([all(now[i] > then[i] for then in before) for i in range(len(now))])
     if not better.any():
         return chosen
-    epoch = jnp.int32(line["epoch"] + 1)
+    epoch = jnp.int32(line.epoch + 1)
     chosen = _take(
         devices.put(better, experiment.mesh, "replica"), Chosen(state.params, epoch), chosen
     )
     workdir.save_chosen(chosen, step)
     return chosen
-
-
-def _validation(line: dict[str, Any]) -> list[float]:
-    """The held-out ELBO of every replica."""
-    return [replica["validation_elbo"] for replica in line.get("replicas", [line])]
 
 
 @jax.jit

@@ -1,9 +1,8 @@
 """What a run records as it goes: metrics.jsonl, TensorBoard, progress."""
 
-from typing import Any
-
 from experiments.progress import Progress
-from experiments.show.shown import over_replicas
+from experiments.results import EpochRecord
+from experiments.show.shown import with_deviation
 from experiments.store.workdir import Workdir, remove_tensorboard
 
 
@@ -13,7 +12,7 @@ class Record:
     Of several processes only the one that writes does; all have the lines.
     """
 
-    def __init__(self, workdir: Workdir, lines: list[dict[str, Any]], progress: Progress):
+    def __init__(self, workdir: Workdir, lines: list[EpochRecord], progress: Progress):
         """Starts TensorBoard's files anew from the lines there are.
 
         Args:
@@ -37,22 +36,22 @@ class Record:
     def __exit__(self, *_: object) -> None:
         self.progress.__exit__()
 
-    def add(self, line: dict[str, Any]) -> None:
+    def add(self, line: EpochRecord) -> None:
         """Records the line of an epoch.
 
         Raises:
           WorkdirError: the disk is full, or cannot be written.
         """
         self.lines.append(line)
-        self.workdir.append_metrics(line)
+        self.workdir.append_metrics(line.to_json())
         if self.workdir.writes:
             self._write_events([line])
-        note = f"beta {line['beta']:.2f}  ELBO {over_replicas(line, 'train_elbo')}"
-        self.progress.update(line["epoch"] + 1, note)
+        note = f"beta {line.mean('beta'):.2f}  ELBO {with_deviation(line.each('train_elbo'))}"
+        self.progress.update(line.epoch + 1, note)
 
-    def _write_events(self, lines: list[dict[str, Any]]) -> None:
+    def _write_events(self, lines: list[EpochRecord]) -> None:
         # Not before the first epoch is done: tensorboardX imports PyTorch where that is installed.
         from experiments.show import tensorboard
 
-        events = [event for line in lines for event in tensorboard.events_of(line)]
+        events = [event for line in lines for event in tensorboard.events_of(line.to_json())]
         tensorboard.write_events(tensorboard.events_file(self.workdir.path), events)

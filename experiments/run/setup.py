@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from experiments.errors import SettingsError
 from experiments.progress import Progress
+from experiments.results import ReplicaResults
 from experiments.run import devices, memory
 from experiments.settings import Settings
 from lvae_jax import VAE, LadderVAE, compilation, evaluation, training
@@ -342,8 +343,8 @@ def evaluate(
     test = _elbo(experiment, variables, as_stored, experiment.test_x, key)
     return results | {
         "test_elbo": float(test.elbo),
-        "active_units": [int(np.sum(active)) for active in test.active],
-        "kl_per_unit": [kl.tolist() for kl in test.kl_per_unit],
+        "active_units": tuple(int(np.sum(active)) for active in test.active),
+        "kl_per_unit": tuple(tuple(kl.tolist()) for kl in test.kl_per_unit),
     }
 
 
@@ -353,7 +354,7 @@ def evaluate_fully(
     epoch: int,
     replica: int = 0,
     between_batches: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> ReplicaResults:
     """What is evaluated at the end, the test log-likelihood and the training set's L_1 included.
 
     The validation ELBO is left out: what has been chosen by is no result.
@@ -373,19 +374,22 @@ def evaluate_fully(
         experiment, variables, replica, between_batches
     )
     images = len(log_likelihood)
-    return {
-        "test_log_likelihood": float(np.mean(log_likelihood)),
-        # Of one image there is no standard error; null in JSON.
-        "test_log_likelihood_standard_error": (
-            float(np.std(np.float64(log_likelihood), ddof=1) / math.sqrt(images))
-            if images > 1
-            else None
-        ),
-        "effective_sample_size": float(np.mean(effective_sample_size)),
-        "train_elbo": float(train.elbo),
-        "kl_per_layer": [sum(layer) for layer in test["kl_per_unit"]],
+    # Of one image there is no standard error; null in JSON.
+    error = (
+        float(np.std(np.float64(log_likelihood), ddof=1) / math.sqrt(images))
+        if images > 1
+        else None
+    )
+    return ReplicaResults(
+        chosen_epoch=epoch,
+        test_log_likelihood=float(np.mean(log_likelihood)),
+        test_log_likelihood_standard_error=error,
+        effective_sample_size=float(np.mean(effective_sample_size)),
+        train_elbo=float(train.elbo),
+        kl_per_layer=tuple(sum(layer) for layer in test["kl_per_unit"]),
+        seed=experiment.settings.seed + replica,
         **test,
-    }
+    )
 
 
 def test_log_likelihood(

@@ -1,0 +1,204 @@
+"""What an epoch and a run found, as typed records, and their JSON.
+
+A run has one or more replicas, and a record always holds a tuple of them. `EpochRecord` is a line
+of metrics.jsonl, `RunResults` is results.json. Both become JSON, and are made of it, here alone.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+USED_KL = 0.01
+"""Nats. A unit with a greater KL is used. One of a lower layer can be active, by the variance of
+its posterior mean, only because its prior follows the layer above; its KL says what it adds."""
+
+_NO_MEAN = ("kl_per_unit", "seed")
+"""Fields without a mean: the j-th units of two replicas have nothing to do with each other."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplicaEpoch:
+    """What one replica found in an epoch; all quantities in nats.
+
+    The means over an epoch whose updates were all skipped are None. The last four fields are None
+    for an epoch that was not evaluated, `validation_elbo` also where no images are held out.
+    """
+
+    beta: float
+    learning_rate: float
+    train_elbo: float | None
+    log_px: float | None
+    kl_per_layer: tuple[float | None, ...]
+    validation_elbo: float | None = None
+    test_elbo: float | None = None
+    active_units: tuple[int, ...] | None = None
+    kl_per_unit: tuple[tuple[float, ...], ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplicaResults:
+    """What one replica found in the end; all quantities in nats.
+
+    `test_log_likelihood_standard_error` is over the test images, and None for a single one.
+    """
+
+    chosen_epoch: int
+    test_log_likelihood: float
+    test_log_likelihood_standard_error: float | None
+    effective_sample_size: float
+    train_elbo: float
+    kl_per_layer: tuple[float, ...]
+    test_elbo: float
+    active_units: tuple[int, ...]
+    kl_per_unit: tuple[tuple[float, ...], ...]
+    seed: int
+
+
+class Replicated:
+    """Numbers of several replicas, read by the names of a replica's fields."""
+
+    replicas: tuple[Any, ...]
+
+    def each(self, name: str) -> list[Any]:
+        """The number, or the numbers by layer, of every replica."""
+        return [getattr(replica, name) for replica in self.replicas]
+
+    def mean(self, name: str) -> Any:
+        """The mean over the replicas, by layer where there is one per layer; None if any is."""
+        return _elementwise(lambda values: float(np.mean(values)), self.each(name))
+
+    def deviation(self, name: str) -> Any:
+        """The replicas' standard deviation (ddof = 1), shaped as `mean`; None for one replica."""
+        if len(self.replicas) == 1:
+            return None
+        return _elementwise(lambda values: float(np.std(values, ddof=1)), self.each(name))
+
+    def used_units(self) -> list[tuple[int, ...]]:
+        """[replicas][layers]: the number of units with a KL of more than `USED_KL`."""
+        return [
+            tuple(sum(kl > USED_KL for kl in layer) for layer in layers)
+            for layers in self.each("kl_per_unit")
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON values.
+
+        One replica's numbers stand beside the others. Of several, their means do, then
+        "standard_deviation" by the same names, and "replicas", a list of each one's numbers.
+        """
+        values: dict[str, Any] = {}
+        for name, value in _fields(self).items():
+            values |= self._summary() if name == "replicas" else {name: value}
+        return values
+
+    def _summary(self) -> dict[str, Any]:
+        each = [_fields(replica) for replica in self.replicas]
+        if len(each) == 1:
+            return each[0]
+        names = [name for name in each[0] if name not in _NO_MEAN]
+        return {
+            **{name: self.mean(name) for name in names},
+            "standard_deviation": {name: self.deviation(name) for name in names},
+            "replicas": each,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochRecord(Replicated):
+    """What an epoch found: a line of metrics.jsonl.
+
+    Example:
+      >>> one = ReplicaEpoch(1.0, 1e-3, train_elbo=-90.0, log_px=-70.0, kl_per_layer=(16.0, 4.0))
+      >>> other = dataclasses.replace(one, train_elbo=-92.0, kl_per_layer=(16.0, 6.0))
+      >>> record = EpochRecord(epoch=7, step=80, replicas=(one, other), seconds=1.5)
+      >>> record.mean("train_elbo"), record.mean("kl_per_layer")
+      (-91.0, (16.0, 5.0))
+      >>> EpochRecord.from_json(record.to_json()) == record
+      True
+    """
+
+    epoch: int
+    step: int
+    replicas: tuple[ReplicaEpoch, ...]
+    seconds: float
+    skipped_updates: int | None = None
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the test set was evaluated after this epoch."""
+        return self.replicas[0].test_elbo is not None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "EpochRecord":
+        """Reads what `to_json` wrote.
+
+        Raises:
+          ValueError: it is no line of metrics.jsonl.
+        """
+        return _read(cls, ReplicaEpoch, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResults(Replicated):
+    """What a finished run found: results.json."""
+
+    dataset: str
+    model: str
+    epochs: int
+    seed: int
+    eval_samples: int
+    eval_images: int
+    replicas: tuple[ReplicaResults, ...]
+    training_seconds: float
+    wall_seconds: float
+    device: str
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RunResults":
+        """Reads what `to_json` wrote.
+
+        Raises:
+          ValueError: it is no results.json.
+        """
+        return _read(cls, ReplicaResults, values)
+
+
+def _elementwise(statistic: Callable[[list[Any]], Any], values: Sequence[Any]) -> Any:
+    if isinstance(values[0], tuple):
+        return tuple(_elementwise(statistic, parts) for parts in zip(*values, strict=True))
+    return None if None in values else statistic(list(values))
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """A record's fields, without those that need not be there and are not."""
+    return {
+        field.name: value
+        for field in dataclasses.fields(record)
+        for value in [getattr(record, field.name)]
+        if not (value is None and field.default is None)
+    }
+
+
+_Record = TypeVar("_Record", EpochRecord, RunResults)
+
+
+def _read(record: type[_Record], replica: type[Any], values: Mapping[str, Any]) -> _Record:
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    replicas = tuple(_make(replica, each) for each in values.get("replicas", [values]))
+    return _make(record, values | {"replicas": replicas})
+
+
+def _make(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """A record of the values that it has fields for."""
+    fields = dataclasses.fields(kind)
+    missing = [f.name for f in fields if f.default is not None and f.name not in values]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    return kind(**{f.name: _tuples(values[f.name]) for f in fields if f.name in values})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
