@@ -742,6 +742,16 @@ def test_a_gradient_that_is_not_finite_makes_no_update_though_the_loss_is_finite
     assert_trees_equal(stepped.params, params)
 
 
+def fresh_step():
+    """A jitted step that nothing has traced before: JAX keeps traces by function."""
+
+    def step(state, x):
+        train_step = training.train_step.__wrapped__
+        return train_step(LADDER, ADAM, state, x, jax.random.key(0), 1.0, 0.01)[0]
+
+    return jax.jit(step)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])  # a branch there, a choice of every array here
 @pytest.mark.parametrize("bad", [False, True])
 def test_a_step_is_the_same_by_a_branch_and_by_a_choice(backend, bad, monkeypatch):
@@ -754,8 +764,7 @@ def test_a_step_is_the_same_by_a_branch_and_by_a_choice(backend, bad, monkeypatc
     monkeypatch.setattr(
         jax.lax, "platform_dependent", lambda *a, default, **known: known.get(backend, default)(*a)
     )
-    step = jax.jit(training.train_step.__wrapped__, static_argnums=(0, 1))
-    stepped, _ = step(LADDER, ADAM, state, x, jax.random.key(0), 1.0, 0.01)
+    stepped = fresh_step()(state, x)
     assert np.isfinite(value) == (not bad)
     expected = (state.params, state.opt_state) if bad else (params, opt_state)
     assert_trees_close((stepped.params, stepped.opt_state), expected, rtol=1e-4, atol=1e-5)
@@ -763,9 +772,7 @@ def test_a_step_is_the_same_by_a_branch_and_by_a_choice(backend, bad, monkeypatc
 
 
 def test_a_step_branches_only_where_it_is_lowered_for_a_cpu():
-    step = jax.jit(training.train_step.__wrapped__, static_argnums=(0, 1))
-    state = fresh_state(ADAM, random_params(LADDER))
-    traced = step.trace(LADDER, ADAM, state, X, jax.random.key(0), 1.0, 0.01)
+    traced = fresh_step().trace(fresh_state(ADAM, random_params(LADDER)), X)
     cpu, cuda, tpu = (
         traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.case")
         for platform in ("cpu", "cuda", "tpu")
