@@ -1,22 +1,21 @@
 """Binarised MNIST: 60,000 training and 10,000 test images whose pixels are 0 or 1, 28×28.
 
 Larochelle's fixed binarisation of MNIST (Larochelle and Murray, 2011), for comparison with results
-on it. The files are text, a row of 784 zeros and ones an image, and have no labels.
+on it. The files are text, one row of 784 zeros and ones per image, and have no labels.
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lvae_jax.data.dataset import DataError, Dataset
-from lvae_jax.data.gzip_file import open_gzip
-from lvae_jax.data.prepared import Source, load_arrays
+from lvae_jax.data.prepared import load_arrays
+from lvae_jax.data.source import File, Source, Splits, open_content
 
 VALIDATION_SIZE = 10_000
-"""The last so many training images are those of the original validation file."""
+"""Number of images in the validation file; they are the last of the training images."""
 
 _SEPARATORS = np.frombuffer(b" " * 783 + b"\n", np.uint8)
 
@@ -25,19 +24,16 @@ def read_amat(path: Path) -> np.ndarray:
     """Reads a file of rows of 784 zeros and ones, with single spaces between them.
 
     Args:
-      path: The `.amat` file, or the same packed with gzip as `.amat.gz`.
+      path: The `.amat` file, packed with gzip or not.
 
     Returns:
       uint8 images [n, 28, 28], each pixel 0 or 255.
 
     Raises:
-      DataError: The file is missing, cut short or another; one line names it.
+      DataError: The file is missing, cut short or of another kind.
     """
-    if path.suffix == ".gz":
-        with open_gzip(path, ".amat") as file:
-            content = file.read()
-    else:
-        content = path.read_bytes()
+    with open_content(path) as file:
+        content = file.read()
 
     row_size = 2 * len(_SEPARATORS)
     if not content or len(content) % row_size:
@@ -57,26 +53,33 @@ def read_amat(path: Path) -> np.ndarray:
     return (ones * np.uint8(255)).reshape(-1, 28, 28)
 
 
-def _read(paths: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    train, valid, test = (read_amat(paths[file]) for file in SOURCE.files)
+def _read(paths: Mapping[str, Path]) -> Splits:
+    train, valid, test = (read_amat(paths[file.name]) for file in SOURCE.files)
     images = {"train": np.concatenate([train, valid]), "test": test}
     return {split: (array, np.full(len(array), -1)) for split, array in images.items()}
 
 
-def _builder_class() -> Any:
-    from lvae_jax.data.builders import LvaeBinarizedMnist
-
-    return LvaeBinarizedMnist
-
-
 SOURCE = Source(
     name="lvae_binarized_mnist",
-    version="1.0.0",
+    homepage="http://www.dmi.usherb.ca/~larocheh/mlpython/_modules/datasets/binarized_mnist.html",
     url="http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
-    files=tuple(f"binarized_mnist_{split}.amat" for split in ("train", "valid", "test")),
+    files=(
+        File(
+            "binarized_mnist_train.amat",
+            "sha256:ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+        ),
+        File(
+            "binarized_mnist_valid.amat",
+            "sha256:1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+        ),
+        File(
+            "binarized_mnist_test.amat",
+            "sha256:e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+        ),
+    ),
     read=_read,
-    builder_class=_builder_class,
-    may_be_packed=True,
+    image_shape=(28, 28),
+    num_classes=10,
 )
 
 
@@ -87,20 +90,19 @@ def load(
     """Loads binarised MNIST; the first time, it is downloaded (110 MB) and prepared.
 
     Args:
-      data_dir: A folder with the three original files under their original names, as they are or
-        packed with gzip (`.gz` added), used instead of the network. Not looked at once the data
-        set is prepared.
+      data_dir: A folder with the three original files, packed with gzip or not, used instead of
+        the network. Ignored once the data set is prepared.
       tfds_dir: The folder of prepared data sets; None is tensorflow-datasets' default,
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
     Returns:
       The data set, in the order of the original files. The training images are the 50,000 of the
-      training file and then the 10,000 of the validation file, for the paper trains on both. All
+      training file, then the 10,000 of the validation file; the paper trains on both. All
       labels are -1, unknown.
 
     Raises:
       DataError: There is neither network nor file, a file is not the original, or `tfds_dir`
-        cannot be written to; one line says which and what to do.
+        cannot be written to.
     """
     return Dataset(
         name="binarized_mnist",

@@ -4,26 +4,37 @@ Its four files have the format and the names of MNIST's; checksums tell them apa
 """
 
 import os
-from typing import Any
 
 from lvae_jax.data import idx
 from lvae_jax.data.dataset import Dataset
-from lvae_jax.data.prepared import Source, load_arrays
-
-
-def _builder_class() -> Any:
-    from lvae_jax.data.builders import LvaeFashionMnist
-
-    return LvaeFashionMnist
-
+from lvae_jax.data.prepared import load_arrays
+from lvae_jax.data.source import File, Source
 
 SOURCE = Source(
     name="lvae_fashion_mnist",
-    version="1.0.0",
+    homepage="https://github.com/zalandoresearch/fashion-mnist",
     url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-    files=idx.FILES,
+    files=(
+        File(
+            "train-images-idx3-ubyte.gz",
+            "sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        ),
+        File(
+            "train-labels-idx1-ubyte.gz",
+            "sha256:bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        ),
+        File(
+            "t10k-images-idx3-ubyte.gz",
+            "sha256:5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        ),
+        File(
+            "t10k-labels-idx1-ubyte.gz",
+            "sha256:0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+    ),
     read=idx.read_splits,
-    builder_class=_builder_class,
+    image_shape=(28, 28),
+    num_classes=10,
 )
 
 
@@ -34,8 +45,9 @@ def load(
     """Loads Fashion-MNIST; the first time, it is downloaded (31 MB) and prepared.
 
     Args:
-      data_dir: A folder with the four original files under their original names, used instead of
-        the network. Not looked at once the data set is prepared.
+      data_dir: A folder with the four original files, used instead of the network: packed with
+        gzip or not, named `train-images-idx3-ubyte` or `train-images.idx3-ubyte` and so on.
+        Ignored once the data set is prepared.
       tfds_dir: The folder of prepared data sets; None is tensorflow-datasets' default,
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
@@ -44,7 +56,7 @@ def load(
 
     Raises:
       DataError: There is neither network nor file, a file is not the original, or `tfds_dir`
-        cannot be written to; one line says which and what to do.
+        cannot be written to.
     """
     return Dataset(
         name="fashion_mnist",

@@ -12,32 +12,29 @@ from pathlib import Path
 import numpy as np
 
 from lvae_jax.data.dataset import DataError
-from lvae_jax.data.gzip_file import open_gzip
+from lvae_jax.data.source import Splits, open_content
 
-FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
-"""The four files that MNIST comes in, and Fashion-MNIST under the same names."""
+FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+"""The names of the files of images and labels, the same for both data sets."""
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """Reads a gzipped IDX file of uint8 values.
+    """Reads an IDX file of uint8 values.
 
     Args:
-      path: The `.gz` file.
+      path: The file, packed with gzip or not.
       ndim: The number of dimensions it must have: 3 for images, 1 for labels.
 
     Returns:
       A uint8 array.
 
     Raises:
-      DataError: The file is missing, cut short, not gzip, or not IDX of that kind; one line names
-        it.
+      DataError: The file is missing, cut short, or not IDX of that kind.
     """
-    with open_gzip(path, "IDX") as file:
+    with open_content(path) as file:
         content = file.read()
 
     expected = struct.pack(">HBB", 0, 8, ndim)
@@ -59,27 +56,19 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
 
 
-def read_splits(paths: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Reads the four files of MNIST or of a data set like it.
-
-    Args:
-      paths: Where each of `FILES` is.
-
-    Returns:
-      Images [n, height, width] and labels [n], uint8, for "train" and "test".
+def read_splits(paths: Mapping[str, Path]) -> Splits:
+    """Reads the four files of `FILES`: images [n, height, width] and labels [n], uint8.
 
     Raises:
       DataError: A file is not whole, or images and labels differ in number.
     """
     splits = {}
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        image_path = paths[f"{prefix}-images-idx3-ubyte.gz"]
-        label_path = paths[f"{prefix}-labels-idx1-ubyte.gz"]
-        images, labels = read_idx(image_path, ndim=3), read_idx(label_path, ndim=1)
+    for split, (image_file, label_file) in FILES.items():
+        images, labels = read_idx(paths[image_file], ndim=3), read_idx(paths[label_file], ndim=1)
         if len(images) != len(labels):
             raise DataError(
-                f"{image_path} holds {len(images)} images but {label_path} {len(labels)} labels; "
-                "download both again"
+                f"{paths[image_file]} holds {len(images)} images but {paths[label_file]} "
+                f"{len(labels)} labels; download both again"
             )
         splits[split] = images, labels
     return splits

@@ -1,29 +1,40 @@
 """MNIST: 60,000 training and 10,000 test images of handwritten digits, 28×28, uint8.
 
-The paper trains on all 60,000. The files are the four original ones.
+The paper trains on all 60,000.
 """
 
 import os
-from typing import Any
 
 from lvae_jax.data import idx
 from lvae_jax.data.dataset import Dataset
-from lvae_jax.data.prepared import Source, load_arrays
-
-
-def _builder_class() -> Any:
-    from lvae_jax.data.builders import LvaeMnist
-
-    return LvaeMnist
-
+from lvae_jax.data.prepared import load_arrays
+from lvae_jax.data.source import File, Source
 
 SOURCE = Source(
-    name="lvae_mnist",  # tfds has an `mnist` of its own, which needs TensorFlow
-    version="1.0.0",
+    name="lvae_mnist",  # tensorflow-datasets has an `mnist` of its own, which needs TensorFlow
+    homepage="https://storage.googleapis.com/cvdf-datasets/mnist/",
     url="https://storage.googleapis.com/cvdf-datasets/mnist/",
-    files=idx.FILES,
+    files=(
+        File(
+            "train-images-idx3-ubyte.gz",
+            "sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        ),
+        File(
+            "train-labels-idx1-ubyte.gz",
+            "sha256:65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        ),
+        File(
+            "t10k-images-idx3-ubyte.gz",
+            "sha256:0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        ),
+        File(
+            "t10k-labels-idx1-ubyte.gz",
+            "sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+    ),
     read=idx.read_splits,
-    builder_class=_builder_class,
+    image_shape=(28, 28),
+    num_classes=10,
 )
 
 
@@ -34,8 +45,9 @@ def load(
     """Loads MNIST; the first time, it is downloaded (11 MB) and prepared, which takes seconds.
 
     Args:
-      data_dir: A folder with the four original files under their original names, used instead of
-        the network. Not looked at once the data set is prepared.
+      data_dir: A folder with the four original files, used instead of the network: packed with
+        gzip or not, named `train-images-idx3-ubyte` or `train-images.idx3-ubyte` and so on.
+        Ignored once the data set is prepared.
       tfds_dir: The folder of prepared data sets; None is tensorflow-datasets' default,
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
@@ -44,7 +56,7 @@ def load(
 
     Raises:
       DataError: There is neither network nor file, a file is not the original, or `tfds_dir`
-        cannot be written to; one line says which and what to do.
+        cannot be written to.
     """
     return Dataset(
         name="mnist",

@@ -1,24 +1,26 @@
 """OMNIGLOT: 24,345 training and 8,070 test images of characters of 50 alphabets, 28×28.
 
 The split and reduction to 28×28 of Burda et al. (2015), which the paper uses: a MATLAB file. A file
-in its format that is not the original can be used under the name `chardata_standin.mat`; it makes a
-data set of another name, because no number on it compares with published ones.
+in the same format that is not the original can be used under the name `chardata_standin.mat`; the
+data set then has another name, because numbers on it do not compare with published ones.
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lvae_jax.data.dataset import DataError, Dataset
-from lvae_jax.data.prepared import Source, load_arrays
+from lvae_jax.data.prepared import as_arrays, load_arrays
+from lvae_jax.data.source import File, Source, Splits, open_content
 
 NUM_ALPHABETS = 50
+STANDIN = "chardata_standin.mat"
+"""The name of a file that is used in place of the original one."""
 
 
-def read_chardata(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_chardata(path: Path) -> Splits:
     """Reads the MATLAB file.
 
     Args:
@@ -30,13 +32,17 @@ def read_chardata(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
       float32 images [n, 28, 28] and alphabets [n], for "train" and "test".
 
     Raises:
-      DataError: The file is missing, cut short or another; one line names it.
+      DataError: The file is missing, cut short or of another kind.
     """
     from scipy import io  # type: ignore[import-untyped]
 
     keys = {"train": ("data", "target"), "test": ("testdata", "testtarget")}
+    names = [key for pair in keys.values() for key in pair]
     try:
-        file = io.loadmat(path, variable_names=[key for pair in keys.values() for key in pair])
+        with open_content(path) as content:
+            file = io.loadmat(content, variable_names=names)
+    except DataError:
+        raise
     except Exception as error:  # scipy's, of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
@@ -65,7 +71,7 @@ def read_chardata(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _numbers(path: Path, file: dict[str, Any], key: str, rows: int) -> np.ndarray:
-    """The matrix `key` of so many rows; anything but numbers is refused."""
+    """The matrix `key`, checked to hold numbers and to have so many rows."""
     array = file.get(key)
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         raise DataError(f"{path} has no matrix of numbers called {key}; download it again")
@@ -77,40 +83,15 @@ def _numbers(path: Path, file: dict[str, Any], key: str, rows: int) -> np.ndarra
     return array
 
 
-def _read(paths: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    (path,) = paths.values()
-    return read_chardata(path)
-
-
-def _builder_class() -> Any:
-    from lvae_jax.data.builders import LvaeOmniglot
-
-    return LvaeOmniglot
-
-
-def _standin_builder_class() -> Any:
-    from lvae_jax.data.builders import LvaeOmniglotStandin
-
-    return LvaeOmniglotStandin
-
-
 SOURCE = Source(
     name="lvae_omniglot",
-    version="1.0.0",
+    homepage="https://github.com/yburda/iwae",
     url="https://github.com/yburda/iwae/raw/master/datasets/OMNIGLOT/",
-    files=("chardata.mat",),
-    read=_read,
-    builder_class=_builder_class,
-    md5="21ecaf34373511aa7691cf2e0802aa3d",
-)
-
-STANDIN = Source(
-    name="lvae_omniglot_standin",
-    version="1.0.0",
-    url="",
-    files=("chardata_standin.mat",),
-    read=_read,
-    builder_class=_standin_builder_class,
+    files=(File("chardata.mat", "md5:21ecaf34373511aa7691cf2e0802aa3d"),),
+    read=lambda paths: read_chardata(paths["chardata.mat"]),
+    image_shape=(28, 28),
+    num_classes=NUM_ALPHABETS,
+    image_dtype=np.float32,
 )
 
 
@@ -122,8 +103,8 @@ def load(
 
     Args:
       data_dir: A folder with the original file, `chardata.mat`, used instead of the network and
-        not looked at once the data set is prepared. If it holds `chardata_standin.mat` and no
-        `chardata.mat`, the stand-in is loaded.
+        ignored once the data set is prepared. If it holds `chardata_standin.mat` and no
+        `chardata.mat`, the stand-in is read.
       tfds_dir: The folder of prepared data sets; None is tensorflow-datasets' default,
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
 
@@ -133,17 +114,17 @@ def load(
 
     Raises:
       DataError: There is neither network nor file, `chardata.mat` is not the original, or
-        `tfds_dir` cannot be written to; one line says which and what to do.
+        `tfds_dir` cannot be written to.
     """
-    name, source = "omniglot", SOURCE
-    if data_dir is not None:
-        folder = Path(data_dir).expanduser()
-        (standin,) = STANDIN.files
-        if STANDIN.find(folder, standin) and not SOURCE.find(folder, "chardata.mat"):
-            name, source = "omniglot-standin", STANDIN
+    name = "omniglot"
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    if folder is not None and (folder / STANDIN).is_file() and not SOURCE.find(folder):
+        name, arrays = "omniglot-standin", as_arrays(read_chardata(folder / STANDIN))
+    else:
+        arrays = load_arrays(SOURCE, folder, tfds_dir)
     return Dataset(
         name=name,
-        **load_arrays(source, data_dir, tfds_dir),
+        **arrays,
         observation="bernoulli",
         binarisation="dynamic",
     )

@@ -5,19 +5,19 @@ little-endian int32s for the type, the number of dimensions and the sizes, of wh
 least three, then the values in row-major order.
 """
 
-import gzip
 import math
 import os
 import struct
 from collections.abc import Mapping
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from lvae_jax.data.dataset import DataError, Dataset
-from lvae_jax.data.gzip_file import open_gzip
-from lvae_jax.data.prepared import Source, load_arrays
+from lvae_jax.data.prepared import load_arrays
+from lvae_jax.data.source import File, Source, Splits, open_content
 
 NUM_CATEGORIES = 5
 IMAGE_SHAPE = (32, 32)
@@ -33,15 +33,15 @@ def read_pairs(path: Path) -> np.ndarray:
     """Reads a `-dat` file and reduces its images.
 
     Args:
-      path: The gzipped file of uint8 images [n, 2, 96, 96].
+      path: The file, packed with gzip or not, of uint8 images [n, 2, 96, 96].
 
     Returns:
       uint8 images [n, 2, 32, 32], each pixel the rounded mean of 3×3.
 
     Raises:
-      DataError: The file is missing, cut short or another; one line names it.
+      DataError: The file is missing, cut short or of another kind.
     """
-    with open_gzip(path, "NORB") as file:
+    with open_content(path) as file:
         number = _read_header(file, path, _UINT8, [2, 96, 96])
         reduced = np.empty((number, 2, *IMAGE_SHAPE), np.uint8)
         for start in range(0, number, _PAIRS_AT_ONCE):
@@ -58,15 +58,15 @@ def read_categories(path: Path) -> np.ndarray:
     """Reads a `-cat` file.
 
     Args:
-      path: The gzipped file of int32 categories [n].
+      path: The file, packed with gzip or not, of int32 categories [n].
 
     Returns:
       The categories, 0 to 4.
 
     Raises:
-      DataError: The file is missing, cut short or another; one line names it.
+      DataError: The file is missing, cut short or of another kind.
     """
-    with open_gzip(path, "NORB") as file:
+    with open_content(path) as file:
         number = _read_header(file, path, _INT32, [])
         categories = _read_values(file, path, np.dtype("<i4"), (number,))
         _check_end(file, path)
@@ -75,7 +75,7 @@ def read_categories(path: Path) -> np.ndarray:
     return categories
 
 
-def _read_header(file: gzip.GzipFile, path: Path, magic: int, sizes: list[int]) -> int:
+def _read_header(file: BufferedIOBase, path: Path, magic: int, sizes: list[int]) -> int:
     """Reads the header of a matrix [n, *sizes] and returns n."""
     start = file.read(8)
     if start != struct.pack("<2i", magic, 1 + len(sizes)):
@@ -98,7 +98,9 @@ def _read_header(file: gzip.GzipFile, path: Path, magic: int, sizes: list[int]) 
     return number
 
 
-def _read_values(file: gzip.GzipFile, path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _read_values(
+    file: BufferedIOBase, path: Path, dtype: Any, shape: tuple[int, ...]
+) -> np.ndarray:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     content = file.read(size)
     if len(content) != size:
@@ -106,12 +108,12 @@ def _read_values(file: gzip.GzipFile, path: Path, dtype: Any, shape: tuple[int, 
     return np.frombuffer(content, dtype).reshape(shape)
 
 
-def _check_end(file: gzip.GzipFile, path: Path) -> None:
+def _check_end(file: BufferedIOBase, path: Path) -> None:
     if file.read(1):
         raise DataError(f"{path} has more values than its header says; download it again")
 
 
-def _read(paths: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _read(paths: Mapping[str, Path]) -> Splits:
     splits = {}
     for split, name in (("train", _TRAIN), ("test", _TEST)):
         pair_path, category_path = paths[name.format("dat")], paths[name.format("cat")]
@@ -125,20 +127,36 @@ def _read(paths: Mapping[str, Path]) -> dict[str, tuple[np.ndarray, np.ndarray]]
     return splits
 
 
-def _builder_class() -> Any:
-    from lvae_jax.data.builders import LvaeSmallNorb
-
-    return LvaeSmallNorb
-
-
 SOURCE = Source(
     name="lvae_small_norb",
-    version="1.0.0",
+    homepage="https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/",
     url="https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/",
     # The two `-info` files, pose and lighting, are not used.
-    files=tuple(name.format(kind) for name in (_TRAIN, _TEST) for kind in ("dat", "cat")),
+    files=(
+        File(
+            _TRAIN.format("dat"),
+            "sha256:5ffd6272a07d32695ee1082a26a41a93a37aab8c28da047f8c34ed348d214873",
+            of_packed=True,
+        ),
+        File(
+            _TRAIN.format("cat"),
+            "sha256:2784e542c1922060691090952b6cd6278879a216c90f81476f0f00256d42cdaa",
+            of_packed=True,
+        ),
+        File(
+            _TEST.format("dat"),
+            "sha256:cf7104eed3e51174d2f65b66d1e5878b9da233b886f161b0d88f4510ba2c7474",
+            of_packed=True,
+        ),
+        File(
+            _TEST.format("cat"),
+            "sha256:ecaf6d5bb8c3bc5eab9cf0258f6d2198dd474e016e374836fc097f2e5ff509ff",
+            of_packed=True,
+        ),
+    ),
     read=_read,
-    builder_class=_builder_class,
+    image_shape=(2, *IMAGE_SHAPE),
+    num_classes=NUM_CATEGORIES,
 )
 
 
@@ -150,8 +168,8 @@ def load(
     """Loads small NORB; the first time, it is downloaded (263 MB) and prepared.
 
     Args:
-      data_dir: A folder with the original `-dat` and `-cat` files under their original names, used
-        instead of the network. Not looked at once the data set is prepared.
+      data_dir: A folder with the original `-dat.mat.gz` and `-cat.mat.gz` files, used instead of
+        the network. Ignored once the data set is prepared.
       tfds_dir: The folder of prepared data sets; None is tensorflow-datasets' default,
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
       cameras: "one": the images of the first camera, as in the paper, 24,300 to train on and
@@ -163,7 +181,7 @@ def load(
 
     Raises:
       DataError: There is neither network nor file, a file is not the original, or `tfds_dir`
-        cannot be written to; one line says which and what to do.
+        cannot be written to.
     """
     if cameras not in get_args(Cameras):
         raise DataError(

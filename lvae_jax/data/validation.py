@@ -27,8 +27,8 @@ def hold_out(dataset: Dataset, number: int) -> tuple[Dataset, Dataset]:
     images = len(dataset.train_images)
     if not 0 < number < images:
         raise DataError(
-            f"--validation={number}: {dataset.name} has {images} training images; give at least 1 "
-            f"and at most {images - 1}"
+            f"{dataset.name}: {number} of its {images} training images cannot be held out; give at "
+            f"least 1 and at most {images - 1}"
         )
     # NumPy's legacy generator, because its stream is frozen.
     order = np.random.RandomState(VALIDATION_SEED).permutation(images)

@@ -7,12 +7,10 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 from scipy import io
-from tensorflow_datasets.core.download.checksums import UrlInfo
 
 from lvae_jax.data import binarized_mnist, fashion_mnist, mnist, omniglot, small_norb
-from lvae_jax.data.prepared import Source
+from lvae_jax.data.source import Source
 
 NUM_TRAIN, NUM_TEST = 30, 20
 NUM_VALID = 10
@@ -20,28 +18,20 @@ NUM_VALID = 10
 
 
 def small_source(
-    folder: Path,
-    source: Source = mnist.SOURCE,
-    url: str | None = None,
-    base: type[tfds.core.GeneratorBasedBuilder] | None = None,
+    folder: Path, source: Source = mnist.SOURCE, url: str | None = None, **changes
 ) -> Source:
     """The source, expecting the checksums that the files in `folder` have now."""
-    url = source.url if url is None else url
-    contents = {file: (folder / file).read_bytes() for file in source.files}
-    small = dataclasses.replace(source, url=url, builder_class=lambda: Small)
-    infos = {}
-    if source.md5:
-        (content,) = contents.values()
-        small = dataclasses.replace(small, md5=hashlib.md5(content).hexdigest())
-    else:
-        for file, content in contents.items():
-            infos[url + file] = UrlInfo(len(content), hashlib.sha256(content).hexdigest(), file)
-
-    class Small(base or source.builder_class(), skip_registration=True):
-        source = small
-        url_infos = infos
-
-    return small
+    files = []
+    for file in source.files:
+        content = (folder / file.name).read_bytes()
+        if content.startswith(b"\x1f\x8b") and not file.of_packed:
+            content = gzip.decompress(content)
+        algorithm = file.checksum.partition(":")[0]
+        checksum = f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}"
+        files.append(file._replace(checksum=checksum))
+    return dataclasses.replace(
+        source, files=tuple(files), url=source.url if url is None else url, **changes
+    )
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -105,13 +95,14 @@ def norb_bytes(array: np.ndarray) -> bytes:
 def write_small_norb(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
-    for file, array in (
-        (small_norb.SOURCE.files[0], generator.integers(0, 256, (NUM_TRAIN, 2, 96, 96), np.uint8)),
-        (small_norb.SOURCE.files[1], np.arange(NUM_TRAIN, dtype=np.int32) % 5),
-        (small_norb.SOURCE.files[2], generator.integers(0, 256, (NUM_TEST, 2, 96, 96), np.uint8)),
-        (small_norb.SOURCE.files[3], np.arange(NUM_TEST, dtype=np.int32) % 5),
+    train, train_category, test, test_category = (file.name for file in small_norb.SOURCE.files)
+    for name, array in (
+        (train, generator.integers(0, 256, (NUM_TRAIN, 2, 96, 96), np.uint8)),
+        (train_category, np.arange(NUM_TRAIN, dtype=np.int32) % 5),
+        (test, generator.integers(0, 256, (NUM_TEST, 2, 96, 96), np.uint8)),
+        (test_category, np.arange(NUM_TEST, dtype=np.int32) % 5),
     ):
-        (folder / file).write_bytes(gzip.compress(norb_bytes(array), 1, mtime=0))
+        (folder / name).write_bytes(gzip.compress(norb_bytes(array), 1, mtime=0))
     return folder
 
 

@@ -42,18 +42,14 @@ def test_a_missing_file_is_named(path):
     with pytest.raises(DataError) as caught:
         read_idx(path, ndim=3)
     assert str(caught.value) == (
-        f"{path} cannot be unpacked ([Errno 2] No such file or directory: '{path}'); expected a "
-        "gzipped IDX file: download it again"
+        f"{path} cannot be read ([Errno 2] No such file or directory: '{path}'); download it again"
     )
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
-def test_a_file_that_is_not_gzip_is_named(path):
-    message = message_for(path, HEADER + VALUES)
-    assert message == (
-        f"{path} cannot be unpacked (Not a gzipped file (b'\\x00\\x00')); expected a gzipped IDX "
-        "file: download it again"
-    )
+def test_an_unpacked_file_is_read_too(path):
+    path.write_bytes(HEADER + VALUES)
+    assert read_idx(path, ndim=3).tolist()[0] == [[0, 1, 2], [3, 4, 5]]
 
 
 @pytest.mark.parametrize(
@@ -63,8 +59,8 @@ def test_a_file_that_is_not_gzip_is_named(path):
 )
 def test_a_damaged_gzip_file_is_named(path, content):
     message = message_for(path, content)
-    assert message.startswith(f"{path} cannot be unpacked (")
-    assert message.endswith("); expected a gzipped IDX file: download it again")
+    assert message.startswith(f"{path} cannot be read (")
+    assert message.endswith("); download it again")
 
 
 def test_another_kind_of_file_is_named(path):

@@ -2,8 +2,6 @@
 
 import gzip
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,6 @@ import pytest
 import small_files
 
 from lvae_jax.data import DataError, mnist
-from lvae_jax.data.builders import LvaeMnist
 
 # A digit's number of images. The small ones are 7 i modulo 10, i = 0..29 and 0..19.
 COUNTS = {
@@ -84,52 +81,6 @@ def test_mnist_is_binary_and_binarised_dynamically(files):
     assert dataset.name == "mnist"
     assert dataset.data_dim == 784
     assert (dataset.observation, dataset.binarisation) == ("bernoulli", "dynamic")
-
-
-def test_a_second_load_imports_no_tensorflow_datasets(files):
-    kind, folder, tfds_dir = files
-    mnist.load(folder, tfds_dir)
-    code = """
-import sys
-from lvae_jax.data import mnist
-dataset = mnist.load(tfds_dir=sys.argv[1])
-assert len(dataset.train_images) == int(sys.argv[2])
-assert not {"tensorflow_datasets", "tensorflow", "sklearn"} & sys.modules.keys()
-"""
-    root = Path(mnist.__file__).parents[2]
-    subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, str(tfds_dir), str(sum(COUNTS[kind][0]))],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        timeout=120,
-        check=True,
-    )
-
-
-def test_the_checksums_of_all_four_files_are_found():
-    # Sizes as published with the files.
-    sizes = {
-        "train-images-idx3-ubyte.gz": 9912422,
-        "train-labels-idx1-ubyte.gz": 28881,
-        "t10k-images-idx3-ubyte.gz": 1648877,
-        "t10k-labels-idx1-ubyte.gz": 4542,
-    }
-    infos = {url: (int(info.size), info.filename) for url, info in LvaeMnist.url_infos.items()}
-    for file, size in sizes.items():
-        assert infos[mnist.SOURCE.url + file] == (size, file)
-    assert set(mnist.SOURCE.files) == set(sizes)
-
-
-def test_files_that_are_not_mnist_are_refused(small_dir, tmp_path):
-    with pytest.raises(DataError) as caught:  # against the checksums of the real files
-        mnist.load(small_dir, tmp_path / "tfds")
-    message = str(caught.value)
-    assert message.startswith("lvae_mnist: Artifact https://storage.googleapis.com/cvdf-datasets/")
-    assert f"downloaded to {small_dir}" in message
-    assert message.endswith(
-        "has wrong checksum: it is cut short or not the original; delete it and download it again "
-        "from https://storage.googleapis.com/cvdf-datasets/mnist/"
-    )
-    assert not (tmp_path / "tfds" / "lvae_mnist" / "1.0.0").exists()
 
 
 def test_a_file_that_is_not_idx_is_refused(small_dir, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
-import dataclasses
+import gzip
+import hashlib
 import json
 import logging
 import os
@@ -12,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_files
-from small_files import small_source
+from small_files import WRITERS, small_source
 
-from lvae_jax.data import DataError, prepared
-from lvae_jax.data.builders import LvaeMnist
+from lvae_jax.data import DataError, builders, idx, mnist, prepared
 from lvae_jax.data.prepared import load_arrays, tfds_root
 
 FILES = (
@@ -52,10 +52,6 @@ def failure(*args):
     return message
 
 
-def without_builder():
-    raise AssertionError("the builder must not be needed")
-
-
 def assert_nothing_prepared(folder):
     assert not folder.exists()
     assert not list(folder.parent.glob("incomplete.*"))
@@ -68,13 +64,6 @@ def assert_same(arrays, others):
 
 
 # Preparing
-
-
-def test_files_are_downloaded_where_no_folder_is_given(serve, data_dir, tfds_dir):
-    url = serve(data_dir)
-    downloaded = load_arrays(small_source(data_dir, url=url), None, tfds_dir)
-    from_folder = load_arrays(small_source(data_dir), data_dir, tfds_dir.with_name("other"))
-    assert_same(downloaded, from_folder)
 
 
 def test_files_in_the_given_folder_keep_the_network_unused(data_dir, tfds_dir):
@@ -111,20 +100,44 @@ def run_python(code, *arguments):
     )
 
 
-def test_preparing_is_silent_and_needs_no_tensorflow(data_dir, tfds_dir):
+def test_all_are_prepared_silently_and_without_tensorflow(tmp_path):
     finished = run_python(
         """
-        import sys
-        from small_files import Path, small_source
+        import pathlib, sys
+        from small_files import NUM_TEST, NUM_TRAIN, WRITERS, small_source
         from lvae_jax.data.prepared import load_arrays
 
-        data_dir, tfds_dir = map(Path, sys.argv[1:])
-        load_arrays(small_source(data_dir), data_dir, tfds_dir)
+        root = pathlib.Path(sys.argv[1])
+        for module, write in WRITERS.items():
+            folder = write(root / module.__name__)
+            arrays = load_arrays(small_source(folder, module.SOURCE), folder, root / "tfds")
+            assert len(arrays["train_images"]) == len(arrays["train_labels"]) == NUM_TRAIN
+            assert len(arrays["test_images"]) == len(arrays["test_labels"]) == NUM_TEST
         assert "tensorflow_datasets" in sys.modules
         assert "tensorflow" not in sys.modules
         """,
-        data_dir,
-        tfds_dir,
+        tmp_path,
+    )
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+
+def test_all_are_loaded_again_without_tensorflow_datasets_and_scipy(tmp_path):
+    for module, write in WRITERS.items():
+        folder = write(tmp_path / module.__name__)
+        load_arrays(small_source(folder, module.SOURCE), folder, tmp_path / "tfds")
+    finished = run_python(
+        """
+        import sys
+        from lvae_jax.data import binarized_mnist, fashion_mnist, mnist, omniglot, small_norb
+
+        before = "scipy.io" in sys.modules  # of JAX
+        for module in (mnist, fashion_mnist, binarized_mnist, omniglot, small_norb):
+            dataset = module.load(tfds_dir=sys.argv[1])
+            assert (len(dataset.train_images), len(dataset.test_images)) == (30, 20)
+        assert not {"tensorflow_datasets", "tensorflow", "sklearn"} & sys.modules.keys()
+        assert ("scipy.io" in sys.modules) == before
+        """,
+        tmp_path / "tfds",
     )
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
 
@@ -133,20 +146,21 @@ def test_a_preparation_killed_half_way_is_started_anew(data_dir, tfds_dir, folde
     killed = run_python(
         """
         import os, signal, sys
-        from lvae_jax.data.builders import LvaeMnist
+        from lvae_jax.data import idx
         from small_files import Path, small_source
         from lvae_jax.data.prepared import load_arrays
 
-        class Killed(LvaeMnist, skip_registration=True):
-            def _generate_examples(self, images, labels):
-                last = len(images) - 1
-                for index, example in super()._generate_examples(images, labels):
-                    if index == last and len(images) == 20:  # in the test split
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    yield index, example
+        def killed(images):
+            yield from images[:-1]
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def read(paths):
+            splits = idx.read_splits(paths)
+            images, labels = splits["test"]
+            return splits | {"test": (killed(images), labels)}
 
         data_dir, tfds_dir = map(Path, sys.argv[1:])
-        load_arrays(small_source(data_dir, base=Killed), data_dir, tfds_dir)
+        load_arrays(small_source(data_dir, read=read), data_dir, tfds_dir)
         """,
         data_dir,
         tfds_dir,
@@ -160,25 +174,40 @@ def test_a_preparation_killed_half_way_is_started_anew(data_dir, tfds_dir, folde
     assert len(arrays["test_images"]) == small_files.NUM_TEST
 
 
-def test_two_processes_may_prepare_at_once(data_dir, tfds_dir):
-    class Slower(LvaeMnist, skip_registration=True):
-        def _split_generators(self, dl_manager):
-            load_arrays(small_source(data_dir), data_dir, tfds_dir)  # the other one finishes
-            return super()._split_generators(dl_manager)
+def test_an_interrupted_preparation_is_started_anew(data_dir, tfds_dir, folder):
+    def interrupted(images):
+        yield from images[:3]
+        raise KeyboardInterrupt
 
-    arrays = load_arrays(small_source(data_dir, base=Slower), data_dir, tfds_dir)
+    def read(paths):
+        splits = idx.read_splits(paths)
+        return splits | {"train": (interrupted(splits["train"][0]), splits["train"][1])}
+
+    with pytest.raises(KeyboardInterrupt):
+        load_arrays(small_source(data_dir, read=read), data_dir, tfds_dir)
+    assert_nothing_prepared(folder)
+    arrays = load_arrays(small_source(data_dir), data_dir, tfds_dir)
+    assert len(arrays["test_images"]) == small_files.NUM_TEST
+
+
+def test_two_processes_may_prepare_at_once(data_dir, tfds_dir):
+    def slower(paths):
+        load_arrays(small_source(data_dir), data_dir, tfds_dir)  # the other one finishes
+        return idx.read_splits(paths)
+
+    arrays = load_arrays(small_source(data_dir, read=slower), data_dir, tfds_dir)
     assert len(arrays["train_images"]) == small_files.NUM_TRAIN
 
 
 # Loading what is prepared
 
 
-def test_a_second_load_needs_neither_files_nor_network_nor_builder(data_dir, tfds_dir):
+def test_a_second_load_needs_neither_files_nor_network_nor_builder(data_dir, tfds_dir, monkeypatch):
     source = small_source(data_dir)
     first = load_arrays(source, data_dir, tfds_dir)
-    again = dataclasses.replace(source, builder_class=without_builder)
-    assert_same(load_arrays(again, None, tfds_dir), first)
-    assert_same(load_arrays(again, "/no/such/folder", tfds_dir), first)
+    monkeypatch.setattr(builders, "builder_class", None)
+    assert_same(load_arrays(source, None, tfds_dir), first)
+    assert_same(load_arrays(source, "/no/such/folder", tfds_dir), first)
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "pickled"])
@@ -242,8 +271,7 @@ def test_the_default_folder_is_that_of_tensorflow_datasets(monkeypatch, tmp_path
 def test_a_folder_elsewhere_is_refused(monkeypatch, data_dir):
     monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket/data")
     assert failure(small_source(data_dir)) == (
-        "prepared data sets are to be kept in gs://bucket/data, which is not a local folder; give "
-        "one with --tfds_dir"
+        "tfds_dir is gs://bucket/data, which is not a local folder; give the path of one"
     )
 
 
@@ -257,8 +285,8 @@ def test_without_network_and_files_the_message_says_how_to_get_them(
         message = failure(small_source(data_dir, url=url), None, tfds_dir)
     assert message == (
         f"lvae_mnist is not in {folder} and {url}{FILES[0]} cannot be reached (ConnectionError); "
-        f"download {', '.join(FILES)} from {url} and give their folder with --data_dir, or run "
-        "experiments.digits, which needs no files"
+        f"download {', '.join(FILES)} from {url} and give their folder as data_dir, or use the "
+        "digits, which need no files"
     )
     assert_nothing_prepared(folder)
 
@@ -271,20 +299,33 @@ def test_an_address_that_has_no_such_file_is_named(serve, data_dir, tfds_dir, tm
     assert f"{url}{FILES[0]} cannot be reached (HTTPError)" in message
 
 
-@pytest.mark.parametrize("damage", ["other", "cut"])
-def test_a_wrong_checksum_names_the_file(data_dir, tfds_dir, folder, damage):
-    source = small_source(data_dir)
-    path = data_dir / FILES[2]
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + b"x" if damage == "other" else content[:-500])
-    assert failure(source, data_dir, tfds_dir) == (
-        f"lvae_mnist: Artifact {ORIGINAL}{FILES[2]}, downloaded to {path}, has wrong checksum: it "
-        f"is cut short or not the original; delete it and download it again from {ORIGINAL}"
+@pytest.mark.parametrize("module", WRITERS)
+@pytest.mark.parametrize("damage", ["other", "cut", "empty"])
+def test_a_damaged_file_is_named(module, tmp_path, tfds_dir, damage):
+    data_dir = WRITERS[module](tmp_path / "files")
+    source = small_source(data_dir, module.SOURCE)
+    for file in source.files:
+        path = data_dir / file.name
+        content = path.read_bytes()
+        path.write_bytes({"other": content[:-1] + b"x", "cut": content[:-20], "empty": b""}[damage])
+        message = failure(source, data_dir, tfds_dir)
+        assert str(path) in message
+        assert "is not the original file" in message or f"{path} cannot be read (" in message
+        assert "again" in message
+        assert_nothing_prepared(tfds_dir / source.name / source.version)
+        path.write_bytes(content)
+    assert len(load_arrays(source, data_dir, tfds_dir)["test_images"]) == small_files.NUM_TEST
+
+
+def test_files_of_another_data_set_are_named_with_both_checksums(data_dir, tfds_dir, folder):
+    path = data_dir / FILES[0]
+    found = hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
+    assert failure(mnist.SOURCE, data_dir, tfds_dir) == (  # the checksums of the real files
+        f"lvae_mnist: {path} is not the original file: its sha256 is {found}, expected "
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db; download "
+        f"{FILES[0]} again from {ORIGINAL}"
     )
     assert_nothing_prepared(folder)
-
-    path.write_bytes(content)  # and with the right file all is well
-    assert len(load_arrays(source, data_dir, tfds_dir)["test_images"]) == small_files.NUM_TEST
 
 
 def test_a_download_that_breaks_off_is_made_again_the_next_time(serve, data_dir, tfds_dir, folder):
@@ -299,25 +340,13 @@ def test_a_download_that_breaks_off_is_made_again_the_next_time(serve, data_dir,
     assert len(arrays["test_images"]) == small_files.NUM_TEST
 
 
-def test_a_wrong_checksum_of_a_download_names_the_address(serve, data_dir, tfds_dir, folder):
-    url = serve(data_dir)
-    source = small_source(data_dir, url=url)
-    (data_dir / FILES[0]).write_bytes(b"<html>log in first</html>")
-    message = failure(source, None, tfds_dir)
-    assert message.startswith(f"lvae_mnist: Artifact {url}{FILES[0]}, downloaded to {tfds_dir}")
-    assert "has wrong checksum" in message
-    assert_nothing_prepared(folder)
-    small_files.write_mnist(data_dir)
-    assert len(load_arrays(source, None, tfds_dir)["test_images"]) == small_files.NUM_TEST
-
-
 def test_a_missing_file_is_named(data_dir, tfds_dir, folder):
     source = small_source(data_dir)
     (data_dir / FILES[1]).unlink()
     (data_dir / FILES[3]).unlink()
     assert failure(source, data_dir, tfds_dir) == (
-        f"--data_dir={data_dir} lacks {FILES[1]}, {FILES[3]}; download what is missing from "
-        f"{ORIGINAL} into it, under the same names and not unpacked"
+        f"data_dir={data_dir} lacks {FILES[1]}, {FILES[3]} (packed with gzip or not); download "
+        f"what is missing from {ORIGINAL} into it"
     )
     assert_nothing_prepared(folder)
 
@@ -325,7 +354,7 @@ def test_a_missing_file_is_named(data_dir, tfds_dir, folder):
 def test_a_missing_data_dir_is_named(data_dir, tfds_dir, tmp_path):
     nowhere = tmp_path / "nowhere"
     assert failure(small_source(data_dir), nowhere, tfds_dir) == (
-        f"--data_dir={nowhere} is not a folder; expected one that holds {', '.join(FILES)} from "
+        f"data_dir={nowhere} is not a folder; expected one that holds {', '.join(FILES)} from "
         f"{ORIGINAL}"
     )
 
@@ -334,15 +363,15 @@ def test_a_tfds_dir_that_cannot_be_made_is_named(data_dir, tmp_path):
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "tfds"
     assert failure(small_source(data_dir), data_dir, below) == (
-        f"{below} cannot be made (Not a directory); give a folder that can be written to with "
-        "--tfds_dir"
+        f"{below} cannot be made (Not a directory); give a folder that can be written to as "
+        "tfds_dir"
     )
 
 
 def test_a_tfds_dir_that_cannot_be_written_to_is_named(data_dir, tfds_dir, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert failure(small_source(data_dir), data_dir, tfds_dir) == (
-        f"{tfds_dir} cannot be written to; give a folder that can be written to with --tfds_dir"
+        f"{tfds_dir} cannot be written to; give a folder that can be written to as tfds_dir"
     )
 
 
@@ -355,13 +384,11 @@ def test_a_folder_without_a_whole_data_set_is_named(data_dir, tfds_dir, folder):
 
 
 def test_a_preparation_that_fails_keeps_nothing_and_the_cause(data_dir, tfds_dir, folder):
-    class Failing(LvaeMnist, skip_registration=True):
-        def _generate_examples(self, images, labels):
-            yield from list(super()._generate_examples(images, labels))[:3]
-            raise OSError(28, "No space left on device")
+    def read(paths):
+        raise OSError(28, "No space left on device")
 
     with pytest.raises(DataError) as caught:
-        load_arrays(small_source(data_dir, base=Failing), data_dir, tfds_dir)
+        load_arrays(small_source(data_dir, read=read), data_dir, tfds_dir)
     assert str(caught.value) == (
         f"lvae_mnist could not be prepared in {folder}: [Errno 28] No space left on device; "
         "nothing was kept, run again"

@@ -157,19 +157,33 @@ def test_a_damaged_gzip_file_is_named(path):
     with pytest.raises(DataError) as caught:
         read_pairs(path)
     assert str(caught.value) == (
-        f"{path} cannot be unpacked (Compressed file ended before the end-of-stream marker was "
-        "reached); expected a gzipped NORB file: download it again"
+        f"{path} cannot be read (Compressed file ended before the end-of-stream marker was "
+        "reached); download it again"
     )
 
 
 def test_images_without_categories_are_refused(tmp_path, monkeypatch):
     folder = write_small_norb(tmp_path / "original")
-    categories = folder / small_norb.SOURCE.files[1]
+    categories = folder / small_norb.SOURCE.files[1].name
     categories.write_bytes(gzip.compress(norb_bytes(CATEGORIES)))
     monkeypatch.setattr(small_norb, "SOURCE", small_source(folder, small_norb.SOURCE))
     with pytest.raises(DataError) as caught:
         small_norb.load(folder, tmp_path / "tfds")
     assert str(caught.value) == (
-        f"{folder / small_norb.SOURCE.files[0]} holds 30 pairs of images but {categories} 3 "
+        f"{folder / small_norb.SOURCE.files[0].name} holds 30 pairs of images but {categories} 3 "
         "categories; download both again"
     )
+
+
+def test_an_unpacked_file_cannot_be_verified_and_is_refused(tmp_path, monkeypatch):
+    folder = write_small_norb(tmp_path / "original")
+    source = small_source(folder, small_norb.SOURCE)
+    monkeypatch.setattr(small_norb, "SOURCE", source)
+    packed = folder / source.files[1].name
+    unpacked = packed.with_suffix("")
+    unpacked.write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    with pytest.raises(DataError) as caught:
+        small_norb.load(folder, tmp_path / "tfds")
+    assert str(caught.value).startswith(f"lvae_small_norb: {unpacked} is not the original file: ")
+    assert "of the packed file; download " in str(caught.value)

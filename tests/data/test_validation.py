@@ -34,5 +34,6 @@ def test_a_number_that_leaves_nothing_on_either_side_is_refused(number):
     with pytest.raises(DataError) as refusal:
         hold_out(numbered(), number)
     assert str(refusal.value) == (
-        f"--validation={number}: numbered has 20 training images; give at least 1 and at most 19"
+        f"numbered: {number} of its 20 training images cannot be held out; give at least 1 and at "
+        "most 19"
     )
