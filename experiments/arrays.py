@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from experiments import cli
-from experiments.settings import PATH, Settings, choice, real, setting, whole
+from experiments.settings import SOURCE, Settings, choice, real, setting, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,22 +12,22 @@ class ArraysSettings(Settings):
     """Where the arrays are, and what they are."""
 
     train: str = setting(
-        "", PATH, "images to train on: FILE.npy, or FILE.npz:KEY", changes_results=False
+        "", SOURCE, "images to train on: FILE.npy, or FILE.npz:KEY", changes_results=False
     )
     test: str = setting(
-        "", PATH, "images to test on; if not given, a part of the others", changes_results=False
+        "", SOURCE, "images to test on; the default is a part of --train", changes_results=False
     )
     observation: Literal["bernoulli", "gaussian"] = setting(
         "bernoulli",
         choice("bernoulli", "gaussian"),
-        "p(x | z_1): of binary or grey, or real, values",
+        "p(x | z_1): bernoulli for binary or grey values, gaussian for real ones",
     )
     holdout: float = setting(
         0.1,
         real("a number between 0 and 1", lambda v: 0 < v < 1),
-        "fraction of --train to test on where there is no --test",
+        "fraction of --train to test on if there is no --test",
     )
-    holdout_seed: int = setting(0, whole(0), "which part that is")
+    holdout_seed: int = setting(0, whole(0), "seed of the choice of that part")
 
 
 # Not the paper's: a length that suits a first look at new data.
@@ -50,4 +50,4 @@ def load(settings: ArraysSettings) -> Any:
 
 
 if __name__ == "__main__":
-    cli.main(load, DEFAULTS)
+    cli.main("arrays", load, DEFAULTS)

@@ -1,31 +1,32 @@
-"""From the command line to a run or another command: what all modules with a command share."""
+"""From the command line to a run or another command, and from any error to one line."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from experiments import settings as settings_lib
 from experiments.errors import RunError
-from experiments.settings import Settings
+from experiments.settings import Command, Kind, Settings
 from experiments.store.files import NO_ROOM
 
 
-def main(load: Callable[[Any], Any], defaults: Settings) -> None:
+def main(name: str, load: Callable[[Any], Any], defaults: Settings) -> None:
     """Parses the flags, loads the data and runs.
 
     Args:
+      name: of the experiment: `python -m experiments.NAME` is its command.
       load: loads the `Dataset` that the settings ask for.
       defaults: of the flags.
     """
 
     def train_and_evaluate() -> None:
-        settings = settings_lib.from_flags(type(defaults))
+        settings = from_flags(type(defaults))
         with _interrupted_at_once():
             # Only now what takes seconds to import.
             from experiments.run import compilation_cache, devices
@@ -34,7 +35,7 @@ def main(load: Callable[[Any], Any], defaults: Settings) -> None:
             compilation_cache.enable(settings.compilation_cache)
             devices.start_processes(settings)
             dataset = devices.first_alone(lambda: load(settings))  # it may have to be prepared
-            run(settings, dataset, experiment_name=Path(sys.argv[0]).stem)
+            run(settings, dataset, Command(name, defaults))
 
     _start(train_and_evaluate, defaults, arguments="")
 
@@ -50,28 +51,173 @@ def start(command: Callable[..., None], defaults: Any, arguments: str = "") -> N
     kind = type(defaults)
 
     def call(*given: str) -> None:
-        command(kind(**settings_lib.flag_values(kind)), *given)
+        command(kind(**_flag_values(kind)), *map(os.path.expanduser, given))
 
     _start(call, defaults, arguments)
 
 
 def _start(command: Callable[..., None], defaults: Any, arguments: str) -> None:
-    settings_lib.define_flags(defaults)
-    logging.set_verbosity(logging.WARNING)  # orbax tells of every step of every save
+    _open_standard_streams()
+    define_flags(defaults)
+    logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
 
     def call(argv: list[str]) -> None:
         with errors_in_one_line():
             command(*argv[1:])
 
-    app.run(call, flags_parser=lambda argv: settings_lib.parse(argv, arguments))
+    app.run(call, flags_parser=lambda argv: parse(argv, arguments))
+
+
+def _open_standard_streams() -> None:
+    """Makes printing safe: with a closed stream, and on a console of few characters."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Nothing else may get the descriptor: compiled code writes to it.
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+# Flags
+
+
+class _Parser(flags.ArgumentParser):
+    """absl's interface to a `Kind`."""
+
+    def __init__(self, kind: Kind):
+        self.kind = kind
+
+    def parse(self, argument: Any) -> Any:
+        try:
+            value = self.kind.convert(argument) if isinstance(argument, str) else argument
+            if self.kind.accept(value):
+                return value
+        except (ValueError, KeyError):
+            pass
+        raise ValueError(f"give {self.kind.expected}")
+
+    def flag_type(self) -> str:
+        return self.kind.expected
+
+
+class _Serializer(flags.ArgumentSerializer):
+    """Shows a value as it is typed."""
+
+    def serialize(self, value: Any) -> str:
+        return settings_lib.as_typed(value)
+
+
+def define_flags(defaults: Any) -> None:
+    """Defines one absl flag per setting, of the module that is run.
+
+    Args:
+      defaults: `Settings` of the data set, or another dataclass of `setting` fields.
+    """
+    for field in dataclasses.fields(defaults):
+        default = getattr(defaults, field.name)
+        flag = flags.Flag(
+            _Parser(field.metadata["kind"]),
+            _Serializer(),
+            field.name,
+            default,
+            field.metadata["help"],
+            boolean=isinstance(default, bool),
+        )
+        flags.DEFINE_flag(flag, module_name=sys.argv[0])
+
+
+def parse(argv: list[str], arguments: str = "") -> list[str]:
+    """Parses the command line; a bad one ends the process with one line and status 2.
+
+    Args:
+      argv: the command line.
+      arguments: what may be given besides flags, for the message; nothing if empty.
+
+    Returns:
+      The command line without its flags.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, ValueError) as error:  # a ValueError is a --flagfile that is no text
+        fail(str(error))
+    except SystemExit:  # --help has printed; absl calls that a failure
+        raise SystemExit(0) from None
+    if len(rest) > 1 and not arguments:
+        fail(f"unexpected argument {rest[1]!r}: every setting is given as --name=value; see --help")
+    return rest
+
+
+def _flag_values(kind: Any) -> dict[str, Any]:
+    """What the command line says, by the names of a dataclass's fields."""
+    return {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)}
+
+
+def from_flags(kind: type[Settings]) -> Settings:
+    """The settings on the command line, checked against each other.
+
+    Args:
+      kind: `Settings`, or the subclass of the data set.
+
+    Raises:
+      SettingsError: settings that do not fit together.
+    """
+    values = _flag_values(kind)
+    given = {name for name in values if flags.FLAGS[name].present}
+    # Sizes that are given decide how many of the others are used, and the depth.
+    for sizes, others in (("latent_sizes", "hidden_sizes"), ("hidden_sizes", "latent_sizes")):
+        if sizes in given and others not in given:
+            values[others] = values[others][: len(values[sizes])]
+    if given & {"latent_sizes", "hidden_sizes"} and "depth" not in given:
+        values["depth"] = len(values["latent_sizes"])
+    settings = kind(**values)
+    settings_lib.check(settings)
+    return settings
+
+
+# Errors
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """Ends the process with one line on standard error."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Every foreseen error ends the process with one line; the status says which kind it is."""
+    try:
+        yield
+    except RunError as error:
+        fail(str(error), error.status)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command resumes from the last checkpoint", 130)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        fail(
+            f"cannot write {error.filename or 'a file'} ({error.strerror}); "
+            "free space and give the same command again"
+        )
+    except Exception as error:
+        from lvae_jax.data import DataError  # it imports JAX
+
+        if isinstance(error, DataError):
+            fail(str(error))
+        raise
 
 
 @contextlib.contextmanager
 def _interrupted_at_once() -> Iterator[None]:
-    """SIGINT ends the process without an exception, but where a run waits for it.
+    """SIGINT ends the process without an exception, except where a run waits for it.
 
-    An exception in the middle of an import is not safe: compiled modules abort at it, and others
-    catch it and go on as if nothing had been typed. Data sets import their own modules too.
+    An exception in the middle of an import is not safe: compiled modules abort, and others catch
+    it and continue as if nothing had been typed. Data sets import their own modules too.
     """
 
     def end(*_: object) -> None:
@@ -83,27 +229,3 @@ def _interrupted_at_once() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Every foreseen error ends the process with one line; the status says which kind it is."""
-    try:
-        yield
-    except RunError as error:
-        settings_lib.fail(str(error), error.status)
-    except KeyboardInterrupt:
-        settings_lib.fail("interrupted; the same command goes on from the last checkpoint", 130)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        settings_lib.fail(
-            f"cannot write {error.filename or 'a file'} ({error.strerror}); "
-            "free space and give the same command again"
-        )
-    except Exception as error:
-        from lvae_jax.data import DataError
-
-        if isinstance(error, DataError):
-            settings_lib.fail(str(error))
-        raise

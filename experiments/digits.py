@@ -36,4 +36,4 @@ def load(settings: DigitsSettings) -> Any:
 
 
 if __name__ == "__main__":
-    cli.main(load, DEFAULTS)
+    cli.main("digits", load, DEFAULTS)

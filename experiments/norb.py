@@ -30,4 +30,4 @@ def load(settings: NorbSettings) -> Any:
 
 
 if __name__ == "__main__":
-    cli.main(load, DEFAULTS)
+    cli.main("norb", load, DEFAULTS)

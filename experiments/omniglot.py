@@ -17,4 +17,4 @@ def load(settings: Settings) -> Any:
 
 
 if __name__ == "__main__":
-    cli.main(load, DEFAULTS)
+    cli.main("omniglot", load, DEFAULTS)

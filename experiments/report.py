@@ -81,7 +81,7 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
         settings = registry.settings_of(config, **changed)
         if layer is not None and layer > settings.depth:
             raise WorkdirError(f"--layer={layer}: the model of {path} has {settings.depth} layers")
-        dataset = registry.module(config["experiment"]).load(settings)
+        dataset = registry.experiment(config["experiment"]).load(settings)
         if config.get("data_sha256", data_sha256(dataset)) != data_sha256(dataset):
             raise DataError(
                 f"{dataset.name} is not the data that {path} was trained on; give its --data_dir"

@@ -1,14 +1,14 @@
-"""The settings of a run: one table of flags, checked before anything is created.
+"""The settings of a run: one table of flags, and what has to hold between them.
 
 Nothing here imports JAX, so that `--help` and a bad flag are answered at once.
 """
 
 import dataclasses
-import sys
+import os
+import shlex
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
-
-from absl import flags
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from experiments.errors import SettingsError
 
@@ -61,7 +61,10 @@ SIZES = Kind(
     lambda v: all(size >= 1 for size in v),
     "whole numbers of at least 1, separated by commas, from the bottom layer to the top",
 )
-PATH = Kind(str, lambda v: True, "a path")
+TEXT = Kind(str, lambda v: True, "a text")
+PATH = Kind(os.path.expanduser, lambda v: True, "a path")
+SOURCE = Kind(os.path.expanduser, lambda v: True, "a path to read from")
+"""A path that a run reads: config.json stores it absolute, and the run's command repeats it."""
 
 
 def by_replica(kind: Kind) -> Kind:
@@ -128,68 +131,72 @@ class Settings:
     beta: float | tuple[float, ...] = setting(
         1.0, by_replica(NOT_NEGATIVE), "weight of the KL in training, after warm-up"
     )
-    batch_size: int = setting(256, whole(1), "images a step; the last partial batch is dropped")
+    batch_size: int = setting(256, whole(1), "images per step; the last partial batch is dropped")
     learning_rate: float | tuple[float, ...] = setting(
-        1e-3, by_replica(POSITIVE), "Adam's, in the first epoch"
+        1e-3, by_replica(POSITIVE), "Adam's learning rate in the first epoch"
     )
     schedule: str = setting(
         "constant",
         choice("constant", "staircase", "cosine"),
-        "of the learning rate; staircase: x0.75 after every tenth of the epochs; cosine: to 0 at "
-        "the end",
+        "schedule of the learning rate; staircase: x0.75 after every tenth of the epochs; cosine: "
+        "to 0 at the end",
     )
-    mc_samples: int = setting(1, whole(1), "independent estimates of the bound an example")
-    iw_samples: int = setting(1, whole(1), "importance samples K of the bound that is trained")
+    mc_samples: int = setting(1, whole(1), "independent estimates of the bound per example")
+    iw_samples: int = setting(1, whole(1), "importance samples K of the training bound")
     gradient: str = setting(
         "standard",
         choice("standard", "stl", "dreg"),
-        "of the inference model; stl: sticking the landing; dreg: doubly reparameterised",
+        "gradient of the inference model; stl: sticking the landing; dreg: doubly reparameterised",
     )
     free_bits: float = setting(
-        0.0, NOT_NEGATIVE, "nats of a unit's mean KL below which it is not reduced; 0: none"
+        0.0, NOT_NEGATIVE, "nats per unit below which training does not reduce its mean KL; 0: none"
     )
     adam_epsilon: float = setting(1e-8, POSITIVE, "Adam's epsilon (the authors: 1e-4)")
     max_gradient_norm: float = setting(
-        0.0, NOT_NEGATIVE, "limit of the gradient's total norm (the authors: 4); 0: none"
+        0.0, NOT_NEGATIVE, "limit on the gradient's total norm (the authors: 4); 0: none"
     )
     max_gradient: float = setting(
         0.0,
         NOT_NEGATIVE,
-        "then clip its elements to plus or minus this (the authors: 0.9); 0: none",
+        "then clip each element to plus or minus this (the authors: 0.9); 0: none",
     )
     on_nonfinite: str = setting(
         "stop",
         choice("stop", "skip"),
-        "what a loss or gradient that is not finite does: stop the run, or have its update skipped",
+        "on a loss or gradient that is not finite: stop the run, or skip the update",
     )
-    max_nonfinite: int = setting(100, whole(1), "with skip: how many updates may be skipped")
-    seed: int = setting(0, whole(0, MOST_SEEDS - 1), "of every random draw")
+    max_nonfinite: int = setting(
+        100, whole(1), "with --on_nonfinite=skip: the most updates to skip"
+    )
+    seed: int = setting(0, whole(0, MOST_SEEDS - 1), "seed of every random draw")
     replicas: int = setting(
-        1, whole(1), "runs that are trained at once, with the seeds from --seed on"
+        1, whole(1), "runs to train at once, with consecutive seeds from --seed"
     )
     prng: str = setting(
         "threefry",
         choice("threefry", "rbg"),
-        "of training's draws; rbg is faster on a TPU, and its draws differ between devices",
+        "generator of training's draws; rbg: faster on a TPU, draws that differ between devices",
     )
     matmul_precision: str = setting(
         "float32",
         choice("float32", "tf32", "bf16"),
-        "of matrix products on a GPU or TPU; sums are float32 always, on a CPU products are too",
+        "precision of matrix products on a GPU or TPU; sums, and products on a CPU, are float32",
     )
-    init_from: str = setting("", PATH, "workdir of another run to start from the parameters of")
+    init_from: str = setting("", SOURCE, "workdir of another run, whose parameters to start from")
 
     eval_every: int = setting(10, whole(0), "epochs between test ELBOs; 0: only at the end")
     validation: int = setting(
-        0, whole(0), "training images held out to choose the evaluated epoch by; 0: the last epoch"
+        0,
+        whole(0),
+        "training images held out to choose the evaluated epoch; 0: evaluate the last epoch",
     )
     eval_samples: int = setting(5000, whole(1), "importance samples of the test log-likelihood")
     eval_subset: int = setting(
-        0, whole(0), "test images, the first ones, that the log-likelihood is of; 0: all"
+        0, whole(0), "evaluate the log-likelihood on the first N test images; 0: all"
     )
 
     workdir: str = setting(
-        "", PATH, "folder of the run; runs/DATASET-MODELDEPTH if not given", changes_results=False
+        "", PATH, "folder of the run; the default is runs/DATASET-MODELDEPTH", changes_results=False
     )
     overwrite: bool = setting(
         False, FLAG, "remove the run that the folder holds, and start again", changes_results=False
@@ -197,36 +204,40 @@ class Settings:
     checkpoint_seconds: float = setting(
         60.0,
         NOT_NEGATIVE,
-        "time between checkpoints: at most so much work is lost",
+        "seconds between checkpoints: a killed run loses at most this much work",
         changes_results=False,
     )
     data_dir: str = setting(
-        "", PATH, "folder with the data set's original files as downloaded", changes_results=False
+        "", SOURCE, "folder with the data set's original files as downloaded", changes_results=False
     )
     tfds_dir: str = setting(
         "",
-        PATH,
-        "where prepared data sets live; tensorflow-datasets' own place if not given",
+        SOURCE,
+        "folder of prepared data sets; the default is tensorflow-datasets' own",
         changes_results=False,
     )
     compilation_cache: str = setting(
         "",
         PATH,
-        "where compiled programs are kept for the next start; the user's cache folder if not "
-        "given, off: nowhere",
+        "folder that keeps compiled programs for the next start; the default is the user's cache "
+        "folder; off: keep none",
         changes_results=False,
     )
     coordinator_address: str = setting(
         "",
-        PATH,
-        "HOST:PORT of process 0, where several processes run one command; found on SLURM, TPU pods",
+        TEXT,
+        "HOST:PORT of process 0, if several processes run one command; found by itself under "
+        "SLURM's srun, Open MPI and on TPU pods",
         changes_results=False,
     )
     num_processes: int = setting(
-        1, whole(1), "with --coordinator_address: how many processes", changes_results=False
+        1, whole(1), "with --coordinator_address: the number of processes", changes_results=False
     )
     process_id: int = setting(
-        0, whole(0), "with --coordinator_address: which of them this is", changes_results=False
+        0,
+        whole(0),
+        "with --coordinator_address: the number of this process, from 0",
+        changes_results=False,
     )
 
     def by_replica(self, name: str) -> tuple[Any, ...]:
@@ -240,93 +251,65 @@ class Settings:
 
     def changing_results(self) -> dict[str, Any]:
         """The settings that decide the results, by name, as JSON values."""
-        latent_sizes, hidden_sizes = self.layers()
-        layers = {"latent_sizes": list(latent_sizes), "hidden_sizes": list(hidden_sizes)}
-        return self._values(changes_results=True) | layers
+        return self._json_values(changes_results=True)
 
     def not_changing_results(self) -> dict[str, Any]:
         """The other settings, those that two starts of one run may differ in."""
-        return self._values(changes_results=False)
+        return self._json_values(changes_results=False)
 
-    def _values(self, changes_results: bool) -> dict[str, Any]:
+    def _json_values(self, changes_results: bool) -> dict[str, Any]:
+        latent_sizes, hidden_sizes = self.layers()
+        kept = dataclasses.replace(self, latent_sizes=latent_sizes, hidden_sizes=hidden_sizes)
         return {
-            field.name: list(value) if isinstance(value, tuple) else value
-            for field in dataclasses.fields(self)
+            field.name: _json_value(getattr(kept, field.name), field.metadata["kind"])
+            for field in dataclasses.fields(kept)
             if field.metadata["changes_results"] == changes_results
-            for value in [getattr(self, field.name)]
         }
 
 
-class _Parser(flags.ArgumentParser):
-    """absl's interface to a `Kind`."""
-
-    def __init__(self, kind: Kind):
-        self.kind = kind
-
-    def parse(self, argument: Any) -> Any:
-        try:
-            value = self.kind.convert(argument) if isinstance(argument, str) else argument
-            if self.kind.accept(value):
-                return value
-        except (ValueError, KeyError):
-            pass
-        raise ValueError(f"give {self.kind.expected}")
-
-    def flag_type(self) -> str:
-        return self.kind.expected
+def _json_value(value: Any, kind: Kind) -> Any:
+    if kind is SOURCE and value:
+        return str(Path(value).absolute())
+    return list(value) if isinstance(value, tuple) else value
 
 
-class _Serializer(flags.ArgumentSerializer):
-    """Shows a tuple of sizes as it is typed."""
+class Command(NamedTuple):
+    """An experiment's command, such as `python -m experiments.mnist`."""
 
-    def serialize(self, value: Any) -> str:
-        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    name: str
+    defaults: Settings
+    """Of its flags."""
+
+    def line(self, settings: Settings, workdir: Path) -> str:
+        """The line for a shell that makes a run, or resumes it.
+
+        Args:
+          settings: of the run; those that differ from the defaults become flags.
+          workdir: its folder.
+        """
+        # The depth alone says which of the default sizes are used.
+        usual = dataclasses.replace(self.defaults, depth=settings.depth)
+        latent_sizes, hidden_sizes = usual.layers()
+        usual = dataclasses.replace(usual, latent_sizes=latent_sizes, hidden_sizes=hidden_sizes)
+        given = settings.changing_results() | settings.not_changing_results()
+        flags = []
+        for field in dataclasses.fields(settings):
+            kind, value = field.metadata["kind"], given[field.name]
+            default = getattr(self.defaults if field.name == "depth" else usual, field.name)
+            repeated = field.metadata["changes_results"] or kind is SOURCE
+            if not repeated or value == _json_value(default, kind):
+                continue
+            if isinstance(value, bool):
+                flags.append(f"--{field.name}" if value else f"--no{field.name}")
+            else:
+                flags.append(f"--{field.name}={as_typed(value)}")
+        module = f"experiments.{self.name}"
+        return shlex.join(["python", "-m", module, *flags, f"--workdir={workdir}"])
 
 
-def define_flags(defaults: Any) -> None:
-    """Defines one absl flag a setting, of the module that is run.
-
-    Args:
-      defaults: `Settings` of the data set, or another dataclass of `setting` fields.
-    """
-    for field in dataclasses.fields(defaults):
-        default = getattr(defaults, field.name)
-        flag = flags.Flag(
-            _Parser(field.metadata["kind"]),
-            _Serializer(),
-            field.name,
-            default,
-            field.metadata["help"],
-            boolean=isinstance(default, bool),
-        )
-        flags.DEFINE_flag(flag, module_name=sys.argv[0])
-
-
-def flag_values(kind: Any) -> dict[str, Any]:
-    """What the command line says, by the names of a dataclass's fields."""
-    return {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)}
-
-
-def from_flags(kind: type[Settings]) -> Settings:
-    """The settings on the command line, checked against each other.
-
-    Args:
-      kind: `Settings`, or the subclass of the data set.
-
-    Raises:
-      SettingsError: settings that do not fit together.
-    """
-    values = flag_values(kind)
-    given = {name for name in values if flags.FLAGS[name].present}
-    # Sizes that are given decide how many of the others are used, and the depth.
-    for sizes, others in (("latent_sizes", "hidden_sizes"), ("hidden_sizes", "latent_sizes")):
-        if sizes in given and others not in given:
-            values[others] = values[others][: len(values[sizes])]
-    if given & {"latent_sizes", "hidden_sizes"} and "depth" not in given:
-        values["depth"] = len(values["latent_sizes"])
-    settings = kind(**values)
-    check(settings)
-    return settings
+def as_typed(value: Any) -> str:
+    """A value as its flag takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def check(settings: Settings) -> None:
@@ -335,86 +318,66 @@ def check(settings: Settings) -> None:
     Raises:
       SettingsError: one line.
     """
-    latent_sizes, hidden_sizes = settings.latent_sizes, settings.hidden_sizes
-    if not latent_sizes or len(latent_sizes) != len(hidden_sizes):
-        raise SettingsError(
-            f"--latent_sizes={_comma(latent_sizes)} --hidden_sizes={_comma(hidden_sizes)}: "
-            "give as many of the one as of the other, and at least one"
+    s = settings
+    latent, hidden = as_typed(s.latent_sizes), as_typed(s.hidden_sizes)
+    by_replica = [
+        (
+            isinstance(value, tuple) and len(value) != s.replicas,
+            f"--{name}={as_typed(value)}: {as_typed(value).count(',') + 1} values for --replicas="
+            f"{s.replicas}; give one, or one for every replica",
         )
-    if settings.depth > len(latent_sizes):
-        raise SettingsError(
-            f"--depth={settings.depth}: there are sizes for {len(latent_sizes)} layers; give at "
-            "most as many, or longer --latent_sizes and --hidden_sizes"
-        )
-    for name in ("warmup_epochs", "beta", "learning_rate"):
-        value = getattr(settings, name)
-        if isinstance(value, tuple) and len(value) != settings.replicas:
-            raise SettingsError(
-                f"--{name}={_comma(value)}: {len(value)} values for --replicas="
-                f"{settings.replicas}; give one, or one for every replica"
-            )
-    if settings.seed + settings.replicas > MOST_SEEDS:
-        raise SettingsError(
-            f"--seed={settings.seed} --replicas={settings.replicas}: seeds end at "
-            f"{MOST_SEEDS - 1}; give a smaller --seed"
-        )
-    if settings.replicas > 1 and settings.prng == "rbg":
-        raise SettingsError(
-            f"--prng=rbg --replicas={settings.replicas}: draws of several rbg keys at once are not "
-            "those of each alone; give --prng=threefry, or one replica"
-        )
-    if settings.process_id >= settings.num_processes:
-        raise SettingsError(
-            f"--process_id={settings.process_id} --num_processes={settings.num_processes}: "
-            "processes count from 0; give a smaller --process_id"
-        )
-    if settings.num_processes > 1 and not settings.coordinator_address:
-        raise SettingsError(
-            f"--num_processes={settings.num_processes}: no --coordinator_address; give HOST:PORT "
-            "of process 0"
-        )
-    if settings.batch_size == 1 and settings.batch_norm:
-        raise SettingsError(
-            "--batch_size=1: batch normalisation has nothing to normalise over; "
-            "give at least 2, or --nobatch_norm"
-        )
-    if settings.model == "vae" and (settings.own_top_down or settings.mean_upward):
-        raise SettingsError(
-            "--model=vae: --own_top_down and --mean_upward are variants of the ladder; "
-            "leave them out or give --model=lvae"
-        )
-    if settings.free_bits and (settings.iw_samples > 1 or settings.gradient != "standard"):
-        raise SettingsError(
-            f"--free_bits={settings.free_bits} --iw_samples={settings.iw_samples} "
-            f"--gradient={settings.gradient}: free bits are for the ELBO and its standard "
-            "gradient; give --free_bits=0, or --iw_samples=1 --gradient=standard"
-        )
-
-
-def _comma(values: tuple[Any, ...]) -> str:
-    return ",".join(map(str, values))
-
-
-def fail(message: str, status: int = 2) -> NoReturn:
-    """Ends the process with one line on standard error."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(status)
-
-
-def parse(argv: list[str], arguments: str = "") -> list[str]:
-    """Parses the command line; a bad one ends the process with one line and status 2.
-
-    Args:
-      argv: the command line.
-      arguments: what may be given besides flags, for the message; nothing if empty.
-
-    Returns:
-      The command line without its flags.
-    """
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        fail(str(error))
-    if len(rest) > 1 and not arguments:
-        fail(f"unexpected argument {rest[1]!r}: every setting is given as --name=value; see --help")
-    return rest
+        for name in ("warmup_epochs", "beta", "learning_rate")
+        for value in [getattr(s, name)]
+    ]
+    rules = [
+        (
+            not s.latent_sizes or len(s.latent_sizes) != len(s.hidden_sizes),
+            f"--latent_sizes={latent} --hidden_sizes={hidden}: give as many of the one as of the "
+            "other, and at least one",
+        ),
+        (
+            s.depth > len(s.latent_sizes),
+            f"--depth={s.depth}: there are sizes for {len(s.latent_sizes)} layers; give at "
+            "most as many, or longer --latent_sizes and --hidden_sizes",
+        ),
+        *by_replica,
+        (
+            s.seed + s.replicas > MOST_SEEDS,
+            f"--seed={s.seed} --replicas={s.replicas}: seeds end at {MOST_SEEDS - 1}; give a "
+            "smaller --seed",
+        ),
+        (
+            s.replicas > 1 and s.prng == "rbg",
+            f"--prng=rbg --replicas={s.replicas}: draws of several rbg keys at once are not "
+            "those of each alone; give --prng=threefry, or one replica",
+        ),
+        (
+            s.process_id >= s.num_processes,
+            f"--process_id={s.process_id} --num_processes={s.num_processes}: processes count "
+            "from 0; give a smaller --process_id",
+        ),
+        (
+            s.num_processes > 1 and not s.coordinator_address,
+            f"--num_processes={s.num_processes}: no --coordinator_address; give HOST:PORT of "
+            "process 0",
+        ),
+        (
+            s.batch_size == 1 and s.batch_norm,
+            "--batch_size=1: batch normalisation has nothing to normalise over; give at least 2, "
+            "or --nobatch_norm",
+        ),
+        (
+            s.model == "vae" and (s.own_top_down or s.mean_upward),
+            "--model=vae: --own_top_down and --mean_upward are variants of the ladder; leave them "
+            "out or give --model=lvae",
+        ),
+        (
+            bool(s.free_bits) and (s.iw_samples > 1 or s.gradient != "standard"),
+            f"--free_bits={s.free_bits} --iw_samples={s.iw_samples} --gradient={s.gradient}: free "
+            "bits are for the ELBO and its standard gradient; give --free_bits=0, or "
+            "--iw_samples=1 --gradient=standard",
+        ),
+    ]
+    for broken, message in rules:
+        if broken:
+            raise SettingsError(message)

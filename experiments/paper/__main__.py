@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
+from experiments import cli, registry
 from experiments.paper.plan import (
     PaperSettings,
     PlannedRun,
@@ -21,7 +21,6 @@ from experiments.paper.plan import (
     scaled,
     show_plan,
 )
-from experiments.settings import fail
 
 
 def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
@@ -32,7 +31,6 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
     Returns:
       Names of the runs that diverged, which the tables leave empty.
     """
-    from experiments import registry
     from experiments.errors import NonFiniteError
     from experiments.paper.tables import write_tables
     from experiments.run.loop import run
@@ -49,10 +47,10 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
                 file=sys.stderr,
             )
             if planned.experiment not in datasets:
-                load = registry.module(planned.experiment).load
+                load = registry.experiment(planned.experiment).load
                 datasets[planned.experiment] = load(planned.settings)
             try:
-                run(planned.settings, datasets[planned.experiment], planned.experiment)
+                run(planned.settings, datasets[planned.experiment], planned.command)
             except NonFiniteError as error:
                 print(f"{planned.name} diverged: {error}", file=sys.stderr)
                 diverged.append(planned.name)
@@ -76,7 +74,7 @@ def main(paper: PaperSettings) -> None:
     written = sorted(path.name for path in Path(paper.workdir).iterdir() if path.is_file())
     print(f"{paper.workdir}: {len(runs)} runs; {', '.join(written)}.{scaled(paper)}")
     if diverged:
-        fail(f"these runs diverged and are left out: {', '.join(diverged)}", status=3)
+        cli.fail(f"these runs diverged and are left out: {', '.join(diverged)}", status=3)
 
 
 if __name__ == "__main__":

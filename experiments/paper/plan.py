@@ -8,8 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments import registry
 from experiments.published import VARIANTS
-from experiments.settings import FLAG, PATH, Kind, Settings, choice, real, setting, whole
+from experiments.settings import (
+    FLAG,
+    PATH,
+    Command,
+    Kind,
+    Settings,
+    choice,
+    real,
+    setting,
+    whole,
+)
 
 ITEMS = ("table1", "table2", "figure2", "figure3", "figure4", "figure5", "figure6")
 
@@ -74,7 +85,7 @@ class PlannedRun(NamedTuple):
     """A run that a table or figure needs."""
 
     experiment: str
-    """Of `registry.NAMES`."""
+    """Of `registry.EXPERIMENTS`."""
     variant: str
     """Of `published.VARIANTS`, or a row of Table 1."""
     settings: Settings
@@ -85,6 +96,11 @@ class PlannedRun(NamedTuple):
         words = "".join(c if c.isalnum() else "-" for c in self.variant.lower())
         slug = "-".join(word for word in words.split("-") if word)
         return f"{self.experiment}-{slug}-{self.settings.depth}"
+
+    @property
+    def command(self) -> Command:
+        """The command that makes the run alone."""
+        return Command(self.experiment, registry.experiment(self.experiment).defaults)
 
 
 class Finished(NamedTuple):
@@ -97,12 +113,10 @@ class Finished(NamedTuple):
 
 def plan(paper: PaperSettings, item: str) -> list[PlannedRun]:
     """The runs that a table or figure needs, in an order in which they can be made."""
-    from experiments import registry
-
     runs = []
     for experiment in [paper.on] if paper.on else PAPER_DATA.get(item, ("mnist",)):
         defaults = _defaults(paper, experiment)
-        deepest = len(registry.module(experiment).DEFAULTS.latent_sizes)
+        deepest = len(registry.experiment(experiment).defaults.latent_sizes)
         depths = range(1, deepest + 1) if item in ("table2", "figure3") else [deepest]
         compared = VARIANTS[-2:] if item == "figure6" else VARIANTS
         if item == "table1":
@@ -126,9 +140,7 @@ def planned_runs(paper: PaperSettings) -> list[PlannedRun]:
 
 def _defaults(paper: PaperSettings, experiment: str) -> Settings:
     """The experiment's settings with its schedule shortened by --scale."""
-    from experiments import registry
-
-    defaults = registry.module(experiment).DEFAULTS
+    defaults = registry.experiment(experiment).defaults
     epochs = max(1, round(defaults.epochs * paper.scale))
     folder = str(Path(paper.data_dir) / experiment) if paper.data_dir else ""
     return dataclasses.replace(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lvae_jax
-from experiments import published, registry
+from experiments import published
 from experiments.errors import Interrupted, NonFiniteError, SettingsError
 from experiments.progress import Progress
 from experiments.replicas import each
@@ -39,7 +39,7 @@ from experiments.run.setup import (
     training_program,
 )
 from experiments.run.signals import Interruption
-from experiments.settings import Settings
+from experiments.settings import Command, Settings
 from experiments.show.shown import (
     count_with_deviation,
     over_replicas,
@@ -60,7 +60,13 @@ class Chosen(NamedTuple):
     """[replicas]: how many epochs led to them."""
 
 
-def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None) -> None:
+def workdir_of(settings: Settings, dataset: Dataset) -> Path:
+    """The folder of a run: --workdir, or one named after the data set and the model."""
+    name = f"{dataset.name}-{settings.model}{settings.depth}"
+    return Path(settings.workdir or f"runs/{name}")
+
+
+def run(settings: Settings, dataset: Dataset, command: Command | None = None) -> None:
     """Trains and evaluates one model, from the beginning or from where an earlier start got to.
 
     Or `settings.replicas` of them, with as many seeds, at once.
@@ -68,8 +74,7 @@ def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None
     Args:
       settings: checked settings.
       dataset: what to train and test on.
-      experiment_name: one of `registry.NAMES`, for the report to know the command by; None for a
-        data set of your own code.
+      command: of the experiment that this is a run of; None for code of your own.
 
     Raises:
       SettingsError: settings that do not fit the data set, or what is there to compute with.
@@ -78,12 +83,12 @@ def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None
       Interrupted: a signal came; the work done is saved.
     """
     started = time.monotonic()
-    config = make_config(settings, dataset, experiment_name)
+    config = make_config(settings, dataset, command and command.name)
 
     # The run's folder. It is created only once nothing is left that could be refused.
-    name = f"{dataset.name}-{settings.model}{settings.depth}"
-    path = Path(settings.workdir or f"runs/{name}")
+    path = workdir_of(settings, dataset)
     workdir = Workdir(path, config, overwrite=settings.overwrite, writes=devices.writes())
+    line = command and command.line(settings, path)
     results = workdir.results()
     if results is not None:
         tell(f"{workdir.path} is finished.", describe(results, config))
@@ -94,7 +99,7 @@ def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None
         initial = initial_params(experiment, dataset.name)
         workdir.create()
         with contextlib.closing(workdir):
-            results = train_and_evaluate(experiment, workdir, initial, interruption, started)
+            results = train_and_evaluate(experiment, workdir, line, initial, interruption, started)
     tell(
         describe(results, config),
         f"{workdir.path / 'report.html'} shows it.",
@@ -105,6 +110,7 @@ def run(settings: Settings, dataset: Dataset, experiment_name: str | None = None
 def train_and_evaluate(
     experiment: Experiment,
     workdir: Workdir,
+    command: str | None,
     initial: Any,
     interruption: Interruption,
     started: float,
@@ -114,6 +120,7 @@ def train_and_evaluate(
     Args:
       experiment: what to train.
       workdir: where to write.
+      command: that resumes the run, if there is one.
       initial: parameters to start from in place of fresh ones, or None.
       interruption: of the process.
       started: when, for the progress.
@@ -141,11 +148,13 @@ def train_and_evaluate(
         f"{len(experiment.train_images)} training images, {len(experiment.test_x)} test images, "
         f"{replicas}{parameters // settings.replicas:,} parameters, "
         f"{settings.epochs} epochs of {per_epoch} steps, on {devices.describe()}{used}"
-        + (f"; going on after epoch {step // per_epoch}" if step else "")
+        + (f"; resuming after epoch {step // per_epoch}" if step else "")
         + (f" and {step % per_epoch} steps" if step % per_epoch else "")
     )
     program = compiling.result()
-    state, chosen, seconds = train(experiment, program, workdir, state, step, interruption, started)
+    state, chosen, seconds = train(
+        experiment, program, workdir, command, state, step, interruption, started
+    )
 
     # Evaluate, the epoch with the best validation ELBO if there is one.
     evaluation_started = time.monotonic()
@@ -153,7 +162,7 @@ def train_and_evaluate(
     def stop_if_interrupted() -> None:
         interruption.check(
             f"stopped while evaluating; training is done and saved in {workdir.path}; "
-            f"{how_to_go_on(workdir)}"
+            f"{how_to_resume(command)}"
         )
 
     by_replica = []
@@ -191,7 +200,7 @@ def train_and_evaluate(
         from experiments.show import page, tensorboard
 
         config = workdir.config
-        page.write(workdir.path, config, registry.command(config, workdir.path), results)
+        page.write(workdir.path, config, command, results)
         tensorboard.write_pictures(workdir.path, settings.epochs)
         workdir.write_results(results)
     return results
@@ -201,6 +210,7 @@ def train(
     experiment: Experiment,
     program: TrainingProgram,
     workdir: Workdir,
+    command: str | None,
     state: TrainState,
     step: int,
     interruption: Interruption,
@@ -212,6 +222,7 @@ def train(
       experiment: what to train.
       program: of `training_program`.
       workdir: where to write.
+      command: that resumes the run, if there is one.
       state: after the steps taken so far; its buffers are donated.
       step: the number of steps taken so far.
       interruption: of the process.
@@ -287,7 +298,7 @@ def train(
                 raise Interrupted(
                     int(received),
                     f"stopped after step {step}, which is "
-                    f"saved in {workdir.path}; {how_to_go_on(workdir)}",
+                    f"saved in {workdir.path}; {how_to_resume(command)}",
                 )
     if chosen is None:
         chosen = Chosen(state.params, jnp.full((settings.replicas,), settings.epochs, jnp.int32))
@@ -295,10 +306,9 @@ def train(
     return state, chosen, sum(line.seconds for line in record.lines)
 
 
-def how_to_go_on(workdir: Workdir) -> str:
-    """What a run that stops says of the next start."""
-    command = registry.command(workdir.config, workdir.path)
-    return f"go on with: {command}" if command else "the same command goes on"
+def how_to_resume(command: str | None) -> str:
+    """What a run that stops says about the next start."""
+    return f"resume with: {command}" if command else "the same command resumes it"
 
 
 def most_nonfinite(settings: Settings) -> int:

@@ -11,8 +11,11 @@ import pytest
 
 from experiments import digits
 from experiments.run.loop import run
+from experiments.settings import Command
 
 ROOT = Path(__file__).parents[2]
+
+DIGITS = Command("digits", digits.DEFAULTS)
 
 SETTINGS = dataclasses.replace(
     digits.DEFAULTS,
@@ -69,8 +72,12 @@ def likelihoods_elsewhere(tmp_path, *models_and_seeds: tuple[Path, int]) -> list
 def test_a_runs_model_gives_its_log_likelihood_without_experiments(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     dataset = digits.load(SETTINGS)
-    run(dataclasses.replace(SETTINGS, workdir=str(one)), dataset, "digits")
-    run(dataclasses.replace(SETTINGS, workdir=str(two), replicas=2), dataset, "digits")
+    run(dataclasses.replace(SETTINGS, workdir=str(one)), dataset, DIGITS)
+    run(
+        dataclasses.replace(SETTINGS, workdir=str(two), replicas=2),
+        dataset,
+        DIGITS,
+    )
     found = likelihoods_elsewhere(tmp_path, (one, 4), (two / "model/0", 4), (two / "model/1", 5))
     single = json.loads((one / "results.json").read_text())
     replicas = json.loads((two / "results.json").read_text())["replicas"]

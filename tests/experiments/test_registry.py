@@ -48,8 +48,8 @@ def flags_of(command: str) -> list[str]:
         ({"latent_sizes": (9, 8, 7, 6, 5)}, ["--latent_sizes=9,8,7,6,5"]),
         ({"depth": 1, "latent_sizes": (9,)}, ["--depth=1", "--latent_sizes=9"]),
         ({"checkpoint_seconds": 1.0}, []),
-        ({"data_dir": "my files"}, ["--data_dir=my files"]),
-        ({"tfds_dir": "prepared"}, ["--tfds_dir=prepared"]),
+        ({"data_dir": "my files"}, [f"--data_dir={Path.cwd()}/my files"]),
+        ({"tfds_dir": "/prepared"}, ["--tfds_dir=/prepared"]),
     ],
 )
 def test_a_command_has_only_the_flags_that_differ_from_the_defaults(settings, flags):
@@ -67,20 +67,20 @@ def test_a_command_is_one_line_for_a_shell_whatever_is_in_its_paths():
     echo = [sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"]
     shell = command.replace("python -m", shlex.join(echo), 1)
     found = json.loads(subprocess.check_output(["sh", "-c", shell], text=True))
-    assert found == ["experiments.arrays", f"--train={train}", f"--workdir={workdir}"]
+    assert found == ["experiments.arrays", f"--train={Path.cwd()}/{train}", f"--workdir={workdir}"]
 
 
 PARSE = """
 import dataclasses, importlib, json, sys
 from absl import flags
-from experiments import settings
+from experiments import cli
 
 found = []
 for name, *argv in json.load(sys.stdin):
     defaults = importlib.import_module(name).DEFAULTS
-    settings.define_flags(defaults)
-    settings.parse(["a command", *argv])
-    given = settings.from_flags(type(defaults))
+    cli.define_flags(defaults)
+    cli.parse(["a command", *argv])
+    given = cli.from_flags(type(defaults))
     found.append([given.changing_results(), given.not_changing_results()])
     flags.FLAGS.remove_flag_values([field.name for field in dataclasses.fields(defaults)])
     flags.FLAGS.unparse_flags()
@@ -116,8 +116,8 @@ def test_a_command_gives_the_settings_again_that_it_was_made_of():
             own_top_down=True, mean_upward=True, variance_floor=1e-7, epochs=3, batch_size=17,
             learning_rate=1 / 3, schedule="staircase", mc_samples=2, iw_samples=3, gradient="dreg",
             adam_epsilon=1e-4, max_gradient_norm=4.0, max_gradient=0.9, seed=123,
-            init_from="runs/an other", eval_every=0, validation=1000, eval_samples=10,
-            activation="tanh", tfds_dir="pre pared", data_dir="fi'les",
+            init_from="/runs/an other", eval_every=0, validation=1000, eval_samples=10,
+            activation="tanh", tfds_dir="/pre pared", data_dir="/fi'les",
         ),
         config_of("mnist", mnist.DEFAULTS, free_bits=0.125),
         config_of("digits", digits.DEFAULTS, continuous=True, latent_sizes=(4, 2), depth=2),
@@ -125,7 +125,7 @@ def test_a_command_gives_the_settings_again_that_it_was_made_of():
         config_of("norb", norb.DEFAULTS, cameras="both", depth=1, learning_rate=1e-3),
         config_of(
             "arrays", arrays.DEFAULTS,
-            train="a b.npz:x", test="c.npy", observation="gaussian", holdout=0.25, holdout_seed=3,
+            train="/a b.npz:x", test="/c.npy", observation="gaussian", holdout=0.25, holdout_seed=3,
         ),
     ]  # fmt: skip
     commands = [registry.command(config, Path("runs/a run")) for config in configs]
@@ -139,7 +139,7 @@ def test_a_command_gives_the_settings_again_that_it_was_made_of():
     [
         ("mnist", mnist.DEFAULTS, {}),
         ("digits", digits.DEFAULTS, {"continuous": True, "depth": 2}),
-        ("arrays", arrays.DEFAULTS, {"train": "a.npy", "latent_sizes": (7, 6, 5, 4, 3)}),
+        ("arrays", arrays.DEFAULTS, {"train": "/a.npy", "latent_sizes": (7, 6, 5, 4, 3)}),
     ],
 )
 def test_settings_are_read_back_from_a_config(experiment, defaults, settings):
@@ -159,14 +159,14 @@ def test_settings_of_a_config_can_be_changed_and_unknown_ones_are_left_out():
 
 
 def test_every_experiment_is_known_by_its_name():
-    for name in registry.NAMES:
-        module = registry.module(name)
-        assert module.__name__ == f"experiments.{name}"
-        assert isinstance(module.DEFAULTS, Settings)
-        assert callable(module.load)
+    for name, experiment in registry.EXPERIMENTS.items():
+        module = importlib.import_module(f"experiments.{name}")
+        assert experiment == (module.load, module.DEFAULTS)
+        # The name that the command says of itself.
+        assert f'cli.main("{name}", load, DEFAULTS)' in Path(module.__file__).read_text()
     # Every module with defaults of its own is one.
     files = (ROOT / "experiments").glob("*.py")
-    assert set(registry.NAMES) == {f.stem for f in files if "\nDEFAULTS = " in f.read_text()}
+    assert set(registry.EXPERIMENTS) == {f.stem for f in files if "\nDEFAULTS = " in f.read_text()}
 
 
 @pytest.mark.parametrize("name", ["os", "this", "settings", "..os", "mnist.py", "", "Mnist"])
@@ -177,7 +177,7 @@ def test_nothing_but_an_experiment_is_ever_imported(name, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", refuse)
     config = config_of("mnist", mnist.DEFAULTS) | {"experiment": name}
     for call in (
-        lambda: registry.module(name),
+        lambda: registry.experiment(name),
         lambda: registry.settings_of(config),
         lambda: registry.command(config, Path("runs")),
     ):

@@ -16,7 +16,10 @@ from experiments import compare, digits, registry, report
 from experiments.progress import Progress
 from experiments.replicas import each, of_the_first, summarize
 from experiments.run.loop import describe, run
+from experiments.settings import Command
 from experiments.show.shown import count_with_deviation, part_of_the_test_set, seeds, with_deviation
+
+DIGITS = Command("digits", digits.DEFAULTS)
 
 SETTINGS = dataclasses.replace(
     digits.DEFAULTS,
@@ -39,7 +42,11 @@ SETTINGS = dataclasses.replace(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    run(dataclasses.replace(SETTINGS, workdir=str(workdir)), digits.load(SETTINGS), "digits")
+    run(
+        dataclasses.replace(SETTINGS, workdir=str(workdir)),
+        digits.load(SETTINGS),
+        DIGITS,
+    )
     return workdir
 
 
@@ -121,7 +128,11 @@ def test_results_hold_each_replica_with_its_seed_and_their_mean_and_deviation(fi
 
 
 def test_a_finished_run_with_values_by_replica_is_found_finished(finished, capsys):
-    run(dataclasses.replace(SETTINGS, workdir=str(finished)), digits.load(SETTINGS), "digits")
+    run(
+        dataclasses.replace(SETTINGS, workdir=str(finished)),
+        digits.load(SETTINGS),
+        DIGITS,
+    )
     assert f"{finished} is finished." in capsys.readouterr().out
 
 
@@ -197,7 +208,7 @@ def test_a_run_with_replicas_that_is_not_finished_is_reported(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiments.run.loop, "Progress", Interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(settings, digits.load(settings), "digits")
+            run(settings, digits.load(settings), DIGITS)
     report.report(tmp_path / "run")
     text = page_of(tmp_path / "run")
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

@@ -19,10 +19,13 @@ from experiments.errors import WorkdirError
 from experiments.progress import Progress
 from experiments.report import report
 from experiments.run.loop import run
+from experiments.settings import Command
 from experiments.show import page
 from lvae_jax.data import DataError
 
 ROOT = Path(__file__).parents[2]
+
+DIGITS = Command("digits", digits.DEFAULTS)
 
 SETTINGS = dataclasses.replace(
     digits.DEFAULTS,
@@ -43,7 +46,11 @@ ALL = OF_THE_MODEL | {"learning_curves", "kl_per_unit", "kl_per_layer"}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    run(dataclasses.replace(SETTINGS, workdir=str(workdir)), digits.load(SETTINGS), "digits")
+    run(
+        dataclasses.replace(SETTINGS, workdir=str(workdir)),
+        digits.load(SETTINGS),
+        DIGITS,
+    )
     return workdir
 
 
@@ -61,7 +68,7 @@ def broken_off(tmp_path_factory, finished) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiments.run.loop, "Progress", Interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(settings, digits.load(settings), "digits")
+            run(settings, digits.load(settings), DIGITS)
     return workdir
 
 
@@ -177,7 +184,8 @@ def test_data_that_have_changed_are_refused(finished, tmp_path, monkeypatch):
     before = figures_of(copied)
     dataset = digits.load(SETTINGS)
     other = dataclasses.replace(dataset, train_images=dataset.train_images[::-1].copy())
-    monkeypatch.setattr(digits, "load", lambda settings: other)
+    changed = registry.Experiment(lambda settings: other, digits.DEFAULTS)
+    monkeypatch.setitem(registry.EXPERIMENTS, "digits", changed)
     with pytest.raises(DataError) as refusal:
         report(copied)
     assert str(refusal.value) == (

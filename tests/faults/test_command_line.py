@@ -12,7 +12,7 @@ from absl import flags
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import arrays, digits, mnist, norb, registry
+from experiments import arrays, cli, digits, mnist, norb, registry
 from experiments import settings as settings_lib
 from experiments.errors import SettingsError
 from experiments.settings import Settings
@@ -23,7 +23,7 @@ EXPERIMENTS = {"mnist": mnist, "digits": digits, "arrays": arrays, "norb": norb}
 @contextlib.contextmanager
 def flags_of(defaults: Settings):
     """absl's flags as in a process that runs the experiment; none are left."""
-    settings_lib.define_flags(defaults)
+    cli.define_flags(defaults)
     try:
         yield
     finally:
@@ -36,8 +36,8 @@ def parsed(defaults: Settings, arguments: list[str], capsys) -> Settings | str:
     capsys.readouterr()
     with flags_of(defaults):
         try:
-            settings_lib.parse(["a command", *arguments])
-            return settings_lib.from_flags(type(defaults))
+            cli.parse(["a command", *arguments])
+            return cli.from_flags(type(defaults))
         except SettingsError as error:
             return str(error)
         except SystemExit as end:

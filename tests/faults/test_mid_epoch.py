@@ -83,7 +83,7 @@ def test_a_run_stopped_after_every_single_step_equals_one_that_was_not(
             assert interrupted.value.status == 128 + signal.SIGTERM
             said = capsys.readouterr().err
             if step > 1:
-                assert re.search(rf"going on after epoch {(step - 1) // STEPS}\b", said)
+                assert re.search(rf"resuming after epoch {(step - 1) // STEPS}\b", said)
                 steps = (step - 1) % STEPS
                 assert (f" and {steps} steps" in said) == (steps > 0)
             if step < EPOCHS * STEPS:

@@ -195,7 +195,7 @@ def killed(workdir: Path, moments: random.Random, kinds: list[str], *flags: str)
         assert command.send(signal.SIGKILL) == -signal.SIGKILL, command.said()
         assert not (workdir / "results.json").exists()
         caught.append(kind)
-    assert "going on after epoch" in finish(workdir, OFTEN, *flags)
+    assert "resuming after epoch" in finish(workdir, OFTEN, *flags)
     return caught
 
 
@@ -221,9 +221,9 @@ def test_a_run_killed_at_twenty_moments_equals_an_uninterrupted_one_bit_for_bit(
     assert_equal_runs(tmp_path / "two", tmp_path / "whole")
 
 
-def go_on_from(line: str) -> list[str]:
+def resume_from(line: str) -> list[str]:
     """The command that a run says goes on."""
-    python, *rest = shlex.split(line.split("; go on with: ")[1])
+    python, *rest = shlex.split(line.split("; resume with: ")[1])
     assert python == "python"
     return [sys.executable, *rest]
 
@@ -234,13 +234,13 @@ def test_a_run_that_is_asked_to_end_saves_and_says_what_goes_on(whole, tmp_path)
     command = Command(workdir, digits(workdir, OFTEN))
     command.wait_until(lambda: "training images" in command.said())
     assert command.send(signal.SIGTERM) == 128 + signal.SIGTERM
-    stopped = rf"stopped after step (\d+), which is saved in {workdir}; go on with: "
+    stopped = rf"stopped after step (\d+), which is saved in {workdir}; resume with: "
     said = re.match(f"error: SIGTERM: {stopped}", command.last_line())
     assert said, command.said()
     assert verify(workdir / "checkpoints" / said[1], int(said[1])) is None
 
     # In training, by the command that was said, whose checkpoints are a minute apart.
-    command = Command(workdir, go_on_from(command.last_line()))
+    command = Command(workdir, resume_from(command.last_line()))
     command.wait_until(lambda: command.epochs() >= EPOCHS // 2)
     assert command.send(signal.SIGINT) == 128 + signal.SIGINT
     again = re.match(f"error: SIGINT: {stopped}", command.last_line())
@@ -250,13 +250,13 @@ def test_a_run_that_is_asked_to_end_saves_and_says_what_goes_on(whole, tmp_path)
     assert len(lines_of(workdir)) == int(again[1]) // STEPS
 
     # While evaluating.
-    command = Command(workdir, go_on_from(command.last_line()))
+    command = Command(workdir, resume_from(command.last_line()))
     command.wait_until((workdir / "figures").exists)
     assert command.send(signal.SIGTERM) == 128 + signal.SIGTERM
     assert command.last_line().startswith(
         f"error: SIGTERM: stopped while evaluating; training is done and saved in {workdir}; "
     )
-    command = Command(workdir, go_on_from(command.last_line()))
+    command = Command(workdir, resume_from(command.last_line()))
     assert command.process.wait(PATIENCE) == 0, command.said()
     assert_equal_runs(workdir, whole)
 
@@ -317,7 +317,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(tmp_path
     both = both_processes(workdir, *few)
     for command in both:
         assert command.process.wait(PATIENCE) == 0, command.said()
-    assert f"going on after epoch {step // STEPS}" in both[0].said()
+    assert f"resuming after epoch {step // STEPS}" in both[0].said()
     assert [line["epoch"] for line in lines_of(workdir)] == list(range(6))
     assert (workdir / "results.json").exists()
 
@@ -424,7 +424,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_once_there_is_room
         assert re.match(f"error: {expected}", command.last_line()), command.said()
         assert verify(workdir / "checkpoints" / str(step), step) is None
         assert Checkpoints(workdir / "checkpoints").steps()[-1] == step
-    assert f"going on after epoch {step // STEPS}" in finish(workdir)
+    assert f"resuming after epoch {step // STEPS}" in finish(workdir)
     assert_equal_runs(workdir, whole)
 
 
@@ -455,7 +455,7 @@ def test_a_second_command_is_refused_until_the_first_is_killed(tmp_path):
     assert first.send(signal.SIGKILL) == -signal.SIGKILL
     third = Command(workdir, endless)
     third.wait_until(third.trains)
-    assert "going on after epoch" in third.said()
+    assert "resuming after epoch" in third.said()
     third.send(signal.SIGKILL)
 
 
@@ -466,6 +466,7 @@ import jax
 from experiments import digits
 from experiments.run import record
 from experiments.run.loop import run
+from experiments.settings import Command
 
 memory, traced = [], []
 jax.monitoring.register_event_duration_secs_listener(
@@ -483,7 +484,7 @@ settings = dataclasses.replace(
     digits.DEFAULTS, depth=2, latent_sizes=(16, 8), hidden_sizes=(128, 64), batch_size=700,
     epochs=500, eval_every=10, eval_samples=5, checkpoint_seconds=0.3, workdir=sys.argv[1],
 )
-run(settings, digits.load(settings), "digits")
+run(settings, digits.load(settings), Command("digits", digits.DEFAULTS))
 print(json.dumps([memory, traced]))
 """
 

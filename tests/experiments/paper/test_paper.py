@@ -164,7 +164,7 @@ def test_what_is_finished_is_not_made_again_and_what_was_broken_off_is_gone_on_w
     assert [line for line in errors.splitlines() if line.startswith("[")] == [
         line for line in errors.splitlines() if "digits-vae-bn-2; about" in line
     ]
-    assert "going on after epoch 3" in errors
+    assert "resuming after epoch 3" in errors
     again = json.loads((broken / "results.json").read_text())
     times_aside = ("training_seconds", "wall_seconds")
     for name, value in json.loads(before).items():

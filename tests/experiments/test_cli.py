@@ -1,0 +1,108 @@
+"""The command line where it meets consoles, closed streams and files that are no text."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import settings as settings_lib
+from experiments.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(name: str, *arguments: str, cwd: Path = ROOT, **options) -> subprocess.CompletedProcess:
+    """A command of the experiments, which imports no JAX unless it runs."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *arguments],
+        cwd=cwd, env=environment, capture_output=True, check=False, **options,
+    )  # fmt: skip
+
+
+def test_help_exits_with_0_even_on_an_ascii_console():
+    result = command("digits", "--help", env={"PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"--depth: layers of latents" in result.stdout
+    assert b"8?8 digits" in result.stdout
+
+
+def binary_flagfile(folder: Path) -> str:
+    path = folder / "flags.bin"
+    path.write_bytes(bytes(range(256)))
+    return f"--flagfile={path}"
+
+
+@pytest.mark.parametrize("kind", ["a value after no", "binary", "absent", "cp437"])
+def test_what_is_no_command_line_is_one_line_with_status_2(kind, tmp_path):
+    argument = {
+        "a value after no": "--nobatch_norm=false",
+        "binary": binary_flagfile(tmp_path),
+        "absent": f"--flagfile={tmp_path / 'absent'}",
+        "cp437": "--model=\N{SNOWMAN}",
+    }[kind]
+    result = command("digits", argument, env={"PYTHONIOENCODING": "cp437"})
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr.startswith(b"error: ")
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_a_closed_stderr_is_no_error_and_nobody_else_gets_its_descriptor(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from experiments import cli, report\n"
+        "def show(settings, *arguments):\n"
+        "    with open(sys.argv[1], 'w') as file:\n"
+        "        assert file.fileno() > 2\n"
+        "    print('said', file=sys.stderr)\n"
+        "    os.write(2, b'by compiled code')\n"
+        "    print('shown')\n"
+        "cli.start(show, report.ReportSettings(), arguments='FILE')\n"
+    )
+    written = tmp_path / "written"
+    result = subprocess.run(
+        ["sh", "-c", '"$0" -c "$1" "$2" 2>&- <&-', sys.executable, code, str(written)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (0, "shown\n")
+    assert written.read_text() == ""
+
+
+PATHS = [f.name for f in Settings.__dataclass_fields__.values()
+         if f.metadata["kind"] in (settings_lib.PATH, settings_lib.SOURCE)]  # fmt: skip
+
+ARGUMENTS = """
+import json, sys
+from experiments import cli, report
+cli.start(lambda settings, *given: print(json.dumps(given)), report.ReportSettings(), "WORKDIR")
+"""
+
+
+def test_a_tilde_is_the_home_folder_in_every_flag_and_argument_that_is_a_path(tmp_path):
+    assert {"workdir", "init_from", "data_dir", "tfds_dir", "compilation_cache"} <= set(PATHS)
+    for name in PATHS:
+        kind = Settings.__dataclass_fields__[name].metadata["kind"]
+        assert kind.convert("~/a/b") == str(Path.home() / "a/b"), name
+        assert kind.convert("a/~b") == "a/~b"
+    result = subprocess.run(
+        [sys.executable, "-c", ARGUMENTS, "~/runs/a", "runs/b"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": "/elsewhere"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout == '["/elsewhere/runs/a", "runs/b"]\n'
+
+
+def test_what_a_run_reads_is_stored_by_its_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(data_dir="files", init_from="runs/a", workdir="runs/b")
+    assert settings.not_changing_results()["data_dir"] == str(tmp_path / "files")
+    assert settings.changing_results()["init_from"] == str(tmp_path / "runs/a")
+    # The workdir is shown as it was typed.
+    assert settings.not_changing_results()["workdir"] == "runs/b"
+    found = settings_lib.Command("mnist", Settings()).line(settings, Path("runs/b"))
+    assert found == (
+        f"python -m experiments.mnist --init_from={tmp_path}/runs/a --data_dir={tmp_path}/files "
+        "--workdir=runs/b"
+    )
