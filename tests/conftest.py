@@ -23,10 +23,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
-    """A compilation cache of the session's own, for its workers and the processes they start."""
+    """One compilation cache for a session, its workers and the processes they start.
+
+    It is the session's own, unless LVAE_JAX_TEST_CACHE names a folder that outlives it: programs
+    that have not changed are then not compiled again.
+    """
     base = tmp_path_factory.getbasetemp()
     worker = "PYTEST_XDIST_WORKER" in os.environ  # whose folder lies in the session's
-    cache = str((base.parent if worker else base) / "compilation_cache")
+    own = (base.parent if worker else base) / "compilation_cache"
+    cache = os.environ.get("LVAE_JAX_TEST_CACHE") or str(own)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
