@@ -86,7 +86,7 @@ def step_time(sizes: Sizes, count: int, batch_size: int, steps: int, rounds: int
         axis_types=(AxisType.Auto,) * 2,
         devices=jax.devices()[:count],
     )
-    model, optimizer = LadderVAE(*sizes), training.make_optimizer()
+    model, optimizer = LadderVAE(*sizes), training.make_optimizer(learning_rate=1.0)
     everywhere = NamedSharding(mesh, PartitionSpec())
     images = jax.device_put(random_images(steps * batch_size, sizes.data_dim), everywhere)
     with jax.set_mesh(mesh):

@@ -220,7 +220,11 @@ def write_random_images(tfds_dir: Path, train_images: int, test_images: int) -> 
 
 def programs(plan: Plan) -> dict[str, dict[str, float]]:
     """Seconds to trace and to compile each program of a run, without a cache."""
-    model, optimizer, key = LadderVAE(*plan.sizes), training.make_optimizer(), jax.random.key(0)
+    model, optimizer, key = (
+        LadderVAE(*plan.sizes),
+        training.make_optimizer(learning_rate=1.0),
+        jax.random.key(0),
+    )
     shape = jax.ShapeDtypeStruct
     images = shape((plan.train_images, plan.sizes.data_dim), jnp.uint8)
     x = shape((250, plan.sizes.data_dim), jnp.float32)
@@ -267,7 +271,7 @@ def programs(plan: Plan) -> dict[str, dict[str, float]]:
 
 def checkpoints(plan: Plan) -> dict[str, Any]:
     """Seconds to save and to restore a state, each on and from the disk."""
-    model, optimizer = LadderVAE(*plan.sizes), training.make_optimizer()
+    model, optimizer = LadderVAE(*plan.sizes), training.make_optimizer(learning_rate=1.0)
     like = jax.eval_shape(lambda key: training.init_state(model, optimizer, key), jax.random.key(0))
     state = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), like)
     times: dict[str, list[float]] = {"save": [], "restore": []}

@@ -70,7 +70,7 @@ def compile_training(train: Any, *arguments: Any, batch_size: int) -> Any:
 def make_lvae_jax(sizes: Sizes, images: jax.Array, batch_size: int) -> Contender:
     """This project."""
     model = LadderVAE(*sizes)
-    optimizer = training.make_optimizer()
+    optimizer = training.make_optimizer(learning_rate=1.0)
     key, beta, rate = jax.random.key(0), jnp.float32(1.0), jnp.float32(1e-3)
     init_seconds, state = seconds(lambda: training.init_state(model, optimizer, key))
     compile_seconds, compiled = seconds(
@@ -158,7 +158,7 @@ def verified_differences(sizes: Sizes, batch_size: int) -> dict[str, float]:
     pytorch: Any = optional.pytorch()
     model = LadderVAE(*sizes)
     key = jax.random.key(0)
-    state = training.init_state(model, training.make_optimizer(), key)
+    state = training.init_state(model, training.make_optimizer(learning_rate=1.0), key)
     images = jnp.asarray(random_images(4 * batch_size, sizes.data_dim))
     variables = evaluation.reestimate_batch_stats(
         model, state.params, binarise, images, key, batch_size=batch_size
@@ -215,7 +215,7 @@ def make_replicas(
     sizes: Sizes, images: jax.Array, batch_size: int, count: int
 ) -> Callable[[], Any]:
     """A function that trains `count` replicas for an epoch, in one program."""
-    model, optimizer = LadderVAE(*sizes), training.make_optimizer()
+    model, optimizer = LadderVAE(*sizes), training.make_optimizer(learning_rate=1.0)
     keys = jax.vmap(jax.random.key)(jnp.arange(count))
     state = training.init_state(model, optimizer, keys)
     beta, rate = jnp.ones(count, jnp.float32), jnp.full(count, 1e-3, jnp.float32)

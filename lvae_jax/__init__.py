@@ -6,9 +6,18 @@ compose them (`networks`, `models`), `training` and `evaluation` drive a model o
 `lvae_jax.data` loads data sets and needs the extra `lvae-jax[experiments]`.
 """
 
-from lvae_jax import bounds, distributions, evaluation, latents, training
+from lvae_jax import (
+    bounds,
+    distributions,
+    evaluation,
+    latents,
+    objective,
+    schedules,
+    training,
+)
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.models import VAE, LadderVAE
+from lvae_jax.objective import Objective
 from lvae_jax.trained import load, save
 
 __version__ = "0.1.0"
@@ -18,11 +27,14 @@ __all__ = [
     "Bernoulli",
     "Gaussian",
     "LadderVAE",
+    "Objective",
     "bounds",
     "distributions",
     "evaluation",
     "latents",
     "load",
+    "objective",
     "save",
+    "schedules",
     "training",
 ]

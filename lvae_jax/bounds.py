@@ -1,4 +1,4 @@
-"""Bounds on the log-likelihood, equations (6) and (20): KL, ELBO, importance weights, warm-up.
+"""Bounds on the log-likelihood, equations (6) and (20): KL, ELBO, importance weights.
 
 And what came after the paper: free bits, and gradients of the bounds with less variance.
 
@@ -9,7 +9,6 @@ in nats; tuples run from the bottom layer to the top.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,59 +128,39 @@ def log_mean_exp(log_values: Float[Array, " samples *rest"]) -> Float[Array, "*r
 
 
 def importance_weighted(
-    terms: Terms, beta: float | Float[Array, ""] = 1.0
+    terms: Terms, beta: float | Float[Array, ""] = 1.0, importance_samples: int | None = None
 ) -> Float[Array, " batch"]:
-    """The importance-weighted bound L_K, equation (6) with its 1/K, over all K samples, in nats.
+    """The importance-weighted bound L_K, equation (6) with its 1/K, in nats.
 
     Args:
-      terms: of a model, with K samples. K = 1 gives the one-sample ELBO without closed forms.
+      terms: of a model, with K samples, or a multiple of K.
       beta: weight of the KL terms within each log weight; 1 for a bound on log p(x).
+      importance_samples: K; the mean is taken over groups of K samples. None for one group of all.
+        K = 1 gives the ELBO without closed forms.
 
     Returns:
       [batch]: log 1/K sum_k p(x, z_k) / q(z_k | x).
-    """
-    return log_mean_exp(log_weights(terms, beta))
-
-
-def objective(
-    terms: Terms, beta: float | Float[Array, ""], importance_samples: int
-) -> Float[Array, " batch"]:
-    """What training maximises: the mean of the bound over groups of importance samples, in nats.
-
-    Args:
-      terms: of a model, with mc_samples * importance_samples samples.
-      beta: weight of the KL terms.
-      importance_samples: K of equation (6). With K = 1 the ELBO, KL terms in closed form where
-        there is one; with more, the importance-weighted bound of each group of K samples.
-
-    Returns:
-      [batch], the mean over the groups.
 
     Raises:
       ValueError: the number of samples is not a multiple of importance_samples.
     """
-    if importance_samples == 1:
-        return elbo(terms, beta)
-    return _importance_weighted_in_groups(terms, beta, importance_samples)
+    log_w = log_weights(terms, beta)
+    if importance_samples is None:
+        return log_mean_exp(log_w)
+    return jnp.mean(jax.vmap(log_mean_exp)(_in_groups(log_w, importance_samples)), axis=0)
 
 
-def _importance_weighted_in_groups(
-    terms: Terms, beta: float | Float[Array, ""], importance_samples: int
-) -> Float[Array, " batch"]:
-    """The mean of the importance-weighted bounds of groups of samples."""
-    groups = _in_groups(terms, importance_samples)
-    return jnp.mean(jax.vmap(importance_weighted, in_axes=(0, None))(groups, beta), axis=0)
-
-
-def _in_groups(tree: Any, importance_samples: int) -> Any:
-    """Splits the first axis of every array: [samples, ...] becomes [groups, K, ...]."""
-    samples = jax.tree.leaves(tree)[0].shape[0]
+def _in_groups(
+    log_weights: Float[Array, "samples batch"], importance_samples: int
+) -> Float[Array, "groups K batch"]:
+    """Splits the samples into groups of K."""
+    samples = log_weights.shape[0]
     if samples % importance_samples:
         raise ValueError(
             f"{samples} samples do not split into groups of importance_samples="
             f"{importance_samples}; give a multiple"
         )
-    return jax.tree.map(lambda a: a.reshape(-1, importance_samples, *a.shape[1:]), tree)
+    return log_weights.reshape(-1, importance_samples, *log_weights.shape[1:])
 
 
 def free_bits(
@@ -246,7 +225,7 @@ def sticking_the_landing(
     Raises:
       ValueError: the number of samples is not a multiple of importance_samples.
     """
-    return _importance_weighted_in_groups(path, beta, importance_samples)
+    return importance_weighted(path, beta, importance_samples)
 
 
 def doubly_reparameterized(
@@ -306,20 +285,3 @@ def importance_standard_error(
       0.05
     """
     return jnp.sqrt(jnp.maximum(1 / effective_sample_size - 1 / num_samples, 0.0))
-
-
-def warm_up(epoch: int, warmup_epochs: int) -> float:
-    """beta of an epoch: linear from 0 to 1 over the first N_t epochs (section 3.1 of the paper).
-
-    Args:
-      epoch: counted from 0.
-      warmup_epochs: N_t; 0 means no warm-up, beta = 1 from the start.
-
-    Returns:
-      min(1, epoch / warmup_epochs).
-
-    Example:
-      >>> [warm_up(epoch, 4) for epoch in (0, 1, 4, 9)], warm_up(0, 0)
-      ([0.0, 0.25, 1.0, 1.0], 1.0)
-    """
-    return min(1.0, epoch / warmup_epochs) if warmup_epochs > 0 else 1.0

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from lvae_jax import bounds
 from lvae_jax.bounds import Terms
 from lvae_jax.models import HierarchicalVAE, LadderVAE
-from lvae_jax.training import loss_and_gradients
+from lvae_jax.objective import ELBO, Objective, loss_and_gradients
 
 
 def first_nonfinite(
@@ -17,11 +17,8 @@ def first_nonfinite(
     params: Any,
     x: Float[Array, "batch data_dim"],
     key: Key[Array, ""],
-    beta: float | Float[Array, ""],
-    mc_samples: int = 1,
-    importance_samples: int = 1,
-    gradient: str = "standard",
-    free_bits: float = 0.0,
+    beta: float | Float[Array, ""] = 1.0,
+    objective: Objective = ELBO,
 ) -> str | None:
     """Computes a step again and looks at its quantities in the order in which they arise.
 
@@ -31,20 +28,14 @@ def first_nonfinite(
       x: the batch.
       key: that of the step's samples.
       beta: see `training.train_step`.
-      mc_samples: see `training.train_step`.
-      importance_samples: see `training.train_step`.
-      gradient: see `training.train_step`.
-      free_bits: see `training.train_step`.
+      objective: see `training.train_step`.
 
     Returns:
       Such as "the posterior variance of z_2 is inf"; None if everything is finite.
     """
-    samples = mc_samples * importance_samples
-    rngs = {"sample": key}
+    samples, rngs = objective.num_samples, {"sample": key}
     terms = cast(Terms, model.apply({"params": params}, x, samples, train=True, rngs=rngs))
-    value, _, gradients = loss_and_gradients(
-        model, params, x, key, beta, mc_samples, importance_samples, gradient, free_bits
-    )
+    value, _, gradients = loss_and_gradients(model, params, x, key, beta, objective)
     layers = range(model.depth)
     quantities = [(f"the parameter {name}", leaf) for name, leaf in _by_path(params)]
     quantities += [("x", x)]

@@ -3,14 +3,13 @@
 Keys are derived, never stored: a draw of step s is a function of the root key, a name and s alone,
 so that any step can be recomputed and a resumed run equals an uninterrupted one.
 
-Replicas are runs that differ in their key, beta and learning rate: `train_replicas` vmaps
+Replicas are runs that differ in their key, beta and scale of updates: `train_replicas` vmaps
 `train_epoch` over them. Devices are a mesh with the axes of `MESH_AXES`; within `jax.set_mesh` the
 examples of a batch are split over its data axis, and the batch's means, batch-norm statistics and
 gradients are those of the whole batch.
 """
 
 import functools
-import math
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -21,36 +20,19 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from lvae_jax import bounds, compilation
-from lvae_jax.bounds import Terms
+from lvae_jax import compilation
 from lvae_jax.models import HierarchicalVAE
+from lvae_jax.objective import ELBO, Metrics, Objective, loss_and_gradients
 
 Preprocess = Callable[[Key[Array, ""], Array], Float[Array, "batch data_dim"]]
 """Images as stored to x: binarisation or dequantisation with the key given, flattening."""
 
 
-PATH_BOUNDS = {"stl": bounds.sticking_the_landing, "dreg": bounds.doubly_reparameterized}
-"""What the inference model's parameters climb instead of the bound, by the gradient's name."""
-
-GRADIENTS = ("standard", *PATH_BOUNDS)
-
-_OPTIONS = ("mc_samples", "importance_samples", "gradient", "free_bits")
-_STEP = ("model", "optimizer", *_OPTIONS)
+_STEP = ("model", "optimizer", "objective")
 _EPOCH = (*_STEP, "preprocess", "batch_size", "steps")
 
 MESH_AXES = ("replica", "data")
 """The axes of a mesh of devices: replicas are split over the one, examples over the other."""
-
-
-class Metrics(NamedTuple):
-    """Means over the examples of a batch, or over the batches of an epoch, in nats.
-
-    With beta = 1, and the parameters that each step started from.
-    """
-
-    train_elbo: Float[Array, ""]
-    log_px: Float[Array, ""]
-    kl_per_layer: Float[Array, " layers"]
 
 
 class TrainState(NamedTuple):
@@ -78,21 +60,24 @@ def named_key(key: Key[Array, ""], name: str, step: int | Int[Array, ""] = 0) ->
 
 @functools.cache
 def make_optimizer(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
     max_gradient_norm: float | None = None,
     max_gradient: float | None = None,
     adam_epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Adam without its learning rate, which `train_epoch` is given for each epoch.
+    """Adam, after limits on the gradients where they are given.
 
     The same arguments give the same object, so that no program is compiled twice for it.
 
     Args:
+      learning_rate: Adam's. For one that changes from epoch to epoch give 1 here, and the epoch's
+        rate as `update_scale` of `train_epoch`.
       max_gradient_norm: gradients of a larger total norm are scaled down to it (the authors: 4).
       max_gradient: gradients are then clipped elementwise to plus or minus this (the authors: 0.9).
       adam_epsilon: Adam's epsilon (the authors: 1e-4).
 
     Returns:
-      Adam's direction of descent, without the factor -learning_rate.
+      A transformation whose updates are added to the parameters.
     """
     return optax.chain(
         optax.identity()
@@ -100,36 +85,8 @@ def make_optimizer(
         else optax.clip_by_global_norm(max_gradient_norm),
         optax.identity() if max_gradient is None else optax.clip(max_gradient),
         optax.scale_by_adam(eps=adam_epsilon),
+        optax.scale_by_learning_rate(learning_rate),
     )
-
-
-def scheduled_learning_rate(schedule: str, initial: float, epoch: int, epochs: int) -> float:
-    """The learning rate of an epoch.
-
-    Args:
-      schedule: "constant"; "staircase", the paper's for fine-tuning: times 0.75 after every tenth
-        of the epochs (200 of its 2,000); or "cosine", half a cosine from `initial` to 0 at the end.
-      initial: learning rate of the first epoch.
-      epoch: counted from 0.
-      epochs: length of the run.
-
-    Returns:
-      The learning rate.
-
-    Raises:
-      ValueError: there is no such schedule.
-
-    Example:
-      >>> [scheduled_learning_rate("staircase", 1.0, epoch, 2000) for epoch in (0, 199, 200, 400)]
-      [1.0, 1.0, 0.75, 0.5625]
-    """
-    if schedule == "constant":
-        return initial
-    if schedule == "staircase":
-        return initial * 0.75 ** (10 * epoch // epochs)
-    if schedule == "cosine":
-        return initial * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
-    raise ValueError(f"schedule={schedule!r}; give constant, staircase or cosine")
 
 
 def init_state(
@@ -139,7 +96,7 @@ def init_state(
 
     Args:
       model: a model.
-      optimizer: of `make_optimizer`.
+      optimizer: any of optax.
       key: the root key of the run; or [replicas], of several runs.
 
     Returns:
@@ -171,7 +128,7 @@ def fresh_state(params: Any, optimizer: optax.GradientTransformation, depth: int
 
     Args:
       params: of the model.
-      optimizer: of `make_optimizer`.
+      optimizer: any of optax.
       depth: L, the model's number of layers.
 
     Returns:
@@ -192,78 +149,6 @@ def fresh_state(params: Any, optimizer: optax.GradientTransformation, depth: int
     )
 
 
-def loss_and_gradients(
-    model: HierarchicalVAE,
-    params: Any,
-    x: Float[Array, "batch data_dim"],
-    key: Key[Array, ""],
-    beta: float | Float[Array, ""],
-    mc_samples: int = 1,
-    importance_samples: int = 1,
-    gradient: str = "standard",
-    free_bits: float = 0.0,
-) -> tuple[Float[Array, ""], Metrics, Any]:
-    """Minus the objective of a batch, equation (20) or (6), and the gradients to descend by.
-
-    Args:
-      model: a model.
-      params: its parameters.
-      x: the batch.
-      key: for the samples of z.
-      beta: weight of the KL terms.
-      mc_samples: independent estimates of the bound an example, averaged.
-      importance_samples: K of the bound; see `bounds.objective`.
-      gradient: which one the inference model's parameters follow: "standard", the bound's own;
-        "stl", of `bounds.sticking_the_landing`; or "dreg", of `bounds.doubly_reparameterized`.
-      free_bits: nats a unit, see `bounds.free_bits`; 0 for none.
-
-    Returns:
-      The loss, the batch's metrics, and a gradient for every parameter.
-
-    Raises:
-      ValueError: there is no such gradient, or free bits are asked for together with another bound
-        or gradient.
-    """
-    if gradient not in GRADIENTS:
-        raise ValueError(f"gradient={gradient!r}; give one of {', '.join(GRADIENTS)}")
-    if free_bits and (importance_samples > 1 or gradient != "standard"):
-        raise ValueError(
-            f"free_bits={free_bits}, importance_samples={importance_samples}, "
-            f"gradient={gradient!r}: free bits are for the ELBO and its standard gradient; "
-            "give importance_samples=1 and gradient='standard', or free_bits=0"
-        )
-
-    def infer(params: Any) -> Terms:
-        num_samples = mc_samples * importance_samples
-        return cast(
-            Terms,
-            model.apply({"params": params}, x, num_samples, train=True, rngs={"sample": key}),
-        )
-
-    def loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
-        terms = infer(params)
-        kl_per_layer = bounds.sum_units(bounds.kl_per_unit(terms))
-        metrics = Metrics(
-            train_elbo=jnp.mean(bounds.elbo(terms)),
-            log_px=jnp.mean(terms.log_px),
-            kl_per_layer=jnp.stack([jnp.mean(kl) for kl in kl_per_layer]),
-        )
-        if free_bits:
-            return -bounds.free_bits(terms, beta, free_bits), metrics
-        return -jnp.mean(bounds.objective(terms, beta, importance_samples)), metrics
-
-    def path_loss(inference: Any) -> Float[Array, ""]:
-        # The samples depend on the inference model; the densities at them have constant parameters.
-        z = infer({**params, "inference": inference}).z
-        path = cast(Terms, model.apply({"params": params}, x, z, train=True, method="densities"))
-        return -jnp.mean(PATH_BOUNDS[gradient](path, beta, importance_samples))
-
-    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    if gradient != "standard":
-        gradients = {**gradients, "inference": jax.grad(path_loss)(params["inference"])}
-    return value, metrics, gradients
-
-
 @functools.partial(jax.jit, static_argnames=_STEP)
 def train_step(
     model: HierarchicalVAE,
@@ -271,9 +156,9 @@ def train_step(
     state: TrainState,
     x: Float[Array, "batch data_dim"],
     key: Key[Array, ""],
-    beta: float | Float[Array, ""],
-    learning_rate: float | Float[Array, ""],
-    **options: Any,
+    beta: float | Float[Array, ""] = 1.0,
+    update_scale: float | Float[Array, ""] = 1.0,
+    objective: Objective = ELBO,
 ) -> tuple[TrainState, Metrics]:
     """One step of gradient ascent on the objective, equation (20) or (6).
 
@@ -281,23 +166,24 @@ def train_step(
 
     Args:
       model: a model.
-      optimizer: of `make_optimizer`.
+      optimizer: any of optax; its updates are added to the parameters.
       state: before the step.
       x: the batch.
       key: for the samples of z.
       beta: weight of the KL terms.
-      learning_rate: of this step.
-      **options: mc_samples, importance_samples, gradient, free_bits; see `loss_and_gradients`.
+      update_scale: a factor on the updates; it may change from step to step without another
+        compilation.
+      objective: what to climb.
 
     Returns:
       The state after the step, and the batch's metrics.
     """
-    value, metrics, gradients = loss_and_gradients(model, state.params, x, key, beta, **options)
+    value, metrics, gradients = loss_and_gradients(model, state.params, x, key, beta, objective)
 
     def updated(state: TrainState) -> TrainState:
-        direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         return state._replace(
-            params=jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction),
+            params=jax.tree.map(lambda p, u: p + update_scale * u, state.params, updates),
             opt_state=opt_state,
             epoch_sums=jax.tree.map(jnp.add, state.epoch_sums, metrics),
             epoch_updates=state.epoch_updates + 1,
@@ -401,13 +287,13 @@ def train_epoch(
     state: TrainState,
     images: Array,
     key: Key[Array, ""],
-    beta: float | Float[Array, ""],
-    learning_rate: float | Float[Array, ""],
+    beta: float | Float[Array, ""] = 1.0,
+    update_scale: float | Float[Array, ""] = 1.0,
     max_nonfinite: int | Int[Array, ""] = 0,
     *,
     batch_size: int,
     steps: int | None = None,
-    **options: Any,
+    objective: Objective = ELBO,
 ) -> tuple[TrainState, Metrics]:
     """One pass over the training images in a new order, without a last partial batch: one program.
 
@@ -416,18 +302,18 @@ def train_epoch(
 
     Args:
       model: a model.
-      optimizer: of `make_optimizer`.
+      optimizer: any of optax; its updates are added to the parameters.
       preprocess: makes x of a batch of images, with a new key at every step.
       state: before the epoch, or within it.
       images: [n, ...], as stored; they stay on the device.
       key: the root key of the run.
       beta: weight of the KL terms in this epoch.
-      learning_rate: of this epoch.
+      update_scale: a factor on the optimiser's updates in this epoch.
       max_nonfinite: steps in all that may be without an update because the loss or a gradient was
         not finite. The state stops before the first one beyond, with `nonfinite` at one more.
       batch_size: examples a step, at most n.
       steps: how many to take; they must not lead beyond the epoch's end. The whole epoch if None.
-      **options: see `train_step`.
+      objective: what to climb.
 
     Returns:
       The state after the steps, and the means over the updates of the epoch so far (NaN if there
@@ -445,8 +331,8 @@ def train_epoch(
             x,
             sample_key,
             beta,
-            learning_rate,
-            **options,
+            update_scale,
+            objective,
         )
         stopped = stepped.nonfinite > max_nonfinite
         return stepped._replace(
@@ -474,30 +360,35 @@ def train_replicas(
     images: Array,
     key: Key[Array, " replicas"],
     beta: Float[Array, " replicas"],
-    learning_rate: Float[Array, " replicas"],
+    update_scale: Float[Array, " replicas"],
     max_nonfinite: int | Int[Array, ""] = 0,
-    **options: Any,
+    *,
+    batch_size: int,
+    steps: int | None = None,
+    objective: Objective = ELBO,
 ) -> tuple[TrainState, Metrics]:
     """`train_epoch` of several replicas at once; each equals the single run of its key.
 
     Args:
       model: a model.
-      optimizer: of `make_optimizer`.
+      optimizer: any of optax; its updates are added to the parameters.
       preprocess: makes x of a batch of images.
       state: every leaf with an axis of replicas in front; its buffers are donated.
       images: [n, ...], which all replicas share.
       key: a root key for every replica.
       beta: of every replica.
-      learning_rate: of every replica.
+      update_scale: of every replica.
       max_nonfinite: see `train_epoch`.
-      **options: the others of `train_epoch`.
+      batch_size: see `train_epoch`.
+      steps: see `train_epoch`.
+      objective: see `train_epoch`.
 
     Returns:
       As `train_epoch`, with the axis of replicas in front; the metrics are on every device.
     """
 
     def replica(
-        state: TrainState, key: Array, beta: Array, learning_rate: Array
+        state: TrainState, key: Array, beta: Array, update_scale: Array
     ) -> tuple[TrainState, Metrics]:
         return train_epoch(
             model,
@@ -507,12 +398,14 @@ def train_replicas(
             images,
             key,
             beta,
-            learning_rate,
+            update_scale,
             max_nonfinite,
-            **options,
+            batch_size=batch_size,
+            steps=steps,
+            objective=objective,
         )
 
-    given = (state, key, beta, learning_rate)
+    given = (state, key, beta, update_scale)
     on_mesh = not jax.sharding.get_abstract_mesh().empty
     if key.shape[0] == 1:  # XLA's products of batches of one matrix are slower than of the matrix
         results = replica(*jax.tree.map(lambda a: a[0], given))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lvae_jax import VAE, LadderVAE, training
+from lvae_jax import VAE, LadderVAE, Objective, training
 from lvae_jax.diagnosis import first_nonfinite
 
 LATENT_SIZES, HIDDEN_SIZES, DATA_DIM = (3, 2), (6, 5), 4
@@ -33,7 +33,7 @@ def x_of(value: float = 1.0) -> np.ndarray:
 
 
 def first(model, params, x, **options):
-    return first_nonfinite(model, params, x, jax.random.key(1), 1.0, **options)
+    return first_nonfinite(model, params, x, jax.random.key(1), objective=Objective(**options))
 
 
 def changed(params, changes):

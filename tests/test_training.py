@@ -14,7 +14,7 @@ import optax
 import pytest
 from random_parameters import random_params
 
-from lvae_jax import VAE, LadderVAE, bounds, evaluation, training
+from lvae_jax import VAE, LadderVAE, Objective, bounds, evaluation, objective, schedules, training
 from lvae_jax.data import binarisation
 
 pytestmark = pytest.mark.usefixtures("compile_sooner")
@@ -49,8 +49,9 @@ def assert_trees_close(one, other, **tolerance):
 
 LADDER = LadderVAE(5, (2, 1), (4, 3))
 ADAM_EPSILON = 1e-3
-ADAM = training.make_optimizer(adam_epsilon=ADAM_EPSILON)
-GRADIENT = optax.identity()  # parameters less the gradient times the learning rate
+ADAM = training.make_optimizer(1.0, adam_epsilon=ADAM_EPSILON)
+GRADIENT = optax.sgd(1.0)  # parameters less the gradient times the scale of the update
+MC_2 = Objective(mc_samples=2)
 X = jnp.float32(np.random.default_rng(1).random((6, 5)) > 0.5)
 
 
@@ -140,7 +141,7 @@ def test_steps_are_adam_on_the_gradient_of_the_elbo_written_by_hand():
         gradient, expected = step_by_hand(state.params, X, key, beta, samples=2)
         before = flat(state.params)
         state, metrics = train_step(
-            LADDER, ADAM, state, X, key, beta, jnp.float32(learning_rate), mc_samples=2
+            LADDER, ADAM, state, X, key, beta, jnp.float32(learning_rate), MC_2
         )
         np.testing.assert_allclose(
             before - flat(state.params),
@@ -157,7 +158,7 @@ def test_gradient_is_that_of_the_elbo_written_by_hand(beta):
     key = jax.random.key(3)
     gradient, expected = step_by_hand(state.params, X, key, jnp.float32(beta), samples=2)
     stepped, metrics = train_step(
-        LADDER, GRADIENT, state, X, key, jnp.float32(beta), jnp.float32(1.0), mc_samples=2
+        LADDER, GRADIENT, state, X, key, jnp.float32(beta), jnp.float32(1.0), MC_2
     )
     difference = flat(state.params) - flat(stepped.params)
     np.testing.assert_allclose(difference, flat(gradient), rtol=1e-3, atol=2e-5)
@@ -202,8 +203,7 @@ def test_step_climbs_the_bound_of_importance_samples_averaged_over_mc_samples(
         key,
         jnp.float32(1.0),
         jnp.float32(1.0),
-        mc_samples=mc_samples,
-        importance_samples=importance_samples,
+        Objective(mc_samples, importance_samples),
     )
     difference = flat(state.params) - flat(stepped.params)
     np.testing.assert_allclose(difference, flat(gradient), rtol=1e-3, atol=1e-5)
@@ -216,8 +216,7 @@ def test_an_example_has_mc_times_importance_samples(mc_samples, importance_sampl
         training.train_step,
         model,
         GRADIENT,
-        mc_samples=mc_samples,
-        importance_samples=importance_samples,
+        objective=Objective(mc_samples, importance_samples),
     )
     state = fresh_state(GRADIENT, random_params(model))
     program = str(jax.make_jaxpr(step)(state, X, jax.random.key(0), 1.0, 1.0))
@@ -266,8 +265,7 @@ def gradients_of_draws(model, params, x, beta, importance_samples, names, num_dr
             key,
             beta,
             jnp.float32(1.0),
-            importance_samples=importance_samples,
-            gradient=name,
+            Objective(importance_samples=importance_samples, gradient=name),
         )
         return jax.tree.map(jnp.subtract, stepped.params, params)
 
@@ -420,7 +418,9 @@ def test_close_to_the_exact_posterior_doubly_reparameterised_gradients_vary_leas
 def test_steps_by_other_gradients_move_every_parameter_and_have_the_same_metrics(options):
     state, key = fresh_state(ADAM, random_params(LADDER, seed=15)), jax.random.key(16)
     beta = jnp.float32(0.3)
-    stepped, metrics = train_step(LADDER, ADAM, state, X, key, beta, jnp.float32(0.01), **options)
+    stepped, metrics = train_step(
+        LADDER, ADAM, state, X, key, beta, jnp.float32(0.01), Objective(**options)
+    )
     for before, after in zip(
         jax.tree.leaves(state.params), jax.tree.leaves(stepped.params), strict=True
     ):
@@ -441,8 +441,7 @@ def test_with_every_kl_below_the_free_bits_a_step_is_that_of_beta_zero():
         key,
         jnp.float32(0.3),
         jnp.float32(1.0),
-        mc_samples=2,
-        free_bits=1e6,
+        Objective(mc_samples=2, free_bits=1e6),
     )
     difference = flat(state.params) - flat(stepped.params)
     np.testing.assert_allclose(difference, flat(gradient), rtol=1e-3, atol=2e-5)
@@ -463,9 +462,8 @@ def test_with_every_kl_below_the_free_bits_a_step_is_that_of_beta_zero():
     ],
 )
 def test_what_is_no_gradient_and_what_does_not_go_with_free_bits_is_refused(options, message):
-    state = fresh_state(GRADIENT, random_params(LADDER))
     with pytest.raises(ValueError, match=re.escape(message)):
-        train_step(LADDER, GRADIENT, state, X, jax.random.key(0), 1.0, 1.0, **options)
+        Objective(**options)
 
 
 # The optimiser and its learning rate
@@ -489,28 +487,11 @@ def test_gradients_are_limited_in_norm_and_then_elementwise(max_gradient_norm, m
     if max_gradient is not None:
         limited = np.clip(limited, -max_gradient, max_gradient)
     # A first step of Adam is g / (|g| + epsilon): with epsilon = 1 the size of g can be read.
-    optimizer = training.make_optimizer(max_gradient_norm, max_gradient, adam_epsilon=1.0)
+    optimizer = training.make_optimizer(0.5, max_gradient_norm, max_gradient, adam_epsilon=1.0)
     tree = {"a": jnp.float32(gradient[:3]), "b": jnp.float32(gradient[3:])}
-    direction, _ = optimizer.update(tree, optimizer.init(tree), tree)
-    np.testing.assert_allclose(flat(direction), limited / (np.abs(limited) + 1.0), rtol=1e-5)
-
-
-@pytest.mark.parametrize("epoch", [0, 1, 199, 200, 399, 400, 1999])
-def test_learning_rates_follow_their_closed_forms(epoch):
-    rate = functools.partial(
-        training.scheduled_learning_rate, initial=0.002, epoch=epoch, epochs=2000
-    )
-    assert rate("constant") == 0.002
-    reductions = sum(epoch >= boundary for boundary in range(200, 2001, 200))
-    assert rate("staircase") == pytest.approx(0.002 * 0.75**reductions, rel=1e-12)
-    # cos^2(a / 2) = (1 + cos a) / 2
-    cosine = 0.002 * math.cos(math.pi * epoch / 4000) ** 2
-    assert rate("cosine") == pytest.approx(cosine, rel=1e-9, abs=1e-15)
-
-
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="schedule='linear'; give constant, staircase or cosine"):
-        training.scheduled_learning_rate("linear", 0.1, 0, 10)
+    updates, _ = optimizer.update(tree, optimizer.init(tree), tree)
+    expected = -0.5 * limited / (np.abs(limited) + 1.0)
+    np.testing.assert_allclose(flat(updates), expected, rtol=1e-5)
 
 
 # Keys
@@ -591,7 +572,15 @@ the_paper_and_beyond = pytest.mark.parametrize(
 )
 
 
-def train_epoch(state, beta=1.0, learning_rate=0.01, preprocess=binarisation.binarise, **options):
+def train_epoch(
+    state,
+    beta=1.0,
+    update_scale=0.01,
+    preprocess=binarisation.binarise,
+    steps=None,
+    max_nonfinite=0,
+    **options,
+):
     """Three steps of 4 of the 14 images."""
     return training.train_epoch(
         MODEL,
@@ -601,9 +590,11 @@ def train_epoch(state, beta=1.0, learning_rate=0.01, preprocess=binarisation.bin
         jnp.asarray(IMAGES),
         ROOT,
         jnp.float32(beta),
-        jnp.float32(learning_rate),
+        jnp.float32(update_scale),
+        max_nonfinite,
         batch_size=4,
-        **options,
+        steps=steps,
+        objective=Objective(**options),
     )
 
 
@@ -647,7 +638,14 @@ def test_the_draws_of_a_step_follow_from_the_key_a_name_and_the_step(options):
             x = binarisation.binarise(key_by_hand(ROOT, "preprocess", 3 * epoch + step), images)
             key = key_by_hand(ROOT, "sample", 3 * epoch + step)
             state, metrics = train_step(
-                MODEL, ADAM, state, x, key, jnp.float32(1.0), jnp.float32(0.01), **options
+                MODEL,
+                ADAM,
+                state,
+                x,
+                key,
+                jnp.float32(1.0),
+                jnp.float32(0.01),
+                Objective(**options),
             )
             expected.append(metrics)
     epochs = start()
@@ -735,7 +733,7 @@ def test_a_gradient_that_is_not_finite_makes_no_update_though_the_loss_is_finite
     state = fresh_state(GRADIENT, params)
     x = jnp.zeros((6, 1))
     stepped, _ = train_step(model, GRADIENT, state, x, jax.random.key(0), 1.0, 1.0)
-    value, _, gradients = training.loss_and_gradients(model, params, x, jax.random.key(0), 1.0)
+    value, _, gradients = objective.loss_and_gradients(model, params, x, jax.random.key(0), 1.0)
     assert value == pytest.approx(200, abs=2)
     assert not np.isfinite(flat(gradients)).all()
     assert stepped.nonfinite == 1
@@ -757,10 +755,10 @@ def fresh_step():
 def test_a_step_is_the_same_by_a_branch_and_by_a_choice(backend, bad, monkeypatch):
     state = fresh_state(ADAM, random_params(LADDER))
     x = X.at[2, 3].set(jnp.nan) if bad else X
-    loss_and_gradients = jax.jit(training.loss_and_gradients, static_argnums=0)
+    loss_and_gradients = jax.jit(objective.loss_and_gradients, static_argnums=0)
     value, _, gradients = loss_and_gradients(LADDER, state.params, x, jax.random.key(0), 1.0)
-    direction, opt_state = ADAM.update(gradients, state.opt_state)
-    params = jax.tree.map(lambda p, d: p - 0.01 * d, state.params, direction)
+    updates, opt_state = ADAM.update(gradients, state.opt_state)
+    params = jax.tree.map(lambda p, u: p + 0.01 * u, state.params, updates)
     monkeypatch.setattr(
         jax.lax, "platform_dependent", lambda *a, default, **known: known.get(backend, default)(*a)
     )
@@ -845,7 +843,7 @@ def train_replicas(state, keys, betas, learning_rates, images, **options):
         jnp.float32(betas),
         jnp.float32(learning_rates),
         batch_size=4,
-        **options,
+        objective=Objective(**options),
     )
 
 
@@ -868,7 +866,7 @@ def test_every_replica_is_the_single_run_of_its_key_beta_and_learning_rate(repli
                 jnp.float32(beta),
                 jnp.float32(learning_rate),
                 batch_size=4,
-                **options,
+                objective=Objective(**options),
             )
         )
     keys = jnp.stack(keys)
@@ -887,7 +885,7 @@ def test_one_replica_that_is_not_finite_stops_alone():
 
 
 def test_a_learning_rate_of_zero_leaves_the_parameters():
-    after, _ = train_epoch(start(), learning_rate=0.0)
+    after, _ = train_epoch(start(), update_scale=0.0)
     assert_trees_equal(after.params, start().params)
 
 
@@ -898,7 +896,7 @@ def test_training_on_structured_data_raises_the_elbo():
     labels = rng.integers(0, 2, 128)
     images = jnp.float32(patterns[labels] ^ (rng.random((128, 12)) < 0.05))
     model = LadderVAE(12, (2, 1), (8, 4))
-    optimizer = training.make_optimizer()
+    optimizer = training.make_optimizer(0.01)
     key = jax.random.key(13)
     state = training.init_state(model, optimizer, key)
 
@@ -918,8 +916,7 @@ def test_training_on_structured_data_raises_the_elbo():
             state,
             images,
             key,
-            jnp.float32(min(1.0, epoch / 10)),
-            jnp.float32(0.01),
+            schedules.warm_up(jnp.int32(epoch), 10),
             batch_size=32,
         )
     after = elbo(state.params)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 import lvae_jax
-from lvae_jax import Gaussian, LadderVAE, bounds, distributions
+from lvae_jax import Gaussian, LadderVAE, distributions, schedules
 from lvae_jax.networks import MLP
 
 assert lvae_jax.__file__.startswith(sys.argv[1]), lvae_jax.__file__
@@ -31,7 +31,7 @@ p = Gaussian(jnp.float32(0.0), jnp.float32(2.0))
 assert abs(float(distributions.kl(q, p)) - 0.25) < 1e-6
 posterior = distributions.precision_weighted(q, p)
 assert (float(posterior.mean), float(posterior.variance)) == (0.5, 1.0)
-assert bounds.warm_up(3, 4) == 0.75
+assert schedules.warm_up(3, 4) == 0.75
 
 x = jnp.ones((2, 5), jnp.float32)
 mlp = MLP(sizes=(4, 3), activation="tanh", batch_norm=False)

@@ -32,8 +32,8 @@ from experiments.run.setup import (
     evaluation_variables,
     make_experiment,
     new_state,
+    objective_of,
     state_like,
-    step_options,
     steps_per_epoch,
     training_key,
     training_program,
@@ -47,7 +47,7 @@ from experiments.show.shown import (
     with_error,
 )
 from experiments.store.workdir import Workdir, read_config, read_trained
-from lvae_jax import bounds, diagnosis, training
+from lvae_jax import diagnosis, schedules, training
 from lvae_jax.data import Dataset
 from lvae_jax.training import Metrics, TrainState
 
@@ -248,7 +248,7 @@ def train(
         compiled = False
         while epoch < settings.epochs:
             state, metrics = jax.block_until_ready(
-                program.call(state, *schedules(settings, epoch), most_nonfinite(settings))
+                program.call(state, *scheduled(settings, epoch), most_nonfinite(settings))
             )
             step += program.steps
             check_finite(experiment, workdir, state, epoch)
@@ -316,16 +316,16 @@ def most_nonfinite(settings: Settings) -> int:
     return settings.max_nonfinite if settings.on_nonfinite == "skip" else 0
 
 
-def schedules(settings: Settings, epoch: int) -> tuple[list[float], list[float]]:
+def scheduled(settings: Settings, epoch: int) -> tuple[list[float], list[float]]:
     """beta and the learning rate of an epoch, for every replica."""
     beta = [
-        beta * bounds.warm_up(epoch, warmup_epochs)
+        beta * float(schedules.warm_up(epoch, warmup_epochs))
         for beta, warmup_epochs in zip(
             settings.by_replica("beta"), settings.by_replica("warmup_epochs"), strict=True
         )
     ]
     learning_rate = [
-        training.scheduled_learning_rate(settings.schedule, initial, epoch, settings.epochs)
+        float(schedules.learning_rate(settings.schedule, initial, epoch, settings.epochs))
         for initial in settings.by_replica("learning_rate")
     ]
     return beta, learning_rate
@@ -334,7 +334,7 @@ def schedules(settings: Settings, epoch: int) -> tuple[list[float], list[float]]
 def metrics_by_replica(experiment: Experiment, metrics: Metrics, epoch: int) -> list[ReplicaEpoch]:
     """What training found in an epoch, for every replica."""
     host = devices.fetch(metrics, experiment.mesh)
-    beta, learning_rate = schedules(experiment.settings, epoch)
+    beta, learning_rate = scheduled(experiment.settings, epoch)
     return [
         ReplicaEpoch(
             beta=beta[i],
@@ -374,8 +374,8 @@ def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, ep
         stopped.params,
         x,
         sample_key,
-        schedules(settings, epoch)[0][replica],
-        **step_options(settings),
+        scheduled(settings, epoch)[0][replica],
+        objective_of(settings),
     )
     of_seed = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
     raise NonFiniteError(

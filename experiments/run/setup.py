@@ -21,6 +21,7 @@ from lvae_jax import VAE, LadderVAE, compilation, evaluation, training
 from lvae_jax.data import Dataset, as_stored
 from lvae_jax.data.validation import hold_out
 from lvae_jax.models import HierarchicalVAE
+from lvae_jax.objective import Objective
 from lvae_jax.training import MESH_AXES, Metrics, Preprocess, TrainState, named_key
 
 EVAL_BATCH_SIZE = 250
@@ -100,6 +101,7 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
         dataset=dataset,
         model=make_model(settings, dataset.data_dim, dataset.observation),
         optimizer=training.make_optimizer(
+            learning_rate=1.0,  # an epoch's learning rate is the scale of its updates
             max_gradient_norm=settings.max_gradient_norm or None,
             max_gradient=settings.max_gradient or None,
             adam_epsilon=settings.adam_epsilon,
@@ -154,14 +156,14 @@ def _like(array: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
-def step_options(settings: Settings) -> dict[str, Any]:
-    """What a training step climbs, by the names of `training.train_step`'s options."""
-    return {
-        "mc_samples": settings.mc_samples,
-        "importance_samples": settings.iw_samples,
-        "gradient": settings.gradient,
-        "free_bits": settings.free_bits,
-    }
+def objective_of(settings: Settings) -> Objective:
+    """What a training step climbs."""
+    return Objective(
+        mc_samples=settings.mc_samples,
+        importance_samples=settings.iw_samples,
+        gradient=settings.gradient,
+        free_bits=settings.free_bits,
+    )
 
 
 def training_program(experiment: Experiment) -> TrainingProgram:
@@ -181,7 +183,7 @@ def training_program(experiment: Experiment) -> TrainingProgram:
         experiment.mesh,
         settings.matmul_precision,
         batch_size=settings.batch_size,
-        **step_options(settings),
+        objective=objective_of(settings),
     )
 
     def call(
@@ -209,14 +211,12 @@ def _training_program(
     matmul_precision: str,
     *,
     batch_size: int,
-    **options: Any,
+    objective: Objective,
 ) -> tuple[Any, int]:
     like = _state_like(model, optimizer, keys)
     weights = sum(leaf.size for leaf in jax.tree.leaves(like.params))
-    samples = options["mc_samples"] * options["importance_samples"]
-    steps = steps_per_call(
-        images.shape[0] // batch_size, weights * batch_size * samples / mesh.size
-    )
+    multiplications = weights * batch_size * objective.num_samples / mesh.size
+    steps = steps_per_call(images.shape[0] // batch_size, multiplications)
 
     def train(
         state: TrainState, images: Any, keys: Any, beta: Any, rate: Any, max_nonfinite: Any
@@ -233,7 +233,7 @@ def _training_program(
             max_nonfinite,
             batch_size=batch_size,
             steps=steps,
-            **options,
+            objective=objective,
         )
 
     # Contexts are a thread's own, and this may be another one than the run's.

@@ -20,7 +20,7 @@ from experiments import settings as settings_lib
 from experiments.errors import NonFiniteError, SettingsError
 from experiments.run.loop import run
 from experiments.settings import Settings
-from lvae_jax import VAE, LadderVAE, bounds, evaluation, training
+from lvae_jax import VAE, LadderVAE, Objective, bounds, evaluation, training
 from lvae_jax.data import Dataset, as_stored
 
 ROOT = Path(__file__).parents[2]
@@ -267,7 +267,7 @@ def test_variances_at_their_floor_or_huge_leave_bounds_and_gradients_finite(
     )
     params = collapsed(model, raw)
     x = jnp.asarray(np.random.default_rng(2).standard_normal((5, 4)), jnp.float32)
-    optimizer = training.make_optimizer()
+    optimizer = training.make_optimizer(1e-3)
     state = training.fresh_state(params, optimizer, model.depth)
     key = jax.random.key(1)
     terms = model.apply({"params": params}, x, rngs={"sample": key})
@@ -275,7 +275,7 @@ def test_variances_at_their_floor_or_huge_leave_bounds_and_gradients_finite(
     for layer in (*terms.posterior[1:], *terms.prior[:-1]):
         assert np.all(np.abs(np.log(layer.variance / limit)) < 1)
     state, metrics = training.train_step(
-        model, optimizer, state, x, key, jnp.float32(1), jnp.float32(1e-3), gradient=gradient
+        model, optimizer, state, x, key, objective=Objective(gradient=gradient)
     )
     for leaf in jax.tree.leaves((state, metrics, bounds.elbo(terms))):
         assert np.all(np.isfinite(leaf))

@@ -13,7 +13,7 @@ from experiments.run import memory
 from experiments.run import setup as experiment
 from experiments.run.memory import Estimate
 from experiments.settings import Settings
-from lvae_jax import training
+from lvae_jax import Objective, training
 from lvae_jax.data import Dataset, as_stored
 
 SMALL = Settings(depth=3, latent_sizes=(5, 4, 3), hidden_sizes=(9, 8, 7))
@@ -69,7 +69,7 @@ def test_the_estimate_of_training_is_what_the_compiler_takes_within_a_factor_of_
     images = jax.ShapeDtypeStruct((1000, 500), jnp.float32)
     program = training.train_epoch.lower(
         model, optimizer, as_stored, state, images, key, jnp.float32(1), jnp.float32(1e-3),
-        batch_size=200, mc_samples=samples,
+        batch_size=200, objective=Objective(mc_samples=samples),
     ).compile()  # fmt: skip
     estimate = memory.estimate(settings, 500, "bernoulli", 1000 * 500 * 4)
     assert 0.5 < taken(program) / estimate.total < 2

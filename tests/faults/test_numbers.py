@@ -43,14 +43,12 @@ def binary(grey: np.ndarray) -> np.ndarray:
 def trained(model):
     """Parameters after a few steps at a high learning rate, with statistics of the data."""
     x = jnp.asarray(binary(images_of_784()))
-    optimizer = training.make_optimizer()
+    optimizer = training.make_optimizer(3e-3)
     state = training.init_state(model, optimizer, jax.random.key(0))
     for step in range(TRAINED_STEPS):
         rows = (jnp.arange(BATCH_SIZE) + step * BATCH_SIZE) % len(x)
         key = jax.random.fold_in(jax.random.key(1), step)
-        state, _ = training.train_step(
-            model, optimizer, state, x[rows], key, jnp.float32(1.0), jnp.float32(3e-3)
-        )
+        state, _ = training.train_step(model, optimizer, state, x[rows], key)
     return statistics_of_the_data(model, state.params, x)
 
 

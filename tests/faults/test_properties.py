@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import special, stats
 
-from lvae_jax import bounds, distributions, normalization, training
+from lvae_jax import bounds, distributions, normalization, schedules
 from lvae_jax.data import binarise, dequantise
 from lvae_jax.distributions import Bernoulli, Gaussian
 
@@ -214,8 +214,8 @@ EPOCHS = st.integers(0, 10**6)
 
 @given(EPOCHS, EPOCHS)
 def test_warm_up_rises_from_nothing_to_one_and_stays(epoch, warmup_epochs):
-    beta = bounds.warm_up(epoch, warmup_epochs)
-    assert 0 <= beta <= bounds.warm_up(epoch + 1, warmup_epochs) <= 1
+    beta = schedules.warm_up(epoch, warmup_epochs)
+    assert 0 <= beta <= schedules.warm_up(epoch + 1, warmup_epochs) <= 1
     assert (beta == 1) == (epoch >= warmup_epochs)
     assert (beta == 0) == (epoch == 0 < warmup_epochs)
 
@@ -229,10 +229,10 @@ def test_warm_up_rises_from_nothing_to_one_and_stays(epoch, warmup_epochs):
 def test_a_learning_rate_starts_as_given_never_rises_and_stays_positive(
     schedule, initial, epoch, epochs
 ):
-    rate = training.scheduled_learning_rate(schedule, initial, epoch % epochs, epochs)
-    assert training.scheduled_learning_rate(schedule, initial, 0, epochs) == initial
+    rate = schedules.learning_rate(schedule, initial, epoch % epochs, epochs)
+    assert schedules.learning_rate(schedule, initial, 0, epochs) == initial
     assert 0 < rate <= initial
-    later = training.scheduled_learning_rate(schedule, initial, epoch % epochs + 1, epochs)
+    later = schedules.learning_rate(schedule, initial, epoch % epochs + 1, epochs)
     assert later <= rate
 
 

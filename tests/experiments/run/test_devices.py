@@ -34,7 +34,7 @@ from lvae_jax import LadderVAE, training
 from lvae_jax.data import binarise
 
 assert jax.device_count() == 8
-model, optimizer = LadderVAE(20, (4, 2), (16, 8)), training.make_optimizer(adam_epsilon=1e-3)
+model, optimizer = LadderVAE(20, (4, 2), (16, 8)), training.make_optimizer(1.0, adam_epsilon=1e-3)
 images = np.random.default_rng(0).integers(0, 256, (480, 20), np.uint8)
 root = jnp.stack([jax.random.key(0), jax.random.key(1)])
 results = {}

@@ -1,0 +1,169 @@
+"""What a training step climbs, equation (20) or (6), as one value; its loss and gradients."""
+
+import dataclasses
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from lvae_jax import bounds
+from lvae_jax.bounds import Terms
+from lvae_jax.models import HierarchicalVAE
+
+PATH_BOUNDS = {"stl": bounds.sticking_the_landing, "dreg": bounds.doubly_reparameterized}
+"""What the inference model's parameters climb instead of the bound, by the gradient's name."""
+
+GRADIENTS = ("standard", *PATH_BOUNDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Which bound a step climbs, by how many samples and by which gradient. Static under `jit`.
+
+    Fields:
+      mc_samples: independent estimates of the bound per example, averaged.
+      importance_samples: K of equation (6). With K = 1 the bound is the ELBO, equation (20), with
+        KL terms in closed form where there is one; with more, the importance-weighted bound.
+      gradient: which one the inference model's parameters follow: "standard", the bound's own;
+        "stl", that of `bounds.sticking_the_landing`; or "dreg", that of
+        `bounds.doubly_reparameterized`.
+      free_bits: nats per unit, see `bounds.free_bits`; 0 for none. For the ELBO and its standard
+        gradient only.
+
+    Raises:
+      ValueError: a number of samples is less than 1, there is no such gradient, or free bits are
+        negative or combined with another bound or gradient.
+
+    Example:
+      >>> Objective(mc_samples=10, importance_samples=10).num_samples  # as the paper fine-tunes
+      100
+    """
+
+    mc_samples: int = 1
+    importance_samples: int = 1
+    gradient: str = "standard"
+    free_bits: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.mc_samples, self.importance_samples) < 1:
+            raise ValueError(
+                f"mc_samples={self.mc_samples}, importance_samples={self.importance_samples}; "
+                "give at least 1 of each"
+            )
+        if self.gradient not in GRADIENTS:
+            raise ValueError(f"gradient={self.gradient!r}; give one of {', '.join(GRADIENTS)}")
+        if not self.free_bits >= 0:
+            raise ValueError(f"free_bits={self.free_bits}; give nats per unit, at least 0")
+        if self.free_bits and (self.importance_samples > 1 or self.gradient != "standard"):
+            raise ValueError(
+                f"free_bits={self.free_bits}, importance_samples={self.importance_samples}, "
+                f"gradient={self.gradient!r}: free bits are for the ELBO and its standard "
+                "gradient; give importance_samples=1 and gradient='standard', or free_bits=0"
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of z per example."""
+        return self.mc_samples * self.importance_samples
+
+    def loss(self, terms: Terms, beta: float | Float[Array, ""] = 1.0) -> Float[Array, ""]:
+        """Minus the bound, averaged over the examples and over the groups of K samples, in nats.
+
+        Args:
+          terms: of a model, with `num_samples` samples.
+          beta: weight of the KL terms.
+
+        Returns:
+          A scalar. Its gradient is the standard one.
+        """
+        if self.free_bits:
+            return -bounds.free_bits(terms, beta, self.free_bits)
+        if self.importance_samples == 1:
+            return -jnp.mean(bounds.elbo(terms, beta))
+        return -jnp.mean(bounds.importance_weighted(terms, beta, self.importance_samples))
+
+
+ELBO = Objective()
+"""The paper's: the ELBO, equation (20), by one sample per example."""
+
+
+class Metrics(NamedTuple):
+    """Means over the examples of a batch, or over the batches of an epoch, in nats.
+
+    With beta = 1, and the parameters that each step started from.
+    """
+
+    train_elbo: Float[Array, ""]
+    log_px: Float[Array, ""]
+    kl_per_layer: Float[Array, " layers"]
+
+
+def metrics_of(terms: Terms) -> Metrics:
+    """The means of a batch's terms over samples and examples."""
+    kl_per_layer = bounds.sum_units(bounds.kl_per_unit(terms))
+    return Metrics(
+        train_elbo=jnp.mean(bounds.elbo(terms)),
+        log_px=jnp.mean(terms.log_px),
+        kl_per_layer=jnp.stack([jnp.mean(kl) for kl in kl_per_layer]),
+    )
+
+
+def loss_and_gradients(
+    model: HierarchicalVAE,
+    params: Any,
+    x: Float[Array, "batch data_dim"],
+    key: Key[Array, ""],
+    beta: float | Float[Array, ""] = 1.0,
+    objective: Objective = ELBO,
+) -> tuple[Float[Array, ""], Metrics, Any]:
+    """Minus the objective of a batch, equation (20) or (6), and the gradients to descend by.
+
+    Args:
+      model: a model.
+      params: its parameters.
+      x: the batch.
+      key: for the samples of z.
+      beta: weight of the KL terms.
+      objective: what to climb.
+
+    Returns:
+      The loss in nats, the batch's metrics, and a gradient for every parameter.
+
+    Example:
+      >>> import optax
+      >>> from lvae_jax import LadderVAE
+      >>> model, x = LadderVAE(data_dim=4, latent_sizes=(2,), hidden_sizes=(3,)), jnp.eye(4)
+      >>> optimizer, key = optax.adam(1e-3), jax.random.key(0)
+      >>> @jax.jit
+      ... def step(params, opt_state, key):
+      ...     loss, metrics, gradients = loss_and_gradients(model, params, x, key)
+      ...     updates, opt_state = optimizer.update(gradients, opt_state)
+      ...     return optax.apply_updates(params, updates), opt_state, metrics
+      >>> params = jax.jit(model.init)({"params": key, "sample": key}, x)["params"]
+      >>> params, opt_state, metrics = step(params, optimizer.init(params), key)
+    """
+
+    def infer(params: Any) -> Terms:
+        return cast(
+            Terms,
+            model.apply(
+                {"params": params}, x, objective.num_samples, train=True, rngs={"sample": key}
+            ),
+        )
+
+    def loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
+        terms = infer(params)
+        return objective.loss(terms, beta), metrics_of(terms)
+
+    def path_loss(inference: Any) -> Float[Array, ""]:
+        # The samples depend on the inference model; the densities at them have constant parameters.
+        z = infer({**params, "inference": inference}).z
+        path = cast(Terms, model.apply({"params": params}, x, z, train=True, method="densities"))
+        bound = PATH_BOUNDS[objective.gradient](path, beta, objective.importance_samples)
+        return -jnp.mean(bound)
+
+    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    if objective.gradient != "standard":
+        gradients = {**gradients, "inference": jax.grad(path_loss)(params["inference"])}
+    return value, metrics, gradients

@@ -1,0 +1,70 @@
+"""Schedules against their closed forms, with Python numbers and as arrays under `jit`."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lvae_jax import schedules
+
+
+@pytest.mark.parametrize(
+    ("epoch", "warmup_epochs", "beta"),
+    [
+        (0, 200, 0.0),
+        (1, 200, 0.005),
+        (100, 200, 0.5),
+        (199, 200, 0.995),
+        (200, 200, 1.0),
+        (2000, 200, 1.0),
+        (0, 1, 0.0),
+        (1, 1, 1.0),
+        (0, 0, 1.0),
+        (7, 0, 1.0),
+    ],
+)
+def test_warm_up_rises_linearly_to_one_and_stays(epoch, warmup_epochs, beta):
+    actual = schedules.warm_up(epoch, warmup_epochs)
+    assert isinstance(actual, float)
+    assert actual == beta
+
+
+def test_warm_up_of_arrays_is_that_of_numbers():
+    epochs = np.arange(12)
+    for warmup_epochs in (0, 0.5, 1, 7, 200):
+        expected = [schedules.warm_up(int(epoch), warmup_epochs) for epoch in epochs]
+        one_program = jax.jit(jax.vmap(schedules.warm_up, (0, None)))
+        for length in (warmup_epochs, jnp.float32(warmup_epochs)):
+            actual = one_program(jnp.asarray(epochs), length)
+            assert actual.dtype == jnp.float32
+            np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 199, 200, 399, 400, 1999])
+def test_learning_rates_follow_their_closed_forms(epoch):
+    rate = functools.partial(schedules.learning_rate, initial=0.002, epoch=epoch, epochs=2000)
+    assert rate("constant") == 0.002
+    reductions = sum(epoch >= boundary for boundary in range(200, 2001, 200))
+    assert rate("staircase") == pytest.approx(0.002 * 0.75**reductions, rel=1e-12)
+    # cos^2(a / 2) = (1 + cos a) / 2
+    cosine = 0.002 * math.cos(math.pi * epoch / 4000) ** 2
+    assert rate("cosine") == pytest.approx(cosine, rel=1e-9, abs=1e-15)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="schedule='linear'; give constant, staircase or cosine"):
+        schedules.learning_rate("linear", 0.1, 0, 10)
+
+
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+def test_learning_rates_of_arrays_are_those_of_numbers(schedule):
+    rate = functools.partial(schedules.learning_rate, schedule)
+    epochs = np.arange(40)
+    expected = [rate(0.002, int(epoch), 40) for epoch in epochs]
+    actual = jax.jit(jax.vmap(rate, (None, 0, None)))(jnp.float32(0.002), epochs, jnp.int32(40))
+    assert actual.dtype == jnp.float32
+    # At the cosine's end 1 + cos is small: the error is relative to the initial rate.
+    np.testing.assert_allclose(np.broadcast_to(actual, 40), expected, rtol=1e-6, atol=1e-6 * 0.002)
