@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from experiments import cli
-from experiments.settings import SOURCE, Settings, choice, real, setting, whole
+from experiments.settings import FLAG, SOURCE, Settings, choice, real, setting, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,11 @@ class ArraysSettings(Settings):
         "fraction of --train to test on if there is no --test",
     )
     holdout_seed: int = setting(0, whole(0), "seed of the choice of that part")
+    check_scale: bool = setting(
+        True,
+        FLAG,
+        "refuse training and test images whose ranges of values are far apart",
+    )
 
 
 # Not the paper's: a length that suits a first look at new data.
@@ -46,6 +51,7 @@ def load(settings: ArraysSettings) -> Any:
         observation=settings.observation,
         holdout=settings.holdout,
         seed=settings.holdout_seed,
+        check_scale=settings.check_scale,
     )
 
 

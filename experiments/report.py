@@ -49,7 +49,6 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     from experiments import registry
     from experiments.run import devices
     from experiments.run.setup import (
-        data_sha256,
         evaluation_variables,
         make_experiment,
         steps_per_epoch,
@@ -82,7 +81,7 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
         if layer is not None and layer > settings.depth:
             raise WorkdirError(f"--layer={layer}: the model of {path} has {settings.depth} layers")
         dataset = registry.experiment(config["experiment"]).load(settings)
-        if config.get("data_sha256", data_sha256(dataset)) != data_sha256(dataset):
+        if config.get("data_sha256", dataset.sha256()) != dataset.sha256():
             raise DataError(
                 f"{dataset.name} is not the data that {path} was trained on; give its --data_dir"
             )

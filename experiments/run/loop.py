@@ -26,7 +26,6 @@ from experiments.run.setup import (
     MATMUL_PRECISION,
     Experiment,
     TrainingProgram,
-    data_sha256,
     evaluate,
     evaluate_fully,
     evaluation_variables,
@@ -486,7 +485,7 @@ def make_config(
     return {
         "experiment": experiment_name,
         "dataset": dataset.name,
-        "data_sha256": data_sha256(dataset),
+        "data_sha256": dataset.sha256(),
         "settings": settings.changing_results(),
         "other_settings": settings.not_changing_results(),
         "versions": {

@@ -1,7 +1,6 @@
 """An experiment: its settings, its model, its data on the devices, and how it is evaluated."""
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -432,11 +431,3 @@ def test_log_likelihood(
             progress.update(done, f"{np.mean(np.concatenate(estimates)[:done]):.2f} nats")
             between_batches()
     return np.concatenate(estimates)[:n], np.concatenate(sizes)[:n]
-
-
-def data_sha256(dataset: Dataset) -> str:
-    """A checksum of the images, those that are held out included."""
-    data = hashlib.sha256()
-    for images in (dataset.train_images, dataset.test_images):
-        data.update(images.tobytes())
-    return data.hexdigest()

@@ -4,16 +4,20 @@
 objects are never loaded.
 """
 
+import logging
 import math
 import os
+import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lvae_jax.data.dataset import Binarisation, DataError, Dataset, Observation
+from lvae_jax.data.dataset import Binarisation, DataError, Dataset, Observation, shown_range
+from lvae_jax.data.source import user_path
 
-_NPY, _NPZ = b"\x93NUMPY", b"PK"
+_NPY, _NPZ, _PICKLE = b"\x93NUMPY", b"PK", b"\x80"
+
+_logger = logging.getLogger(__name__)
 
 
 def load(
@@ -22,74 +26,146 @@ def load(
     observation: Observation = "bernoulli",
     holdout: float = 0.1,
     seed: int = 0,
+    check_scale: bool = True,
 ) -> Dataset:
     """Loads images of any shape from one or two files.
 
+    Zeros and ones of any dtype are taken as such. Other uint8 values are grey values 0..255. All
+    other numbers become float32.
+
     Args:
-      train: The `.npy` file of the training images [n, ...], or a `.npz` file and, after a colon,
-        the name of the array, which may be left out where it is the only one. Bools, zeros and
-        ones, uint8 grey values 0..255, or any other real numbers.
+      train: The `.npy` file of the training images [n, ...], or an `.npz` file and, after a colon,
+        the name of the array, which can be omitted if the file holds only one.
       test: The test images, likewise. None: a part of the training images is held out.
       observation: "bernoulli" for values in [0, 1] and uint8; "gaussian" for any.
       holdout: The fraction of the images that is held out for testing where `test` is None.
-      seed: What decides which are held out.
+      seed: Decides which images are held out.
+      check_scale: Refuse training and test images whose ranges of values are far apart.
 
     Returns:
-      The data set, named as the training file; all labels are -1, unknown. Where all values of a
-      Bernoulli observation are 0 or 1, its binarisation is "fixed", else "dynamic". uint8 images of
-      a Gaussian observation are dequantised; others are observed as they are, as float32.
+      The data set, named after the training file; all labels are -1, unknown. With a Bernoulli
+      observation its binarisation is "fixed" if every pixel is black or full, else "dynamic". With
+      a Gaussian observation grey values are dequantised and others are observed as they are.
 
     Raises:
-      DataError: A file or its content cannot be used; one line says why.
+      DataError: A file or its content cannot be used.
+
+    Example:
+      >>> import tempfile
+      >>> folder = tempfile.mkdtemp()
+      >>> np.save(f"{folder}/squares.npy", np.arange(40.0).reshape(10, 2, 2) ** 2)
+      >>> dataset = load(f"{folder}/squares.npy", observation="gaussian", holdout=0.2)
+      >>> dataset.name, dataset.train_images.shape, dataset.test_images.shape
+      ('squares', (8, 2, 2), (2, 2, 2))
     """
     train_images = _read(train)
     if test is None:
         train_images, test_images = _hold_out(train, train_images, holdout, seed)
     else:
         test_images = _read(test)
-        kinds = [_kind(images) for images in (train_images, test_images)]
-        if kinds[0] != kinds[1]:
-            raise DataError(
-                f"{os.fspath(train)} holds {train_images.dtype} but {os.fspath(test)} "
-                f"{test_images.dtype}, which may be on another scale; save both alike"
-            )
+    images = (train_images, test_images)
 
-    parts = [train_images, test_images]
+    is_grey = [part.dtype == np.uint8 for part in images]
+    if all(bool(np.all((part == 0) | (part == 1))) for part in images):
+        is_grey, is_binary = [False, False], True
+    else:
+        is_binary = all(is_grey) and all(bool(np.all((p == 0) | (p == 255))) for p in images)
+    if is_grey[0] != is_grey[1]:
+        raise DataError(
+            f"{os.fspath(train)} holds {train_images.dtype} but {os.fspath(test or train)} "
+            f"{test_images.dtype}, which may be on another scale; save both with the same dtype"
+        )
+    if not is_grey[0]:
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            images = (train_images.astype(np.float32), test_images.astype(np.float32))
+
     binarisation: Binarisation = "none"
     if observation == "bernoulli":
-        binary = all(bool(np.all((images == 0) | (images == 1))) for images in parts)
-        binarisation = "fixed" if binary else "dynamic"
-    if train_images.dtype != np.uint8 or binarisation == "fixed":
-        with np.errstate(over="ignore"):  # becomes infinite, and as such is refused
-            parts = [images.astype(np.float32) for images in parts]
-    return Dataset(
+        binarisation = "fixed" if is_binary else "dynamic"
+    dataset = Dataset(
         name=_split(train)[0].stem,
-        train_images=parts[0],
-        train_labels=np.full(len(parts[0]), -1, np.int32),
-        test_images=parts[1],
-        test_labels=np.full(len(parts[1]), -1, np.int32),
+        train_images=images[0],
+        train_labels=np.full(len(images[0]), -1, np.int32),
+        test_images=images[1],
+        test_labels=np.full(len(images[1]), -1, np.int32),
         observation=observation,
         binarisation=binarisation,
-        dequantisation=1 / 255 if observation == "gaussian" and parts[0].dtype == np.uint8 else 0.0,
+        dequantisation=1 / 255 if observation == "gaussian" and is_grey[0] else 0.0,
     )
+    if check_scale and test is not None and not is_binary:
+        _check_scale(train, test, dataset)
+    _warn_of_constants(train, dataset)
+    return dataset
+
+
+def _check_scale(
+    train: str | os.PathLike[str], test: str | os.PathLike[str], dataset: Dataset
+) -> None:
+    """Refuses training and test images that are visibly on different scales."""
+    train_images, test_images = dataset.train_images, dataset.test_images
+    is_apart = _leaves(test_images, train_images, widths=0.5)
+    if len(test_images) >= 10 and test_images.min() < test_images.max():
+        # A few images, or black ones, say little about the scale.
+        is_apart |= _leaves(train_images, test_images, widths=4)
+    if is_apart:
+        raise DataError(
+            f"{os.fspath(train)} runs from {shown_range(train_images)} but {os.fspath(test)} from "
+            f"{shown_range(test_images)}: they are on different scales; rescale one of them, or "
+            "set check_scale=False to use them as they are"
+        )
+
+
+def _leaves(images: np.ndarray, others: np.ndarray, widths: float) -> bool:
+    """Whether most images hold a value so many widths of the others' range away from that range.
+
+    An image of the same distribution leaves the range of n others, on either side, with probability
+    2/(n + 1) at most, whatever the distribution.
+    """
+    low, high = float(others.min()), float(others.max())
+    margin = widths * (high - low)
+    axes = tuple(range(1, images.ndim))
+    outside = (images.min(axes) < low - margin) | (images.max(axes) > high + margin)
+    return bool(outside.mean() > 0.5)
+
+
+def _warn_of_constants(train: str | os.PathLike[str], dataset: Dataset) -> None:
+    if dataset.observation == "gaussian" and not dataset.dequantisation:
+        images = dataset.train_images
+        constant = int(np.all(images == images[0], axis=0).sum())
+        if constant:
+            _logger.warning(
+                "%s: %d of %d values are the same in all training images; their Gaussian density "
+                "grows as far as the variance floor lets it: remove them or add noise",
+                os.fspath(train),
+                constant,
+                dataset.data_dim,
+            )
 
 
 def _read(given: str | os.PathLike[str]) -> np.ndarray:
     """The images [n, ...] of a file: bools or real numbers."""
     path, key = _split(given)
     if not path.is_file():
-        raise DataError(f"{path} is not a file; give an .npy or .npz file of images [n, ...]")
+        near = [
+            f"{path}{suffix}" for suffix in (".npy", ".npz") if Path(f"{path}{suffix}").is_file()
+        ]
+        advice = f"give {near[0]}" if near else "give an .npy or .npz file of images [n, ...]"
+        raise DataError(f"{path} is not a file; {advice}")
     with path.open("rb") as file:
         start = file.read(len(_NPY))
+    if start.startswith(_PICKLE):
+        raise DataError(_never_unpickled(path))
     if not start.startswith((_NPY, _NPZ)):
         raise DataError(
             f"{path} starts with the bytes {start.hex() or '(none)'}, so it is no .npy or .npz "
             "file; write it with numpy.save or numpy.savez"
         )
     try:
+        if start.startswith(_NPZ):
+            key = _member(path, key)
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            images = _member(path, loaded, key) if start.startswith(_NPZ) else loaded
+            images = loaded[key] if start.startswith(_NPZ) else loaded
     except DataError:
         raise
     except Exception as error:  # NumPy's, zipfile's and zlib's, of many kinds
@@ -105,7 +181,9 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
         ) from error
 
     if images.dtype.kind not in "biuf":
-        raise DataError(f"{os.fspath(given)} holds {images.dtype}; expected bools or real numbers")
+        raise DataError(
+            f"{os.fspath(given)} holds {images.dtype}; save an array of bools or real numbers"
+        )
     if images.ndim < 2 or images.size == 0:
         raise DataError(
             f"{os.fspath(given)} has the shape {list(images.shape)}; expected [n, ...], images one "
@@ -116,30 +194,40 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
 
 def _split(given: str | os.PathLike[str]) -> tuple[Path, str]:
     """The file, and the name of the array in it or ""."""
-    path, _, key = os.fspath(given).rpartition(":")
-    if not path.endswith(".npz"):
-        path, key = os.fspath(given), ""
-    return Path(path).expanduser(), key
+    path = user_path(given)
+    before, _, key = os.fspath(path).rpartition(":")
+    if not path.is_file() and (before.endswith(".npz") or Path(before).is_file()):
+        return Path(before), key
+    return path, ""
 
 
-def _member(path: Path, loaded: Any, key: str) -> np.ndarray:
-    """The array of an .npz file that is meant."""
-    names = ", ".join(loaded.files) or "nothing"
-    if not key and len(loaded.files) == 1:
-        (key,) = loaded.files
-    if not key:
-        raise DataError(f"{path} holds {names}; name one array, as in {path.name}:NAME")
-    if key not in loaded.files:
-        raise DataError(f"{path} holds {names}, not {key}; name one of these after the colon")
-    array = loaded[key]
-    if not isinstance(array, np.ndarray):  # what is in the zip but not an array comes as bytes
-        raise DataError(f"{path}: {key} is not an array; write it with numpy.savez")
-    return array
+def _member(path: Path, key: str) -> str:
+    """The name of the array of an .npz file that is meant."""
+    with zipfile.ZipFile(path) as file:
+        members = file.namelist()
+    names = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
+    if not names and any(name.endswith("data.pkl") for name in members):
+        raise DataError(_never_unpickled(path))
+    if not names:
+        raise DataError(f"{path} holds no arrays; write it with numpy.savez")
+    if not key and len(names) > 1:
+        raise DataError(
+            f"{path} holds {', '.join(names)}; name one array, as in {path.name}:{names[0]}"
+        )
+    if key and key not in names:
+        raise DataError(
+            f"{path} holds {', '.join(names)}, not {key}; name one of these after the colon"
+        )
+    return key or names[0]
 
 
-def _kind(images: np.ndarray) -> str:
-    """uint8 and bools have scales of their own; all other numbers are taken as they are."""
-    return str(images.dtype) if images.dtype in (np.uint8, np.bool_) else "real"
+def _never_unpickled(path: Path) -> str:
+    npy = path.with_suffix(".npy").name
+    return (
+        f"{path} is a pickle or a PyTorch file, which can run code when it is opened and is never "
+        "loaded; convert it where you trust it, as in "
+        f"numpy.save({npy!r}, torch.load({path.name!r}).numpy(force=True))"
+    )
 
 
 def _hold_out(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -19,6 +20,16 @@ Binarisation = Literal["dynamic", "fixed", "none"]
 
 class DataError(ValueError):
     """A data set cannot be had; one line says what was given, what was expected and what to do."""
+
+
+def shown_range(images: np.ndarray) -> str:
+    """The least and the largest value, with as many digits as tell neighbours apart.
+
+    Example:
+      >>> shown_range(np.array([0.1, 1.0000001], np.float32))
+      '0.1 to 1.0000001'
+    """
+    return " to ".join(str(value).removesuffix(".0") for value in (images.min(), images.max()))
 
 
 @functools.cache
@@ -89,6 +100,16 @@ class Dataset:
             return dequantise_once(self.test_images, self.dequantisation)
         return np.asarray(flatten(jnp.asarray(self.test_images)))
 
+    def sha256(self) -> str:
+        """SHA-256 of the training images, then the test images: what identifies the data.
+
+        Neither names nor paths count; labels do not either, since no model sees them.
+        """
+        data = hashlib.sha256()
+        for images in (self.train_images, self.test_images):
+            data.update(images.tobytes())
+        return data.hexdigest()
+
     def __post_init__(self) -> None:
         for field, value, choices in (
             ("observation", self.observation, get_args(Observation)),
@@ -146,9 +167,10 @@ class Dataset:
             if not (np.isfinite(low) and np.isfinite(high)):
                 raise DataError(f"{where} hold values that are not finite; remove or replace them")
             if self.observation == "bernoulli" and (low < 0 or high > 1):
+                how = "clip" if low > -1e-3 and high < 1 + 1e-3 else "rescale"
                 raise DataError(
-                    f"{where} run from {low:g} to {high:g}; a bernoulli observation needs values "
-                    "in [0, 1], so rescale them or use observation='gaussian'"
+                    f"{where} run from {shown_range(images)}; a bernoulli observation needs values "
+                    f"in [0, 1], so {how} them or use observation='gaussian'"
                 )
         if self.binarisation == "fixed":
             full = 255 if images.dtype == np.uint8 else 1

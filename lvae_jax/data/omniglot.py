@@ -13,7 +13,7 @@ import numpy as np
 
 from lvae_jax.data.dataset import DataError, Dataset
 from lvae_jax.data.prepared import as_arrays, load_arrays
-from lvae_jax.data.source import File, Source, Splits, open_content
+from lvae_jax.data.source import File, Source, Splits, open_content, user_path
 
 NUM_ALPHABETS = 50
 STANDIN = "chardata_standin.mat"
@@ -117,7 +117,7 @@ def load(
         `tfds_dir` cannot be written to.
     """
     name = "omniglot"
-    folder = None if data_dir is None else Path(data_dir).expanduser()
+    folder = None if data_dir is None else user_path(data_dir)
     if folder is not None and (folder / STANDIN).is_file() and not SOURCE.find(folder):
         name, arrays = "omniglot-standin", as_arrays(read_chardata(folder / STANDIN))
     else:

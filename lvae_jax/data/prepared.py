@@ -18,7 +18,7 @@ import numpy as np
 
 from lvae_jax.data.array_file import read_arrays, write_arrays
 from lvae_jax.data.dataset import DataError
-from lvae_jax.data.source import Source, Splits
+from lvae_jax.data.source import Source, Splits, user_path
 
 ARRAYS_FILE = "arrays.npz"
 _RECORDS_AT_ONCE = 1000
@@ -75,7 +75,7 @@ def load_arrays(
     arrays = read_arrays(folder / ARRAYS_FILE, ARRAY_NAMES)
     if arrays is None:
         if not _is_prepared(folder):
-            _prepare(source, root, None if data_dir is None else Path(data_dir).expanduser())
+            _prepare(source, root, None if data_dir is None else user_path(data_dir))
         arrays = _read_records(source, root)
         try:
             write_arrays(folder / ARRAYS_FILE, arrays)
@@ -98,7 +98,7 @@ def tfds_root(tfds_dir: str | os.PathLike[str] | None) -> Path:
     chosen = os.fspath(tfds_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     if "://" in chosen:
         raise DataError(f"tfds_dir is {chosen}, which is not a local folder; give the path of one")
-    return Path(chosen).expanduser()
+    return user_path(chosen)
 
 
 def _is_prepared(folder: Path) -> bool:

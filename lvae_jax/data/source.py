@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gzip
 import hashlib
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -97,6 +98,20 @@ def spellings(name: str) -> list[str]:
     plain = name.removesuffix(".gz")
     dotted = re.sub(r"-(idx\d-ubyte)$", r".\1", plain)
     return list(dict.fromkeys([name, plain, f"{plain}.gz", f"{dotted}.gz", dotted]))
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` replaced by the home directory.
+
+    Raises:
+      DataError: There is no home directory, as for some users of containers.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{os.fspath(path)}: this user has no home directory; give a path without ~"
+        ) from error
 
 
 @contextlib.contextmanager

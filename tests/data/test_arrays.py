@@ -46,7 +46,10 @@ def failure(*args, **kwargs):
         (BINARY.astype(np.float64), "bernoulli", BINARY, "fixed", 0),
         (BINARY.astype(bool), "bernoulli", BINARY, "fixed", 0),
         (BINARY.astype(bool), "gaussian", BINARY, "none", 0),
+        (BINARY, "gaussian", BINARY, "none", 0),
         (GREY.astype(">i4"), "gaussian", GREY, "none", 0),
+        (UNIT.astype(">f8"), "bernoulli", UNIT.astype(np.float32), "dynamic", 0),
+        (np.asfortranarray(UNIT), "bernoulli", UNIT.astype(np.float32), "dynamic", 0),
     ],
 )
 def test_values_decide_how_they_are_observed(
@@ -65,11 +68,23 @@ def test_values_decide_how_they_are_observed(
     assert dataset.test_labels.tolist() == [-1] * 7
 
 
-def test_zeros_and_ones_are_grey_where_the_test_images_are(save):
-    train = save(np.where(BINARY, 1, 0).astype(np.uint8))
-    dataset = arrays.load(train, save(GREY, "b.npy"))
-    assert dataset.binarisation == "dynamic"
-    np.testing.assert_array_equal(dataset.train_images, BINARY, strict=True)
+def test_black_and_full_grey_values_are_fixed(save):
+    dataset = arrays.load(save(BINARY * np.uint8(255)))
+    assert dataset.binarisation == "fixed"
+    assert dataset.train_images.dtype == np.uint8
+    assert set(np.unique(dataset.test_x())) == {0, 1}
+
+
+def test_zeros_and_ones_of_two_dtypes_are_alike(save):
+    dataset = arrays.load(save(BINARY.astype(bool)), save(BINARY, "b.npy"))
+    assert dataset.binarisation == "fixed"
+    np.testing.assert_array_equal(dataset.test_images, BINARY)
+
+
+def test_values_in_fortran_order_are_the_same_data(save):
+    plain = arrays.load(save(UNIT), save(UNIT, "b.npy"))
+    fortran = arrays.load(save(np.asfortranarray(UNIT), "c.npy"), save(UNIT, "d.npy"))
+    assert plain.sha256() == fortran.sha256()
 
 
 def test_grey_values_of_a_gaussian_are_dequantised(save):
@@ -152,7 +167,22 @@ def test_the_only_array_of_an_npz_file_need_not_be_named(tmp_path):
 
 
 def test_an_npz_file_with_several_arrays_asks_for_one(npz):
-    assert failure(npz) == (f"{npz} holds train, test; name one array, as in both.npz:NAME")
+    assert failure(npz) == f"{npz} holds train, test; name one array, as in both.npz:train"
+
+
+def test_an_npz_file_may_have_any_name(npz):
+    path = npz.rename(npz.with_name("kerasdata"))
+    assert failure(path) == f"{path} holds train, test; name one array, as in kerasdata:train"
+    np.testing.assert_array_equal(arrays.load(f"{path}:train", f"{path}:test").train_images, GREY)
+
+
+def test_a_name_without_its_suffix_is_completed_in_the_advice(npz, tmp_path):
+    path = tmp_path / "both"
+    assert failure(path) == f"{path} is not a file; give {path}.npz"
+
+
+def test_a_colon_may_be_part_of_a_name(save):
+    assert len(arrays.load(save(GREY, "a:b.npy")).train_images) == 18
 
 
 def test_a_missing_array_of_an_npz_file_is_named(npz):
@@ -164,7 +194,7 @@ def test_a_missing_array_of_an_npz_file_is_named(npz):
 def test_an_empty_npz_file_is_named(tmp_path):
     np.savez(tmp_path / "none.npz")
     assert failure(tmp_path / "none.npz") == (
-        f"{tmp_path}/none.npz holds nothing; name one array, as in none.npz:NAME"
+        f"{tmp_path}/none.npz holds no arrays; write it with numpy.savez"
     )
 
 
@@ -172,7 +202,7 @@ def test_a_member_that_is_not_an_array_is_named(tmp_path):
     path = tmp_path / "text.npz"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("readme", "no array")
-    assert failure(path) == f"{path}: readme is not an array; write it with numpy.savez"
+    assert failure(path) == f"{path} holds no arrays; write it with numpy.savez"
 
 
 # Files that cannot be used
@@ -193,8 +223,8 @@ def test_a_missing_test_file_is_named(save, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "shown"),
-    [(b"", "(none)"), (b"1,2,3\n", "312c322c330a"), (b"\x80\x04\x95abc", "800495616263")],
-    ids=["empty", "text", "pickle"],
+    [(b"", "(none)"), (b"1,2,3\n", "312c322c330a")],
+    ids=["empty", "text"],
 )
 def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown):
     path = tmp_path / "a.npy"
@@ -203,6 +233,21 @@ def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown):
         f"{path} starts with the bytes {shown}, so it is no .npy or .npz file; write it with "
         "numpy.save or numpy.savez"
     )
+
+
+def test_a_pytorch_file_is_named_with_what_converts_it(tmp_path):
+    path = tmp_path / "t.pt"
+    message = (
+        f"{path} is a pickle or a PyTorch file, which can run code when it is opened and is never "
+        "loaded; convert it where you trust it, as in "
+        "numpy.save('t.npy', torch.load('t.pt').numpy(force=True))"
+    )
+    with zipfile.ZipFile(path, "w") as file:  # the layout of torch.save
+        file.writestr("t/data.pkl", b"\x80\x02.")
+        file.writestr("t/data/0", bytes(16))
+    assert failure(path) == message
+    path.write_bytes(b"\x80\x02\x8a\nl\xfc")  # and of old versions
+    assert failure(path) == message
 
 
 @pytest.mark.parametrize("length", [7, 9, 50, 200, -1])
@@ -265,7 +310,7 @@ def test_pickled_objects_are_never_loaded(tmp_path, name):
 )
 def test_values_that_are_not_real_numbers_are_refused(save, images, shown):
     path = save(images)
-    assert failure(path) == f"{path} holds {shown}; expected bools or real numbers"
+    assert failure(path) == f"{path} holds {shown}; save an array of bools or real numbers"
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (0, 3), (5, 0)])
@@ -314,12 +359,67 @@ def test_images_of_two_shapes_are_refused(save):
     )
 
 
-def test_images_on_two_scales_are_refused(save):
+def test_one_ulp_too_much_is_shown(save):
+    images = np.array([[0.0, 1.0000001]], np.float32)
+    assert failure(save(images), save(images, "b.npy")) == (
+        "a: train_images run from 0 to 1.0000001; a bernoulli observation needs values in [0, 1], "
+        "so clip them or use observation='gaussian'"
+    )
+
+
+def test_grey_values_and_fractions_are_refused(save):
     train, test = save(GREY), save(UNIT, "b.npy")
     assert failure(train, test) == (
-        f"{train} holds uint8 but {test} float64, which may be on another scale; save both alike"
+        f"{train} holds uint8 but {test} float64, which may be on another scale; save both with "
+        "the same dtype"
     )
-    arrays.load(test, save(UNIT.astype(np.float32), "c.npy"))  # one scale
+
+
+APART = [
+    (UNIT, UNIT * 255),
+    (UNIT * 255, UNIT),
+    (UNIT, UNIT + 10),
+    (UNIT, UNIT * 2 - 1),
+    (GENERATOR.standard_normal((20, 12)), 100 + 15 * GENERATOR.standard_normal((20, 12))),
+    (np.abs(UNIT - 0.9), 255 * np.abs(UNIT - 0.9) * (UNIT > 0.8)),
+]
+
+
+@pytest.mark.parametrize(("train", "test"), APART)
+def test_images_on_two_scales_are_refused_unless_told(save, train, test):
+    paths = save(train), save(test, "b.npy")
+    ranges = [f"{v.min().astype('f4')!s} to {v.max().astype('f4')!s}" for v in (train, test)]
+    assert failure(*paths, "gaussian") == (
+        f"{paths[0]} runs from {ranges[0]} but {paths[1]} from {ranges[1]}: they are on different "
+        "scales; rescale one of them, or set check_scale=False to use them as they are"
+    ).replace("0.0 to", "0 to")
+    arrays.load(*paths, "gaussian", check_scale=False)
+
+
+def test_zeros_and_ones_are_not_grey_values(save):
+    assert "runs from 0 to 1 but" in failure(save(BINARY), save(GREY, "b.npy"))
+
+
+@pytest.mark.parametrize("draw", ["standard_normal", "standard_cauchy", "standard_exponential"])
+@pytest.mark.parametrize(("train", "test", "values"), [(1000, 100, 4), (30, 30, 50), (50, 1, 1)])
+def test_images_of_one_distribution_are_on_one_scale(save, draw, train, test, values):
+    # Even one test image is refused with a probability below 2/51 in theory; these seeds are not.
+    for seed in range(10):
+        images = getattr(np.random.default_rng(seed), draw)((train + test, values))
+        arrays.load(save(images[:train]), save(images[train:], "b.npy"), "gaussian")
+
+
+def test_a_constant_pixel_of_a_gaussian_is_warned_of(save, caplog):
+    images = UNIT.copy()
+    images[:, 2, 1] = 0.25
+    path = save(images)
+    arrays.load(path, observation="gaussian")
+    (record,) = caplog.records
+    assert record.message.startswith(f"{path}: 1 of 12 values are the same in all training images")
+    caplog.clear()
+    arrays.load(path, observation="bernoulli")
+    arrays.load(save(UNIT), observation="gaussian")
+    assert not caplog.records
 
 
 def test_other_observations_are_refused(save):

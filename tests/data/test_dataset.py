@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,18 @@ def test_fixed_binarisation_is_zero_and_full():
 
 GREY = np.random.default_rng(0).integers(0, 256, (4, 2, 3), np.uint8)
 CONTINUOUS = {"observation": "gaussian", "binarisation": "none", "dequantisation": 1 / 255}
+
+
+def test_the_checksum_is_of_the_images_alone(tmp_path):
+    grey = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
+    expected = hashlib.sha256(bytes(range(24)) + bytes(24)).hexdigest()
+    fields = {"train_images": grey, "train_labels": np.zeros(4, np.int32)}
+    assert make(**fields).sha256() == expected
+    assert make(**fields, name="other", test_labels=np.ones(4, np.int32)).sha256() == expected
+    mapped = np.memmap(tmp_path / "a", np.uint8, "w+", shape=(4, 2, 3))
+    mapped[:] = grey
+    assert make(**fields | {"train_images": mapped}).sha256() == expected
+    assert make(**fields | {"train_images": np.asfortranarray(grey)}).sha256() == expected
 
 
 def test_dynamic_binarisation_is_binarise_and_binarise_once():

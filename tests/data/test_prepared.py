@@ -275,6 +275,17 @@ def test_a_folder_elsewhere_is_refused(monkeypatch, data_dir):
     )
 
 
+def test_a_user_without_a_home_directory_is_asked_for_a_folder(monkeypatch, data_dir):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    assert failure(small_source(data_dir)) == (
+        "~/tensorflow_datasets: this user has no home directory; give a path without ~"
+    )
+
+
 def test_without_network_and_files_the_message_says_how_to_get_them(
     monkeypatch, data_dir, tfds_dir, folder
 ):

@@ -111,8 +111,14 @@ def test_own_arrays_of_any_shape_are_trained_on(observation, tmp_path):
 
 def test_bad_arrays_end_in_one_line_with_status_2_and_nothing_created(tmp_path):
     np.save(tmp_path / "bad.npy", np.array([[1.0, np.nan], [0.0, 1.0]]))
+    np.save(tmp_path / "unit.npy", np.linspace(0, 1, 40).reshape(20, 2))
+    np.save(tmp_path / "grey.npy", np.linspace(0, 255, 40).reshape(20, 2))
     before = sorted(tmp_path.iterdir())
     for arguments, message in (
+        (
+            ["--train=unit.npy", "--test=grey.npy", "--observation=gaussian"],
+            "unit.npy runs from 0 to 1 but grey.npy from 0 to 255: they are on different scales",
+        ),
         ([], "error: --train is not given; name a .npy or .npz file of images\n"),
         (
             ["--train=bad.npy", "--test=bad.npy"],
