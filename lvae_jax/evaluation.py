@@ -15,6 +15,7 @@ from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from lvae_jax import bounds, compilation
+from lvae_jax.annealing import Bidirectional, bidirectional
 from lvae_jax.bounds import Terms
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.normalization import Moments, pool, without_constant_units
@@ -22,10 +23,12 @@ from lvae_jax.outliers import LikelihoodRatio, likelihood_ratio
 from lvae_jax.training import MESH_AXES, Preprocess, named_key, split_examples
 
 __all__ = [
+    "Bidirectional",
     "ElboResult",
     "LikelihoodRatio",
     "LogLikelihood",
     "active_units",
+    "bidirectional",
     "default_chunk_size",
     "elbo",
     "likelihood_ratio",

@@ -1,0 +1,113 @@
+"""Bidirectional Monte Carlo against log p(x) by quadrature and by dense linear algebra."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import linear_gaussian as lg
+import numpy as np
+import pytest
+from random_parameters import random_params
+from scipy import special
+
+from lvae_jax import LadderVAE, evaluation
+
+pytestmark = pytest.mark.usefixtures("compile_sooner")
+
+
+@functools.cache
+def eight_pixels():
+    """A model of eight binary pixels and two layers of one unit, and its exact log p(x)."""
+    model = LadderVAE(8, (1, 1), (3, 3), activation="tanh", batch_norm=False)
+    params = random_params(model, seed=4, scale=0.9)
+    networks = jax.tree.map(np.float64, params["generative"])
+
+    def mlp(name, d):
+        for layer in ("Linear_0", "Linear_1"):
+            dense = networks[name][layer]["Dense_0"]
+            d = np.tanh(d @ dense["kernel"] + dense["bias"])
+        return d
+
+    # Gauss-Hermite in the noise of both layers: smooth functions of it, 80 nodes are plenty.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    weights = weights / weights.sum()
+    head = networks["heads_0"]["Linear_0"]["Dense_0"]
+    mean, raw = np.split(mlp("mlps_1", nodes[:, None]) @ head["kernel"] + head["bias"], 2, axis=-1)
+    sigma = np.sqrt(np.logaddexp(raw, 0) + model.variance_floor)
+    z_1 = (mean + sigma * nodes).reshape(-1, 1)  # of z_2, then of the noise of z_1
+    dense = networks["observation_head"]["Dense_0"]
+    logits = mlp("mlps_0", z_1) @ dense["kernel"] + dense["bias"]
+    log_weights = np.log(np.outer(weights, weights)).reshape(-1)
+
+    def log_evidence(x):
+        log_px = x @ logits.T - np.logaddexp(logits, 0).sum(-1)
+        return special.logsumexp(log_px + log_weights, axis=1)
+
+    return model, {"params": params}, log_evidence
+
+
+@functools.cache
+def linear():
+    """A linear-Gaussian model of three layers, and its exact log p(x)."""
+    inference = lg.perfectly(lg.LADDER, LadderVAE)
+    model, variables = lg.model_and_variables(LadderVAE, lg.LADDER, inference)
+    return model, variables, functools.partial(lg.log_evidence, lg.LADDER)
+
+
+EXACT = [linear, eight_pixels]
+
+
+@pytest.mark.parametrize("exact", EXACT)
+def test_one_chain_is_unbiased_for_the_evidence_up_and_for_its_inverse_down(exact):
+    model, variables, log_evidence = exact()
+    # E w / p(x) = 1 and E p(x) / w = 1 over x and w, at temperatures so few that w varies.
+    keys = jax.random.split(jax.random.key(0), 4000)
+    result = evaluation.bidirectional(
+        model, variables, keys, temperatures=30, chains=1, leapfrog_steps=5
+    )
+    log_px = log_evidence(np.float64(result.x))
+    for log_ratio in (result.lower - log_px, log_px - result.upper):
+        ratio = np.exp(np.float64(log_ratio))
+        error = ratio.std(ddof=1) / np.sqrt(len(keys))
+        assert error < 0.05
+        # Five standard errors: a false alarm in 2e6.
+        assert abs(ratio.mean() - 1) < 5 * error
+
+
+@pytest.mark.parametrize("exact", EXACT)
+def test_the_bounds_close_around_the_evidence(exact):
+    model, variables, log_evidence = exact()
+    keys = jax.random.split(jax.random.key(1), 100)
+    gaps = []
+    for temperatures in (10, 300):
+        result = evaluation.bidirectional(
+            model, variables, keys, temperatures=temperatures, chains=2, leapfrog_steps=5
+        )
+        log_px = log_evidence(np.float64(result.x))
+        below, above = log_px - np.float64(result.lower), np.float64(result.upper) - log_px
+        for gap in (below, above):
+            assert gap.mean() > -5 * gap.std(ddof=1) / np.sqrt(len(keys))
+        gaps.append((below + above).mean())
+        assert 0.3 < float(jnp.mean(result.acceptance)) <= 1
+    assert gaps[1] < min(0.3, gaps[0] / 2)  # it falls as one over the temperatures
+
+
+def test_images_are_draws_of_the_model():
+    model, variables, _ = linear()
+    keys = jax.random.split(jax.random.key(2), 4000)
+    x = evaluation.bidirectional(model, variables, keys, temperatures=2, leapfrog_steps=1).x
+    expected = lg.marginal_of_x(lg.LADDER)
+    error = np.sqrt(np.diag(expected.covariance) / len(keys))
+    np.testing.assert_array_less(np.abs(np.mean(np.float64(x), 0) - expected.mean), 5 * error)
+    scale = np.outer(*[np.diag(expected.covariance)] * 2)
+    error = np.sqrt((scale + expected.covariance**2) / len(keys))
+    np.testing.assert_array_less(np.abs(np.cov(np.float64(x).T) - expected.covariance), 5 * error)
+
+
+def test_too_few_of_anything_is_refused():
+    model, variables, _ = eight_pixels()
+    keys = jax.random.split(jax.random.key(0), 2)
+    with pytest.raises(ValueError, match="temperatures=1, chains=1, leapfrog_steps=10"):
+        evaluation.bidirectional(model, variables, keys, temperatures=1)
+    with pytest.raises(ValueError, match="chains=0"):
+        evaluation.bidirectional(model, variables, keys, chains=0)
