@@ -17,6 +17,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from lvae_jax import bounds, compilation
 from lvae_jax.annealing import Bidirectional, bidirectional
 from lvae_jax.bounds import Terms
+from lvae_jax.imputation import (
+    ConditionalLogLikelihood,
+    Conditioning,
+    Imputation,
+    conditional_log_likelihood,
+    impute,
+)
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.normalization import Moments, pool, without_constant_units
 from lvae_jax.outliers import LikelihoodRatio, likelihood_ratio
@@ -24,13 +31,18 @@ from lvae_jax.training import MESH_AXES, Preprocess, named_key, split_examples
 
 __all__ = [
     "Bidirectional",
+    "ConditionalLogLikelihood",
+    "Conditioning",
     "ElboResult",
+    "Imputation",
     "LikelihoodRatio",
     "LogLikelihood",
     "active_units",
     "bidirectional",
+    "conditional_log_likelihood",
     "default_chunk_size",
     "elbo",
+    "impute",
     "likelihood_ratio",
     "log_likelihood",
     "log_likelihood_program",

@@ -1,0 +1,346 @@
+"""A trained model conditioned on a part of an image: what is missing, and how likely it is.
+
+x = (x_o, x_m), observed and missing. p(z | x_o) is reached by importance sampling from q(z | x')
+with the missing values of x' filled in; the fillings are improved by Metropolis-within-Gibbs.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from lvae_jax import bounds, distributions
+from lvae_jax.bounds import Terms
+from lvae_jax.distributions import Bernoulli, Gaussian
+from lvae_jax.models import HierarchicalVAE
+
+Layers = tuple[Float[Array, "samples units"], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """How much is spent on the posterior of an image.
+
+    Attributes:
+      num_samples: K importance samples, a multiple of `chains`.
+      chains: Markov chains of fillings, hence encodings that the samples come from.
+      steps: Metropolis-within-Gibbs steps of every chain in a round.
+      rounds: of steps and new importance samples, at most; 0 for the stated filling alone.
+      effective_sample_size: of the importance samples, that suffices.
+
+    Raises:
+      ValueError: they do not fit together.
+    """
+
+    num_samples: int = 1024
+    chains: int = 32
+    steps: int = 10
+    rounds: int = 5
+    effective_sample_size: float = 100.0
+
+    def __post_init__(self) -> None:
+        if min(self.num_samples, self.chains, self.steps) < 1 or self.num_samples % self.chains:
+            raise ValueError(
+                f"num_samples={self.num_samples}, chains={self.chains}, steps={self.steps}; give "
+                "at least 1 of each, and a multiple of chains as num_samples"
+            )
+
+
+class Imputation(NamedTuple):
+    """What the model puts in the place of missing values; observed ones are as given."""
+
+    draws: Float[Array, "draws batch data_dim"]
+    """Of p(x_m | x_o)."""
+
+    mean: Float[Array, "batch data_dim"]
+    """E[x_m | x_o]: probabilities for Bernoulli observations."""
+
+    effective_sample_size: Float[Array, " batch"]
+    """(sum w)^2 / sum w^2 of the importance samples that both come from."""
+
+    rounds: Float[Array, " batch"]
+    """How many rounds of Metropolis-within-Gibbs it took."""
+
+
+class ConditionalLogLikelihood(NamedTuple):
+    """Of every image, in nats."""
+
+    log_likelihood: Float[Array, " batch"]
+    """log p(x_m | x_o) = log p(x) - log p(x_o), both importance-sampled."""
+
+    standard_error: Float[Array, " batch"]
+    """Of the difference, over the samples: see `bounds.importance_standard_error`."""
+
+    effective_sample_size: Float[Array, " batch"]
+    """The smaller one of the two."""
+
+
+class _Posterior(NamedTuple):
+    """Weighted samples of p(z | x_o)."""
+
+    z: Layers
+    log_w: Float[Array, " samples"]
+    """log p(x_o, z) - log q(z)."""
+
+
+def masked_log_prob(
+    p: Gaussian | Bernoulli,
+    x: Float[Array, "*shape units"],
+    observed: Bool[Array, "*shape units"],
+) -> Float[Array, "*shape"]:
+    """log p of the observed entries together: the missing ones are summed out.
+
+    Args:
+      p: a distribution of independent units.
+      x: values; at missing entries they may be anything, NaN included.
+      observed: True where x is observed.
+
+    Returns:
+      The log density, in nats, without the last axis.
+
+    Example:
+      >>> p = Bernoulli(jnp.zeros(2))
+      >>> float(masked_log_prob(p, jnp.float32([1.0, jnp.nan]), jnp.array([True, False])))
+      -0.6931471824645996
+    """
+    return jnp.sum(jnp.where(observed, distributions.log_prob(p, x), 0.0), axis=-1)
+
+
+def metropolis_within_gibbs(
+    model: HierarchicalVAE,
+    variables: Any,
+    x: Float[Array, "chains data_dim"],
+    z: tuple[Float[Array, "chains units"], ...],
+    observed: Bool[Array, " data_dim"],
+    key: Key[Array, ""],
+) -> tuple[Float[Array, "chains data_dim"], tuple[Float[Array, "chains units"], ...]]:
+    """A step that leaves p(x_m, z | x_o) as it is, for chains side by side.
+
+    z' ~ q(z | x) is accepted with the probability min(1, w(z') / w(z)), w(z) = p(x, z) / q(z | x),
+    as an independence sampler of p(z | x); then x_m ~ p(x_m | z).
+
+    Source: Mattei, Frellsen 2018, Leveraging the Exact Likelihood of Deep Latent Variable Models,
+    arXiv:1802.04826, algorithm 1.
+
+    Args:
+      model: a trained model.
+      variables: its variables, batch-norm statistics included.
+      x: the images with the current fillings.
+      z: the current latents, bottom to top.
+      observed: True where x is kept.
+      key: a key.
+
+    Returns:
+      x with new fillings, and the latents that they were drawn from.
+    """
+    proposal_key, accept_key, x_key = jax.random.split(key, 3)
+    proposed = cast(Terms, model.apply(variables, x, rngs={"sample": proposal_key}))
+    at_z = tuple(layer[None] for layer in z)
+    current = cast(Terms, model.apply(variables, x, at_z, method="densities"))
+    log_ratio = (bounds.log_weights(proposed) - bounds.log_weights(current))[0]
+    accept = jnp.log(jax.random.uniform(accept_key, log_ratio.shape)) < log_ratio
+    z = tuple(
+        jnp.where(accept[:, None], new[0], old) for new, old in zip(proposed.z, z, strict=True)
+    )
+    p: Any = model.apply(variables, z[0], method="observe")
+    return jnp.where(observed, x, distributions.sample(x_key, p)), z
+
+
+def _weighted(
+    model: HierarchicalVAE,
+    variables: Any,
+    x: Float[Array, " data_dim"],
+    observed: Bool[Array, " data_dim"],
+    fillings: Float[Array, "chains data_dim"],
+    num_samples: int,
+    key: Key[Array, ""],
+) -> _Posterior:
+    """Samples of p(z | x_o) from the mixture of the q(z | x') of all fillings x'.
+
+    Each filling gives as many samples. The weight is that of the mixture, p(x_o, z) over
+    1/S sum_s q(z | x_s), which is bounded where one q(z | x_s) alone would be too narrow.
+    """
+    chains = len(fillings)
+    rngs = {"sample": key}
+    terms = cast(Terms, model.apply(variables, fillings, num_samples // chains, rngs=rngs))
+    z = tuple(layer.reshape(-1, layer.shape[-1]) for layer in terms.z)
+    prior = tuple(jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), p) for p in terms.prior)
+
+    def log_density(layers: tuple[Gaussian, ...], z: Layers) -> Float[Array, " samples"]:
+        return functools.reduce(
+            jnp.add,
+            (distributions.sum_log_prob(p, layer) for p, layer in zip(layers, z, strict=True)),
+        )
+
+    def log_q(filling: Array) -> Float[Array, " samples"]:
+        at_z = tuple(layer[:, None] for layer in z)
+        terms = cast(Terms, model.apply(variables, filling[None], at_z, method="densities"))
+        return log_density(jax.tree.map(lambda a: a[:, 0], terms.posterior), z)
+
+    p: Any = model.apply(variables, z[0], method="observe")
+    log_px = masked_log_prob(p, x[None], observed[None])
+    mixture = bounds.log_mean_exp(jax.vmap(log_q)(fillings))
+    return _Posterior(z, log_px + log_density(prior, z) - mixture)
+
+
+def _condition(
+    model: HierarchicalVAE,
+    variables: Any,
+    x: Float[Array, " data_dim"],
+    observed: Bool[Array, " data_dim"],
+    filling: Float[Array, " data_dim"],
+    key: Key[Array, ""],
+    effort: Conditioning,
+) -> tuple[_Posterior, Float[Array, ""]]:
+    """Weighted samples of p(z | x_o), and the rounds it took.
+
+    A round resamples the chains from the weighted samples (sampling importance resampling), moves
+    them by Metropolis-within-Gibbs, and draws new importance samples from their fillings. These do
+    not depend on the chains but through the fillings, so that the mean weight stays unbiased for
+    p(x_o). It ends where the effective sample size suffices.
+    """
+    x = jnp.where(observed, x, filling)  # a missing value may be NaN
+
+    def weigh(key: Array, fillings: Array) -> _Posterior:
+        return _weighted(model, variables, x, observed, fillings, effort.num_samples, key)
+
+    def unfinished(carry: tuple[Array, _Posterior]) -> Array:
+        done, posterior = carry
+        size = bounds.effective_sample_size(posterior.log_w)
+        return (done < effort.rounds) & (size < effort.effective_sample_size)
+
+    def one_round(carry: tuple[Array, _Posterior]) -> tuple[Array, _Posterior]:
+        done, posterior = carry
+        start_key, x_key, step_key, weigh_key = jax.random.split(
+            jax.random.fold_in(key, done + 1), 4
+        )
+        chosen = jax.random.categorical(start_key, posterior.log_w, shape=(effort.chains,))
+        z = tuple(layer[chosen] for layer in posterior.z)
+        p: Any = model.apply(variables, z[0], method="observe")
+        fillings = jnp.where(observed[None], x[None], distributions.sample(x_key, p))
+
+        def step(i: Array, chain: tuple[Array, Layers]) -> tuple[Array, Layers]:
+            step_i = jax.random.fold_in(step_key, i)
+            return metropolis_within_gibbs(model, variables, *chain, observed[None], step_i)
+
+        fillings, _ = jax.lax.fori_loop(0, effort.steps, step, (fillings, z))
+        return done + 1, weigh(weigh_key, fillings)
+
+    stated = jnp.broadcast_to(x, (effort.chains, *x.shape))
+    start = (jnp.int32(0), weigh(jax.random.fold_in(key, 0), stated))
+    rounds, posterior = jax.lax.while_loop(unfinished, one_round, start)
+    return posterior, rounds.astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_draws", "effort"))
+def impute(
+    model: HierarchicalVAE,
+    variables: Any,
+    x: Float[Array, "batch data_dim"],
+    observed: Bool[Array, "batch data_dim"],
+    filling: Float[Array, " data_dim"],
+    key: Key[Array, ""],
+    *,
+    num_draws: int = 8,
+    effort: Conditioning = Conditioning(),
+) -> Imputation:
+    """Draws and means of what is missing, given what is observed.
+
+    p(x_m | x_o) = E[p(x_m | z)] over p(z | x_o), by importance resampling; see `Conditioning`.
+
+    Args:
+      model: a trained model.
+      variables: its variables, batch-norm statistics included.
+      x: the images; a missing value may be anything, NaN included.
+      observed: True where x is observed.
+      filling: what the encoder is first fed for missing values: the training images' mean, say.
+      key: a key, from which image i takes `fold_in(key, i)`.
+      num_draws: an image.
+      effort: how many samples, chains and steps.
+
+    Returns:
+      The imputation. Where the effective sample size stays small, the draws repeat few latents.
+
+    Raises:
+      ValueError: the shapes do not fit together.
+    """
+    _check_shapes(x, observed, filling)
+
+    def of_image(image: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+        index, x, observed = image
+        condition_key, choice_key, x_key = jax.random.split(jax.random.fold_in(key, index), 3)
+        posterior, rounds = _condition(
+            model, variables, x, observed, filling, condition_key, effort
+        )
+        p: Any = model.apply(variables, posterior.z[0], method="observe")
+        weights = jax.nn.softmax(posterior.log_w)
+        mean = weights @ distributions.mean(p)
+        chosen = jax.random.categorical(choice_key, posterior.log_w, shape=(num_draws,))
+        drawn = distributions.sample(x_key, jax.tree.map(lambda a: a[chosen], p))
+        size = bounds.effective_sample_size(posterior.log_w)
+        draws = jnp.where(observed[None], x[None], drawn)
+        return draws, jnp.where(observed, x, mean), size, rounds
+
+    draws, *rest = jax.lax.map(of_image, (jnp.arange(x.shape[0]), x, observed))
+    return Imputation(jnp.swapaxes(draws, 0, 1), *rest)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "effort"))
+def conditional_log_likelihood(
+    model: HierarchicalVAE,
+    variables: Any,
+    x: Float[Array, "batch data_dim"],
+    observed: Bool[Array, "batch data_dim"],
+    filling: Float[Array, " data_dim"],
+    key: Key[Array, ""],
+    *,
+    effort: Conditioning = Conditioning(),
+) -> ConditionalLogLikelihood:
+    """log p(x_m | x_o) = log p(x) - log p(x_o): nats of the missing values given the observed.
+
+    log p(x) is L_K, equation (6); log p(x_o) is the like with the missing values summed out of
+    p(x | z), from the encodings of `impute`. Each is a lower bound, close for a large effective
+    sample size; their difference is no bound.
+
+    Args:
+      model: a trained model.
+      variables: its variables, batch-norm statistics included.
+      x: the whole images, the values that count as missing included.
+      observed: True where x is given.
+      filling: what the encoder is first fed for missing values: the training images' mean, say.
+      key: a key, from which image i takes `fold_in(key, i)`.
+      effort: how many samples, chains and steps.
+
+    Returns:
+      The estimates of every image.
+
+    Raises:
+      ValueError: the shapes do not fit together.
+    """
+    _check_shapes(x, observed, filling)
+    samples = effort.num_samples
+
+    def of_image(image: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+        index, x, observed = image
+        whole_key, part_key = jax.random.split(jax.random.fold_in(key, index))
+        everything = jnp.ones_like(observed)
+        whole = _weighted(model, variables, x, everything, x[None], samples, whole_key).log_w
+        part = _condition(model, variables, x, observed, filling, part_key, effort)[0].log_w
+        sizes = jnp.stack([bounds.effective_sample_size(w) for w in (whole, part)])
+        errors = bounds.importance_standard_error(sizes, samples)
+        difference = bounds.log_mean_exp(whole) - bounds.log_mean_exp(part)
+        return difference, jnp.sqrt(jnp.sum(errors**2)), jnp.min(sizes)
+
+    images = (jnp.arange(x.shape[0]), x, observed)
+    return ConditionalLogLikelihood(*jax.lax.map(of_image, images))
+
+
+def _check_shapes(x: Array, observed: Array, filling: Array) -> None:
+    if observed.shape != x.shape or filling.shape != x.shape[1:]:
+        raise ValueError(
+            f"x has shape {x.shape}, observed {observed.shape}, filling {filling.shape}; give "
+            "observed for every value of x, and filling for one image"
+        )

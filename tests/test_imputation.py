@@ -1,0 +1,229 @@
+"""Missing values against the exact conditionals of linear-Gaussian and of eight-pixel models."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import linear_gaussian as lg
+import numpy as np
+import pytest
+from random_parameters import random_params
+from scipy import special, stats
+
+from lvae_jax import VAE, LadderVAE, evaluation, imputation
+from lvae_jax.distributions import Bernoulli, Gaussian
+from lvae_jax.imputation import Conditioning
+
+pytestmark = pytest.mark.usefixtures("compile_sooner")
+
+OBSERVED = np.array([True, False, True])
+FILLING = jnp.float32([5.0, 5.0, 5.0])  # far off, so that Metropolis-within-Gibbs has work
+EFFORT = Conditioning(num_samples=512, chains=16, steps=5, rounds=3, effective_sample_size=200)
+
+
+def test_masked_log_densities_are_those_of_the_observed_entries():
+    rng = np.random.default_rng(0)
+    x, logits, mean = rng.normal(size=(3, 4, 5))
+    variance = rng.uniform(0.1, 2, (4, 5))
+    observed = rng.random((4, 5)) < 0.5
+    x = np.where(observed, x, np.nan)
+    found = imputation.masked_log_prob(
+        Gaussian(jnp.float32(mean), jnp.float32(variance)), jnp.float32(x), jnp.array(observed)
+    )
+    expected = np.nansum(stats.norm.logpdf(x, mean, np.sqrt(variance)), axis=-1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    ones = np.where(observed, x > 0, np.nan)
+    found = imputation.masked_log_prob(
+        Bernoulli(jnp.float32(logits)), jnp.float32(ones), jnp.array(observed)
+    )
+    expected = np.where(ones == 1, special.log_expit(logits), special.log_expit(-logits))
+    np.testing.assert_allclose(found, np.where(observed, expected, 0).sum(-1), rtol=1e-5)
+
+
+# A linear-Gaussian model: the conditional of x_m given x_o is a Gaussian.
+
+
+@functools.cache
+def linear(model_class):
+    generative = {VAE: lg.ONE_UNIT_LAYERS, LadderVAE: lg.LADDER}[model_class]
+    inference = lg.worsened(lg.perfectly(generative, model_class))
+    return generative, *lg.model_and_variables(model_class, generative, inference)
+
+
+def exact_conditional(generative, x):
+    """Mean and variance of the missing value of every row of x."""
+    mean, covariance = lg.marginal_of_x(generative)
+    oo, mo = covariance[np.ix_(OBSERVED, OBSERVED)], covariance[np.ix_(~OBSERVED, OBSERVED)]
+    gain = np.linalg.solve(oo, mo.T).T
+    variance = covariance[np.ix_(~OBSERVED, ~OBSERVED)] - gain @ mo.T
+    return mean[~OBSERVED] + (x[:, OBSERVED] - mean[OBSERVED]) @ gain.T, variance[0, 0]
+
+
+@pytest.mark.parametrize("model_class", [VAE, LadderVAE])
+def test_draws_and_means_are_those_of_the_exact_conditional(model_class):
+    generative, model, variables = linear(model_class)
+    copies = 150
+    x = np.tile(np.where(OBSERVED, lg.X, np.nan), (copies, 1))
+    result = evaluation.impute(
+        model,
+        variables,
+        jnp.float32(x),
+        jnp.array(np.broadcast_to(OBSERVED, x.shape)),
+        FILLING,
+        jax.random.key(0),
+        num_draws=1,
+        effort=EFFORT,
+    )
+    np.testing.assert_array_equal(
+        np.float64(result.draws[0])[:, OBSERVED], np.float32(x[:, OBSERVED])
+    )
+    np.testing.assert_array_equal(np.float64(result.mean)[:, OBSERVED], np.float32(x[:, OBSERVED]))
+    mean, variance = exact_conditional(generative, lg.X)
+    # A self-normalised estimate has a bias of the order of one over the effective sample size.
+    bias = 2 * np.sqrt(variance) / np.mean(np.float64(result.effective_sample_size))
+    means = np.float64(result.mean)[:, ~OBSERVED].reshape(copies, 4, 1)
+    error = means.std(0, ddof=1) / np.sqrt(copies)
+    assert np.all(error < 0.02)
+    np.testing.assert_array_less(np.abs(means.mean(0) - mean), 5 * error + bias)
+    draws = (np.float64(result.draws[0])[:, ~OBSERVED].reshape(copies, 4) - mean[:, 0]) / np.sqrt(
+        variance
+    )
+    # Kolmogorov and Smirnov of 600 independent draws; a false alarm in 1e5.
+    assert stats.kstest(draws.ravel(), "norm").pvalue > 1e-5
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+@pytest.mark.parametrize("model_class", [VAE, LadderVAE])
+def test_the_conditional_log_likelihood_is_exact_with_the_error_it_states(model_class, rounds):
+    generative, model, variables = linear(model_class)
+    copies = 60
+    filling = jnp.float32([0.3, 0.0, 0.1]) if rounds == 0 else FILLING
+    result = evaluation.conditional_log_likelihood(
+        model,
+        variables,
+        jnp.float32(np.tile(lg.X, (copies, 1))),
+        jnp.array(np.broadcast_to(OBSERVED, (4 * copies, 3))),
+        filling,
+        jax.random.key(1),
+        effort=Conditioning(1024, 16, 5, rounds, 400.0),
+    )
+    mean, variance = exact_conditional(generative, lg.X)
+    exact = stats.norm.logpdf(lg.X[:, 1], mean[:, 0], np.sqrt(variance))
+    found = np.float64(result.log_likelihood).reshape(copies, 4)
+    stated = np.sqrt(np.mean(np.float64(result.standard_error).reshape(copies, 4) ** 2, axis=0))
+    # Five standard errors of the mean, and the bias of the logarithm, half a variance at most.
+    bound = 5 * found.std(0, ddof=1) / np.sqrt(copies) + stated**2
+    np.testing.assert_array_less(np.abs(found.mean(0) - exact), bound)
+    assert np.all(stated < 0.2)
+    # A standard deviation of 60 draws is off by a tenth; heavy tails add to it.
+    np.testing.assert_allclose(stated, found.std(0, ddof=1), rtol=0.6)
+
+
+# Eight binary pixels and one latent: the conditional is a table of probabilities by quadrature.
+
+HIDDEN = np.array([1, 4, 6])
+
+
+@functools.cache
+def eight_pixels():
+    """A model, its variables, nodes of z with the prior's weights, and p(x_j = 1 | z) at them."""
+    model = LadderVAE(8, (1,), (3,), activation="tanh", batch_norm=False)
+    params = random_params(model, seed=5, scale=1.2)
+    # A posterior that depends on the image, and is wider than the prior: no weight is large.
+    head = params["inference"]["heads_0"]["Linear_0"]["Dense_0"]
+    head.update(kernel=head["kernel"] * jnp.float32([[0.3, 0.0]]), bias=jnp.float32([0.2, 1.0]))
+    networks = jax.tree.map(np.float64, params["generative"])
+    z = np.linspace(-6, 6, 2001)
+    d = z[:, None]
+    for layer in ("Linear_0", "Linear_1"):
+        dense = networks["mlps_0"][layer]["Dense_0"]
+        d = np.tanh(d @ dense["kernel"] + dense["bias"])
+    dense = networks["observation_head"]["Dense_0"]
+    probability = special.expit(d @ dense["kernel"] + dense["bias"])
+    weight = stats.norm.pdf(z)
+    return model, {"params": params}, z, weight / weight.sum(), probability
+
+
+IMAGE = np.array([1, 0, 0, 1, 1, 0, 1, 0])
+
+
+def posterior_and_table():
+    """p(z | x_o) at the nodes, and p(x_m | x_o) of the eight completions of `IMAGE`."""
+    _, _, _, weight, probability = eight_pixels()
+    shown = np.setdiff1d(np.arange(8), HIDDEN)
+    given = stats.bernoulli.pmf(IMAGE[shown], probability[:, shown]).prod(-1) * weight
+    completions = np.array(list(itertools.product((0, 1), repeat=3)))
+    each = stats.bernoulli.pmf(completions[:, None], probability[:, HIDDEN]).prod(-1)
+    return given / given.sum(), each @ given / given.sum()
+
+
+def completion(x):
+    """Which of the eight completions each row is."""
+    return np.int64(np.asarray(x)[:, HIDDEN]) @ [4, 2, 1]
+
+
+def test_imputed_pixels_have_the_enumerated_probabilities():
+    model, variables, *_ = eight_pixels()
+    copies = 500
+    observed = np.ones(8, bool)
+    observed[HIDDEN] = False
+    arguments = (
+        jnp.float32(np.tile(IMAGE, (copies, 1))),
+        jnp.array(np.broadcast_to(observed, (copies, 8))),
+        jnp.full(8, 0.5),
+    )
+    effort = Conditioning(512, 8, 3, 2, 300.0)
+    result = evaluation.impute(
+        model, variables, *arguments, jax.random.key(2), num_draws=1, effort=effort
+    )
+    _, table = posterior_and_table()
+    counts = np.bincount(completion(result.draws[0]), minlength=8)
+    # A false alarm in 1e4.
+    assert stats.chisquare(counts, copies * table).pvalue > 1e-4
+    completions = np.array(list(itertools.product((0, 1), repeat=3)))
+    np.testing.assert_allclose(
+        np.mean(np.float64(result.mean), 0)[HIDDEN], table @ completions, atol=0.01
+    )
+    x = jnp.float32(np.tile(IMAGE, (8, 1)))
+    x = x.at[:, HIDDEN].set(jnp.float32(completions))
+    found = evaluation.conditional_log_likelihood(
+        model, variables, x, *(a[:8] for a in arguments[1:]), jax.random.key(3), effort=effort
+    )
+    np.testing.assert_array_less(
+        np.abs(np.float64(found.log_likelihood) - np.log(table)),
+        5 * np.float64(found.standard_error) + 1e-4,
+    )
+
+
+def test_metropolis_within_gibbs_leaves_the_exact_conditional_as_it_is():
+    model, variables, z, _, probability = eight_pixels()
+    posterior, table = posterior_and_table()
+    chains = 20_000
+    rng = np.random.default_rng(1)
+    node = rng.choice(len(z), size=chains, p=posterior)
+    x = np.tile(IMAGE, (chains, 1))
+    x[:, HIDDEN] = rng.random((chains, 3)) < probability[node][:, HIDDEN]
+    observed = np.ones((1, 8), bool)
+    observed[:, HIDDEN] = False
+    step = jax.jit(functools.partial(imputation.metropolis_within_gibbs, model, variables))
+    x, (z_1,) = step(
+        jnp.float32(x), (jnp.float32(z[node])[:, None],), jnp.array(observed), jax.random.key(4)
+    )
+    moved = np.mean(np.float64(z_1)[:, 0] != np.float32(z[node]))
+    assert 0.1 < moved < 0.95  # both outcomes matter
+    # A false alarm in 1e4 each.
+    counts = np.bincount(completion(x), minlength=8)
+    assert stats.chisquare(counts, chains * table).pvalue > 1e-4
+    shift = rng.uniform(-0.003, 0.003, chains)  # nodes are 0.006 apart
+    distribution = functools.partial(np.interp, xp=z, fp=np.cumsum(posterior) - posterior / 2)
+    assert stats.kstest(np.float64(z_1)[:, 0] + shift, distribution).pvalue > 1e-4
+
+
+def test_shapes_and_efforts_that_do_not_fit_are_refused():
+    _, model, variables = linear(LadderVAE)
+    x, key = jnp.float32(lg.X), jax.random.key(0)
+    with pytest.raises(ValueError, match="filling for one image"):
+        evaluation.impute(model, variables, x, x > 0, x, key)
+    with pytest.raises(ValueError, match="multiple of chains"):
+        Conditioning(num_samples=10, chains=3)
