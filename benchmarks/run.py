@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 
-from benchmarks import devices, likelihood, startup, training_step
+from benchmarks import devices, likelihood, startup, targets, training_step
 
-SECTIONS = ("step", "likelihood", "startup", "devices")
+SECTIONS = ("step", "likelihood", "startup", "devices", "targets")
 
 
 def sections_of(text: str) -> list[str]:
@@ -79,6 +79,9 @@ def run(sections: list[str], quick: bool, data_dir: Path | None) -> dict[str, An
             plan = startup.QUICK if quick else startup.FULL
             result[name] = startup.measure(plan, data_dir)
             text = startup.table(result[name])
+        elif name == "targets":
+            result[name] = targets.measure(targets.QUICK if quick else targets.FULL)
+            text = targets.table(result[name])
         else:
             result[name] = devices.measure(devices.QUICK if quick else devices.FULL)
             text = devices.table(result[name])

@@ -1,0 +1,371 @@
+"""What XLA makes of every program of a run for accelerators that are absent.
+
+XLA compiles for a device that it does not have. That shows, exactly and without noise, what a
+training step becomes there: how many kernels, how much memory, which collectives. It shows no
+times. A target needs its compiler: `pip install "lvae-jax[gpu-target]"` for the H100,
+`"lvae-jax[tpu-target]"` for the TPU.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from benchmarks import hlo
+from benchmarks.sizes import PAPER, Sizes
+from benchmarks.timing import markdown
+from lvae_jax import LadderVAE, evaluation, training
+from lvae_jax.data import as_stored, binarise
+
+GPU_CONFIG = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 7 }
+runtime_version { major: 12 minor: 8 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+"""An H100 SXM by its public figures, in the text form of XLA's `GpuTargetConfigProto`."""
+
+
+class Target(NamedTuple):
+    """A device, or several, that programs are compiled for."""
+
+    platform: str
+    """"cuda", "tpu", or "cpu" for this machine."""
+
+    compiler: str
+    """The Python package that holds the compiler."""
+
+    extra: str
+    """What installs it: `pip install "lvae-jax[extra]"`."""
+
+    topology: str
+    """Its name in XLA; a part of it may be used."""
+
+    devices: int
+    memory: int
+    """Of each device, in bytes."""
+
+
+TARGETS = {
+    "h100": Target("cuda", "jax_cuda12_plugin", "gpu-target", "1x1x1", 1, 84_929_347_584),
+    "v5e": Target("tpu", "libtpu", "tpu-target", "v5e:2x2", 1, 2**34),
+    "v5e:2x2": Target("tpu", "libtpu", "tpu-target", "v5e:2x2", 4, 2**34),
+    "v5e:4x4": Target("tpu", "libtpu", "tpu-target", "v5e:4x4", 16, 2**34),
+}
+
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
+    # Autotuning times kernels on a device. Without it, Triton's products are guesses.
+    "cuda": {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": False},
+    "tpu": {},
+    "cpu": {},
+}
+
+
+class Plan(NamedTuple):
+    """What is compiled."""
+
+    sizes: Sizes = PAPER
+    targets: tuple[str, ...] = ("h100", "v5e", "v5e:2x2")
+    depths: tuple[int, ...] = (5, 1)
+    replicas: tuple[int, ...] = (1, 8)
+    batch_size: int = 256
+    images: int = 60_000
+    evaluated: int = 250
+    """Images whose log-likelihood is estimated at a time."""
+    num_samples: int = 5000
+    precision: str = "float32"
+    """Of products, as `--matmul_precision` of a run: "float32", or "default" for the device's."""
+
+
+FULL = Plan()
+QUICK = Plan(sizes=PAPER.lowest(1), depths=(1,), replicas=(1,))
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """Compiles every program for each target whose compiler is installed.
+
+    Raises:
+      RuntimeError: a program does not compile, or does not fit the device.
+    """
+    rows: list[dict[str, Any]] = []
+    notes = []
+    for name in plan.targets:
+        target = TARGETS[name]
+        if importlib.util.find_spec(target.compiler) is None:
+            notes.append(
+                f"{name} is left out, since its compiler is not installed "
+                f'(pip install "lvae-jax[{target.extra}]")'
+            )
+            continue
+        rows += _in_a_process(name, plan)
+    return {"batch_size": plan.batch_size, "rows": rows, "notes": notes}
+
+
+def _in_a_process(name: str, plan: Plan) -> list[dict[str, Any]]:
+    """The rows of one target, compiled in a process that takes no device of this machine."""
+    quiet = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.targets", name, json.dumps(plan)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **quiet},
+    )
+    if result.returncode:
+        last = result.stderr.strip().splitlines()[-1:]
+        raise RuntimeError(f"{name}: {''.join(last) or f'status {result.returncode}'}")
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    return rows
+
+
+def topology_devices(target: Target) -> list[jax.Device]:
+    """The devices of a target, which need not be there."""
+    if target.platform == "cpu":
+        return jax.devices()[: target.devices]
+    options = {"target_config": GPU_CONFIG} if target.platform == "cuda" else {}
+    if target.platform == "tpu":
+        options["topology_name"] = target.topology
+    else:
+        options["topology"] = target.topology
+    found = topologies.get_topology_desc(platform=target.platform, **options)
+    return list(found.devices[: target.devices])
+
+
+def compile_all(name: str, target: Target, plan: Plan) -> list[dict[str, Any]]:
+    """Compiles the programs of a run for a target, and says what each one became.
+
+    Args:
+      name: of the target.
+      target: to compile for.
+      plan: which programs.
+
+    Raises:
+      RuntimeError: a program does not fit the target's memory.
+    """
+    devices = topology_devices(target)
+    rows = []
+    for program in programs(plan, target):
+        by_replica = math.gcd(program.replicas, len(devices))
+        mesh = Mesh(
+            np.array(devices).reshape(by_replica, -1),
+            training.MESH_AXES,
+            axis_types=(AxisType.Auto,) * 2,
+        )
+        precision = None if plan.precision == "default" else plan.precision
+        start = time.perf_counter()
+        with jax.set_mesh(mesh), jax.default_matmul_precision(precision):
+            lowered = program.lower(mesh)
+            compiled = lowered.compile(compiler_options=COMPILER_OPTIONS[target.platform])
+        row = _row(program, compiled, target)
+        rows.append({"target": name, **row, "compile_seconds": time.perf_counter() - start})
+        needed = row["argument_bytes"] + row["temporary_bytes"]
+        if needed > target.memory:
+            raise RuntimeError(
+                f"{program.name} needs {needed / 2**30:.1f} GiB of the {target.memory / 2**30:.1f} "
+                f"that a device of {name} has"
+            )
+    return rows
+
+
+def _row(program: "Program", compiled: Any, target: Target) -> dict[str, Any]:
+    found = hlo.loop(compiled.as_text(), fusions_alone=target.platform == "tpu")
+    memory = compiled.memory_analysis()
+    return {
+        "program": program.name,
+        **found._asdict(),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "device_bytes": target.memory,
+    }
+
+
+class Program(NamedTuple):
+    """One of the programs that a run consists of."""
+
+    name: str
+    replicas: int
+    lower: Callable[[Mesh], Any]
+    """Lowers it for the devices of a mesh, within `jax.set_mesh`."""
+
+
+def programs(plan: Plan, target: Target) -> list[Program]:
+    """A training step within its epoch, then what evaluation is made of, of the deepest model."""
+    steps = [
+        Program(
+            f"step, depth {depth}, {replicas} replica{'s' * (replicas > 1)}",
+            replicas,
+            functools.partial(_lower_step, plan, depth, replicas),
+        )
+        for depth in plan.depths
+        for replicas in plan.replicas
+    ]
+    model = LadderVAE(*plan.sizes.lowest(max(plan.depths)))
+    # As many images at a time as a run takes: a multiple of the devices.
+    images = -(-plan.evaluated // target.devices) * target.devices
+    chunk_size = evaluation.default_chunk_size(
+        model, images // target.devices, target.platform, target.memory
+    )
+    likelihood = f"log-likelihood, per {chunk_size} samples of {images} images"
+    return [
+        *steps,
+        Program("re-estimation, per batch", 1, functools.partial(_lower_reestimation, plan, model)),
+        Program(f"ELBO, per {images} images", 1, functools.partial(_lower_elbo, model, images)),
+        Program(
+            likelihood, 1, functools.partial(_lower_likelihood, plan, model, images, chunk_size)
+        ),
+    ]
+
+
+def _on(mesh: Mesh, like: Any, *axes: str | tuple[str, ...]) -> Any:
+    """Shapes of arrays that lie on a mesh, their first axes split over `axes`."""
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
+
+
+def _keys(*shape: int) -> Any:
+    return jax.eval_shape(lambda: jax.random.split(jax.random.key(0), shape))
+
+
+def _images(plan: Plan) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((plan.images, plan.sizes.data_dim), jnp.uint8)
+
+
+def _lower_step(plan: Plan, depth: int, replicas: int, mesh: Mesh) -> Any:
+    model, optimizer = LadderVAE(*plan.sizes.lowest(depth)), training.make_optimizer()
+    keys = _keys(replicas)
+    state = jax.eval_shape(lambda keys: training.init_state(model, optimizer, keys), keys)
+    number = jax.ShapeDtypeStruct((replicas,), jnp.float32)
+    return training.train_replicas.lower(
+        model,
+        optimizer,
+        binarise,
+        _on(mesh, state, "replica"),
+        _on(mesh, _images(plan)),
+        *_on(mesh, (keys, number, number), "replica"),
+        batch_size=plan.batch_size,
+    )
+
+
+def _variables(model: LadderVAE, mesh: Mesh) -> Any:
+    def init() -> Any:  # nothing may be computed within the mesh: its devices are absent
+        key = jax.random.key(0)
+        return model.init({"params": key, "sample": key}, jnp.zeros((1, model.data_dim)))
+
+    return _on(mesh, jax.eval_shape(init))
+
+
+def _lower_reestimation(plan: Plan, model: LadderVAE, mesh: Mesh) -> Any:
+    params = _variables(model, mesh)["params"]
+    images, key = _on(mesh, (_images(plan), _keys()))
+    return evaluation.reestimate_batch_stats.lower(
+        model, params, binarise, images, key, batch_size=plan.batch_size
+    )
+
+
+def _lower_elbo(model: LadderVAE, images: int, mesh: Mesh) -> Any:
+    x = jax.ShapeDtypeStruct((10_000, model.data_dim), jnp.float32)
+    x, key = _on(mesh, (x, _keys()))
+    variables = _variables(model, mesh)
+    return evaluation.elbo.lower(model, variables, as_stored, x, key, batch_size=images)
+
+
+def _lower_likelihood(
+    plan: Plan, model: LadderVAE, images: int, chunk_size: int, mesh: Mesh
+) -> Any:
+    x = jax.ShapeDtypeStruct((images, model.data_dim), jnp.float32)
+    x, keys = _on(mesh, (x, _keys(images)), training.MESH_AXES)
+    variables = _variables(model, mesh)
+    program: Any = evaluation.log_likelihood
+    return program.lower(model, variables, x, keys, plan.num_samples, chunk_size)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for a person, in Markdown."""
+    lines = [
+        f"Kernels of one pass through a program's loop; batch {result['batch_size']}, products in "
+        "float32. Bytes are those of a device.",
+        "",
+        markdown(
+            [
+                "target",
+                "program",
+                "kernels",
+                "products",
+                "reductions",
+                "other fusions",
+                "calls and others",
+                "MB moved",
+                "collectives",
+                "their kB",
+                "arguments, MiB",
+                "temporary, MiB",
+                "of the device",
+                "compile, s",
+            ],
+            [_cells(row) for row in result["rows"]],
+        ),
+    ]
+    return "\n".join([*lines, "", *(f"Note: {note}." for note in result["notes"])]).rstrip()
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    kernels = row["kernels"]
+    needed = row["argument_bytes"] + row["temporary_bytes"]
+    return [
+        row["target"],
+        row["program"],
+        str(sum(kernels.values())),
+        *(str(kernels[kind]) for kind in ("products", "reductions", "fusions")),
+        str(kernels["calls"] + kernels["others"]),
+        f"{row['bytes_moved'] / 1e6:,.0f}",
+        ", ".join(f"{count} {kind}" for kind, count in row["collectives"].items()),
+        f"{row['collective_bytes'] / 1e3:,.0f}",
+        f"{row['argument_bytes'] / 2**20:,.0f}",
+        f"{row['temporary_bytes'] / 2**20:,.0f}",
+        f"{needed / row['device_bytes']:.1%}",
+        f"{row['compile_seconds']:.0f}",
+    ]
+
+
+def plan_of(text: str) -> Plan:
+    """A plan from its JSON, which names no fields and holds lists in place of tuples."""
+
+    def tuples(value: Any) -> Any:
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    sizes, *rest = tuples(json.loads(text))
+    return Plan(Sizes(*sizes), *rest)
+
+
+def main() -> None:
+    """Prints the rows of one target as JSON."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("plan", type=plan_of, nargs="?", default=FULL)
+    given = parser.parse_args()
+    print(json.dumps(compile_all(given.target, TARGETS[given.target], given.plan)))
+
+
+if __name__ == "__main__":
+    main()
