@@ -90,7 +90,7 @@ def load(
         test_labels=np.full(len(images[1]), -1, np.int32),
         observation=observation,
         binarisation=binarisation,
-        dequantisation=1 / 255 if observation == "gaussian" and is_grey[0] else 0.0,
+        dequantisation=1 / 256 if observation == "gaussian" and is_grey[0] else 0.0,
     )
     if check_scale and test is not None and not is_binary:
         _check_scale(train, test, dataset)

@@ -54,9 +54,9 @@ class Dataset:
       binarisation: "dynamic": the images are grey, training images are binarised anew every epoch
         and test images once. "fixed": they came binarised, every pixel is 0 or full (255 in uint8,
         1.0 in float32). "none": the model sees the values as they are.
-      dequantisation: Distance between two grey levels in [0, 1], such as 1/255, for a Gaussian
-        observation: training images get uniform noise of that width anew every epoch and test
-        images once. 0: no noise.
+      dequantisation: Distance between two grey levels in x, for a Gaussian observation: training
+        images get uniform noise of that width anew every epoch and test images once. 1/256 puts
+        uint8 images into [0, 1]. 0: no noise.
 
     Raises:
       DataError: The fields do not fit together.
@@ -127,7 +127,7 @@ class Dataset:
         if not (math.isfinite(self.dequantisation) and self.dequantisation >= 0):
             raise DataError(
                 f"{self.name}: dequantisation is {self.dequantisation}; it must be the distance "
-                "between two grey levels, such as 1/255, or 0"
+                "between two grey levels, such as 1/256, or 0"
             )
         if self.dequantisation and self.observation != "gaussian":
             raise DataError(

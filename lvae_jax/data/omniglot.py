@@ -7,13 +7,13 @@ data set then has another name, because numbers on it do not compare with publis
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lvae_jax.data.dataset import DataError, Dataset
+from lvae_jax.data.matlab import read_matrices
 from lvae_jax.data.prepared import as_arrays, load_arrays
-from lvae_jax.data.source import File, Source, Splits, open_content, user_path
+from lvae_jax.data.source import File, Source, Splits, user_path
 
 NUM_ALPHABETS = 50
 STANDIN = "chardata_standin.mat"
@@ -34,25 +34,14 @@ def read_chardata(path: Path) -> Splits:
     Raises:
       DataError: The file is missing, cut short or of another kind.
     """
-    from scipy import io  # type: ignore[import-untyped]
-
-    keys = {"train": ("data", "target"), "test": ("testdata", "testtarget")}
-    names = [key for pair in keys.values() for key in pair]
-    try:
-        with open_content(path) as content:
-            file = io.loadmat(content, variable_names=names)
-    except DataError:
-        raise
-    except Exception as error:  # scipy's, of many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"{path} cannot be read ({reason}); expected a MATLAB file: download it again"
-        ) from error
-
     splits = {}
-    for split, (data_key, target_key) in keys.items():
-        data = _numbers(path, file, data_key, 28 * 28)
-        target = _numbers(path, file, target_key, NUM_ALPHABETS)
+    for split, data_key, target_key in (
+        ("train", "data", "target"),
+        ("test", "testdata", "testtarget"),
+    ):
+        data, target = read_matrices(
+            path, {data_key: (28 * 28, "n"), target_key: (NUM_ALPHABETS, "n")}
+        )
         if data.shape[1] != target.shape[1]:
             raise DataError(
                 f"{path} holds {data.shape[1]} images in {data_key} but {target.shape[1]} "
@@ -68,19 +57,6 @@ def read_chardata(path: Path) -> Splits:
         images = data.T.reshape(-1, 28, 28).transpose(0, 2, 1)
         splits[split] = np.ascontiguousarray(images, np.float32), target.argmax(0)
     return splits
-
-
-def _numbers(path: Path, file: dict[str, Any], key: str, rows: int) -> np.ndarray:
-    """The matrix `key`, checked to hold numbers and to have so many rows."""
-    array = file.get(key)
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-        raise DataError(f"{path} has no matrix of numbers called {key}; download it again")
-    if array.ndim != 2 or len(array) != rows or array.size == 0:
-        raise DataError(
-            f"{path}: {key} has the shape {list(array.shape)}; expected [{rows}, n]: download it "
-            "again"
-        )
-    return array
 
 
 SOURCE = Source(

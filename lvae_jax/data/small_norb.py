@@ -1,8 +1,11 @@
 """Small NORB: 24,300 training and 24,300 test pairs of images of toys, reduced to 32×32, uint8.
 
-A pair is one toy seen by two cameras. The files are in NORB's own format for matrices:
+A pair is one toy seen by two cameras. The original files are in NORB's own format for matrices:
 little-endian int32s for the type, the number of dimensions and the sizes, of which there are at
-least three, then the values in row-major order.
+least three, then the values in row-major order. Their images are reduced by means of 3×3 pixels.
+
+The paper's authors used other files, MATLAB's, of images resized bicubically. Where a user has
+them, they are read instead and the data set is called "small_norb-resized".
 """
 
 import math
@@ -16,10 +19,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lvae_jax.data.dataset import DataError, Dataset
-from lvae_jax.data.prepared import load_arrays
-from lvae_jax.data.source import File, Source, Splits, open_content
+from lvae_jax.data.matlab import read_matrices
+from lvae_jax.data.prepared import as_arrays, load_arrays
+from lvae_jax.data.source import File, Source, Splits, open_content, user_path
 
 NUM_CATEGORIES = 5
+RESIZED = {
+    "train": ("smallnorb_train_x.mat", "smallnorb_train_t.mat"),
+    "test": ("smallnorb_test_x.mat", "smallnorb_test_t.mat"),
+}
+"""The authors' files of images and categories, under the names that their code gives them."""
 IMAGE_SHAPE = (32, 32)
 Cameras = Literal["one", "both"]
 
@@ -73,6 +82,37 @@ def read_categories(path: Path) -> np.ndarray:
     if not np.all((categories >= 0) & (categories < NUM_CATEGORIES)):
         raise DataError(f"{path} holds categories other than 0 to 4; download it again")
     return categories
+
+
+def read_resized(folder: Path) -> Splits:
+    """Reads the authors' four MATLAB files.
+
+    Args:
+      folder: Holds the files of `RESIZED`. Images are `traindata` and `testdata` [1024, 2, n], grey
+        values 0..255, each image in column-major order; categories are `trainlabels` and
+        `testlabels`, 0 to 4.
+
+    Returns:
+      uint8 images [n, 2, 32, 32], rounded to whole grey values, and categories [n].
+
+    Raises:
+      DataError: A file is missing, cut short or of another kind.
+    """
+    splits = {}
+    for split, (image_file, category_file) in RESIZED.items():
+        (values,) = read_matrices(folder / image_file, {f"{split}data": (1024, 2, "n")})
+        (categories,) = read_matrices(folder / category_file, {f"{split}labels": ("n", "n")})
+        categories = categories.reshape(-1)
+        if not np.all((values >= 0) & (values <= 255)):
+            raise DataError(f"{folder / image_file} has values outside [0, 255]; get it again")
+        if len(categories) != values.shape[2] or not set(np.unique(categories)) <= set(range(5)):
+            raise DataError(
+                f"{folder / category_file} does not hold a category 0 to 4 for each of "
+                f"{values.shape[2]} pairs; get it again"
+            )
+        images = np.rint(values.T).astype(np.uint8).reshape(-1, 2, *IMAGE_SHAPE)
+        splits[split] = np.ascontiguousarray(images.swapaxes(2, 3)), categories
+    return splits
 
 
 def _read_header(file: BufferedIOBase, path: Path, magic: int, sizes: list[int]) -> int:
@@ -169,15 +209,17 @@ def load(
 
     Args:
       data_dir: A folder with the original `-dat.mat.gz` and `-cat.mat.gz` files, used instead of
-        the network. Ignored once the data set is prepared.
+        the network and ignored once the data set is prepared. If it holds the files of `RESIZED`
+        and no original ones, those are read.
       tfds_dir: The folder of prepared data sets; None is tensorflow-datasets' default,
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
       cameras: "one": the images of the first camera, as in the paper, 24,300 to train on and
         24,300 to test on. "both": 48,600 of each, the two images of a pair one after the other.
 
     Returns:
-      The data set, "small_norb" or "small_norb-both", in the order of the files, with a Gaussian
-      observation of dequantised grey values. A label is the toy's category.
+      The data set in the order of the files, with a Gaussian observation of
+      x = (grey + u)/256, u uniform in [0, 1). A label is the toy's category. The name is
+      "small_norb" or "small_norb-resized", then "-both" for both cameras.
 
     Raises:
       DataError: There is neither network nor file, a file is not the original, or `tfds_dir`
@@ -187,15 +229,21 @@ def load(
         raise DataError(
             f"small_norb: cameras is {cameras!r}; it must be one of {', '.join(get_args(Cameras))}"
         )
-    pairs = load_arrays(SOURCE, data_dir, tfds_dir)
+    name = "small_norb"
+    folder = None if data_dir is None else user_path(data_dir)
+    (first_resized, _) = RESIZED["train"]
+    if folder is not None and not SOURCE.find(folder) and (folder / first_resized).is_file():
+        name, pairs = "small_norb-resized", as_arrays(read_resized(folder))
+    else:
+        pairs = load_arrays(SOURCE, folder, tfds_dir)
     number = 1 if cameras == "one" else 2
     return Dataset(
-        name="small_norb" if cameras == "one" else "small_norb-both",
+        name=name if cameras == "one" else f"{name}-both",
         train_images=pairs["train_images"][:, :number].reshape(-1, *IMAGE_SHAPE),
         train_labels=pairs["train_labels"].repeat(number),
         test_images=pairs["test_images"][:, :number].reshape(-1, *IMAGE_SHAPE),
         test_labels=pairs["test_labels"].repeat(number),
         observation="gaussian",
         binarisation="none",
-        dequantisation=1 / 255,
+        dequantisation=1 / 256,
     )

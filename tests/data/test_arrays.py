@@ -37,7 +37,7 @@ def failure(*args, **kwargs):
     ("images", "observation", "expected", "binarisation", "dequantisation"),
     [
         (GREY, "bernoulli", GREY, "dynamic", 0),
-        (GREY, "gaussian", GREY, "none", 1 / 255),
+        (GREY, "gaussian", GREY, "none", 1 / 256),
         (UNIT, "bernoulli", UNIT.astype(np.float32), "dynamic", 0),
         (UNIT * 100 - 50, "gaussian", (UNIT * 100 - 50).astype(np.float32), "none", 0),
         (UNIT.astype(np.float16), "bernoulli", UNIT.astype(np.float16), "dynamic", 0),

@@ -61,7 +61,7 @@ def test_fixed_binarisation_is_zero_and_full():
 
 
 GREY = np.random.default_rng(0).integers(0, 256, (4, 2, 3), np.uint8)
-CONTINUOUS = {"observation": "gaussian", "binarisation": "none", "dequantisation": 1 / 255}
+CONTINUOUS = {"observation": "gaussian", "binarisation": "none", "dequantisation": 1 / 256}
 
 
 def test_the_checksum_is_of_the_images_alone(tmp_path):
@@ -142,7 +142,7 @@ def test_preprocess_is_one_object_so_that_nothing_is_compiled_twice():
         (
             CONTINUOUS | {"dequantisation": -0.5},
             "toy: dequantisation is -0.5; it must be the distance between two grey levels, such "
-            "as 1/255, or 0",
+            "as 1/256, or 0",
         ),
         (
             {"train_images": np.zeros((5, 2, 3))},

@@ -18,8 +18,8 @@ LEVELS = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
 
 def noise(x, images, width):
     """What was added, in widths of a level."""
-    scale = 255 if images.dtype == np.uint8 else 1
-    return (np.asarray(x, np.float64) - images.reshape(len(images), -1) / scale) / width
+    grey = images.reshape(len(images), -1).astype(np.float64)
+    return np.asarray(x, np.float64) / width - (grey if images.dtype == np.uint8 else grey / width)
 
 
 def assert_uniform(u):
@@ -33,11 +33,20 @@ def assert_uniform(u):
 def test_noise_is_uniform_and_as_wide_as_a_level(dtype):
     images = np.repeat(LEVELS, 40, 0)
     if dtype == np.float32:
-        images = images.astype(np.float32) / 255
+        images = images.astype(np.float32) / 256
     for x in (dequantise(jax.random.key(0), images), dequantise_once(images)):
         assert x.shape == (40, 256)
         assert x.dtype == np.float32
-        assert_uniform(noise(x, images, 1 / 255))
+        assert x.min() >= 0
+        assert x.max() <= 1
+        assert_uniform(noise(x, images, 1 / 256))
+
+
+def test_the_scale_costs_a_logarithm_per_pixel():
+    # Density of (grey + u)/256 and of (grey + u)/255 differ by the ratio of their widths.
+    finer, coarser = dequantise_once(LEVELS), dequantise_once(LEVELS, 1 / 255)
+    np.testing.assert_allclose(coarser / finer, 256 / 255, rtol=1e-6)
+    assert 1024 * np.log(256 / 255) == pytest.approx(4.0, abs=0.05)
 
 
 def test_the_width_is_that_of_the_levels():

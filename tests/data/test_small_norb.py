@@ -3,6 +3,7 @@ import struct
 
 import numpy as np
 import pytest
+from scipy import io
 from small_files import norb_bytes, small_source, write_small_norb
 
 from lvae_jax.data import DataError, small_norb
@@ -75,8 +76,12 @@ def test_the_first_camera_is_the_default(load):
     assert dataset.test_images.shape == (20, 32, 32)
     assert dataset.train_labels.tolist() == [i % 5 for i in range(30)]
     assert (dataset.observation, dataset.binarisation) == ("gaussian", "none")
-    assert dataset.dequantisation == 1 / 255
-    assert dataset.test_x().shape == (20, 1024)
+    assert dataset.dequantisation == 1 / 256
+    x = dataset.test_x()
+    assert x.shape == (20, 1024)
+    assert x.min() >= 0
+    assert x.max() <= 1
+    np.testing.assert_array_equal(np.floor(256 * x), dataset.test_images.reshape(20, 1024))
 
 
 def test_both_cameras_make_twice_the_images(load):
@@ -187,3 +192,66 @@ def test_an_unpacked_file_cannot_be_verified_and_is_refused(tmp_path, monkeypatc
         small_norb.load(folder, tmp_path / "tfds")
     assert str(caught.value).startswith(f"lvae_small_norb: {unpacked} is not the original file: ")
     assert "of the packed file; download " in str(caught.value)
+
+
+RESIZED = np.random.default_rng(2).integers(0, 256, (1024, 2, 7), np.uint8)
+
+
+def write_resized(folder, **changes):
+    """The files as the authors' code stores them: a column per image, MATLAB's order of pixels."""
+    labels = np.arange(7.0)[:, None] % 5
+    content = {"traindata": RESIZED, "trainlabels": labels, "testdata": RESIZED[..., :4]}
+    content |= {"testlabels": labels[:4]} | changes
+    for file, key in (
+        ("smallnorb_train_x.mat", "traindata"),
+        ("smallnorb_train_t.mat", "trainlabels"),
+        ("smallnorb_test_x.mat", "testdata"),
+        ("smallnorb_test_t.mat", "testlabels"),
+    ):
+        io.savemat(folder / file, {key: content[key]})
+    return folder
+
+
+def test_the_authors_resized_files_are_read_where_a_user_has_them(tmp_path):
+    dataset = small_norb.load(write_resized(tmp_path), tmp_path / "tfds")
+    assert dataset.name == "small_norb-resized"
+    assert dataset.train_images.dtype == np.uint8
+    assert (len(dataset.train_images), len(dataset.test_images)) == (7, 4)
+    upright = RESIZED[:, 0, 3].reshape(32, 32, order="F")
+    np.testing.assert_array_equal(dataset.train_images[3], upright)
+    assert dataset.train_labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    assert dataset.dequantisation == 1 / 256
+    both = small_norb.load(tmp_path, tmp_path / "tfds", cameras="both")
+    assert both.name == "small_norb-resized-both"
+    np.testing.assert_array_equal(both.test_images[5], RESIZED[:, 1, 2].reshape(32, 32).T)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"traindata": RESIZED[:, 0]},
+            "/smallnorb_train_x.mat: traindata has the shape [1024, 7]; expected [1024, 2, n]: "
+            "download it again",
+        ),
+        (
+            {"testdata": RESIZED[..., :4] * 2.0},
+            "/smallnorb_test_x.mat has values outside [0, 255]; get it again",
+        ),
+        (
+            {"trainlabels": np.arange(7)},
+            "/smallnorb_train_t.mat does not hold a category 0 to 4 for each of 7 pairs; get it "
+            "again",
+        ),
+    ],
+)
+def test_resized_files_that_do_not_fit_are_named(tmp_path, changes, message):
+    with pytest.raises(DataError) as caught:
+        small_norb.load(write_resized(tmp_path, **changes), tmp_path / "tfds")
+    assert str(caught.value) == f"{tmp_path}{message}"
+
+
+def test_a_missing_resized_file_is_named(tmp_path):
+    (write_resized(tmp_path) / "smallnorb_test_t.mat").unlink()
+    with pytest.raises(DataError, match=r"smallnorb_test_t\.mat cannot be read \(\[Errno 2\]"):
+        small_norb.load(tmp_path, tmp_path / "tfds")
