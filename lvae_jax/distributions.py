@@ -1,8 +1,8 @@
 """Diagonal Gaussian and Bernoulli distributions: the ladder's layers, (1)-(3) and (16)-(18).
 
-Pure functions over named tuples of arrays. But for `sum_log_prob` nothing is summed: every function
-returns one number a unit, so that the caller decides over which axes a density or a divergence is a
-sum. All results are in nats.
+Pure functions over named tuples of arrays. Every function but `sum_log_prob` returns one number per
+unit, so that the caller decides which axes a density or a divergence sums over. All results are in
+nats.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
+
+from lvae_jax import _bernoulli
 
 
 class Gaussian(NamedTuple):
@@ -103,18 +105,10 @@ def log_prob(p: Gaussian | Bernoulli, x: Float[Array, "*shape"]) -> Float[Array,
     return x * logits - jnp.maximum(logits, 0.0) - jnp.log1p(jnp.exp(jnp.minimum(logits, -logits)))
 
 
-FACTORS = 16
-"""How many numbers between 1 and 2 are multiplied before a logarithm is taken."""
-
-
 def sum_log_prob(
-    p: Gaussian | Bernoulli, x: Float[Array, "*shape units"]
-) -> Float[Array, "*shape"]:
+    p: Gaussian | Bernoulli, x: Float[Array, "*#shape #units"]
+) -> Float[Array, "*#shape"]:
     """Log density, or log probability, of all units together: the sum over the last axis, in nats.
-
-    A Bernoulli's is sum_j (x_j l_j - max(l_j, 0)) - log prod_j (1 + exp(-|l_j|)), with a logarithm
-    for every `FACTORS` factors in place of one for each. It is the sum of `log_prob` to the
-    rounding of 1 + exp(-|l|), 6e-8 nats a unit. Its gradient, x - sigmoid(l), is written out.
 
     Args:
       p: the distribution.
@@ -129,27 +123,7 @@ def sum_log_prob(
     """
     if isinstance(p, Gaussian):
         return jnp.sum(log_prob(p, x), axis=-1)
-    return _sum_bernoulli_log_prob(p.logits, x)
-
-
-@jax.custom_jvp
-def _sum_bernoulli_log_prob(logits: Array, x: Array) -> Array:
-    linear = jnp.sum(x * logits - jnp.maximum(logits, 0.0), axis=-1)
-    factors = 1.0 + jnp.exp(-jnp.abs(logits))
-    units = factors.shape[-1]
-    to_fill_up = [(0, 0)] * (factors.ndim - 1) + [(0, -units % FACTORS)]
-    factors = jnp.pad(factors, to_fill_up, constant_values=1.0)
-    products = jnp.prod(factors.reshape(*factors.shape[:-1], FACTORS, -1), axis=-2)
-    return linear - jnp.sum(jnp.log(products), axis=-1)
-
-
-@_sum_bernoulli_log_prob.defjvp
-def _sum_bernoulli_log_prob_jvp(
-    primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    (logits, x), (d_logits, d_x) = primals, tangents
-    change = (x - jax.nn.sigmoid(logits)) * d_logits + logits * d_x
-    return _sum_bernoulli_log_prob(logits, x), jnp.sum(change, axis=-1)
+    return _bernoulli.sum_log_prob(p.logits, x)  # the same sum, in less time
 
 
 def kl(q: Gaussian, p: Gaussian) -> Float[Array, "*shape"]:

@@ -24,7 +24,7 @@ from lvae_jax.imputation import (
     conditional_log_likelihood,
     impute,
 )
-from lvae_jax.models import HierarchicalVAE
+from lvae_jax.models import Model
 from lvae_jax.normalization import Moments, pool, without_constant_units
 from lvae_jax.outliers import LikelihoodRatio, likelihood_ratio
 from lvae_jax.training import MESH_AXES, Preprocess, named_key, split_examples
@@ -56,7 +56,7 @@ ACTIVE_VARIANCE = 0.01
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess", "batch_size"))
 def reestimate_batch_stats(
-    model: HierarchicalVAE,
+    model: Model,
     params: Any,
     preprocess: Preprocess,
     images: Array,
@@ -82,8 +82,6 @@ def reestimate_batch_stats(
     Returns:
       {"params", "batch_stats"}; {"params"} for a model without batch norm.
     """
-    if not model.batch_norm:
-        return {"params": params}
     batch_size = min(batch_size, images.shape[0])
     batches = images.shape[0] // batch_size
     order = jax.random.permutation(named_key(key, "shuffle"), images.shape[0])
@@ -98,7 +96,7 @@ def reestimate_batch_stats(
             rngs={"sample": named_key(key, "sample", index)},
             mutable=["batch_stats"],
         )
-        return None, updates["batch_stats"]
+        return None, updates.get("batch_stats", {})
 
     def pooled(means: Array, variances: Array) -> dict[str, Array]:
         return without_constant_units(pool(Moments(means, variances)))._asdict()
@@ -106,9 +104,18 @@ def reestimate_batch_stats(
     rows = order[: batches * batch_size].reshape(batches, batch_size)
     _, moments = jax.lax.scan(batch_moments, None, (jnp.arange(batches), rows))
     by_path = traverse_util.flatten_dict(moments)
+    if not by_path:
+        return {"params": params}
+    layers = sorted({path[:-1] for path in by_path})
+    for layer in layers:
+        if {path[-1] for path in by_path if path[:-1] == layer} != set(Moments._fields):
+            raise ValueError(
+                f"batch_stats/{'/'.join(layer)} holds no mean and variance of this batch; use "
+                "lvae_jax.networks.BatchNorm"
+            )
     statistics = {
         (*layer, name): value
-        for layer in {path[:-1] for path in by_path}
+        for layer in layers
         for name, value in pooled(by_path[*layer, "mean"], by_path[*layer, "variance"]).items()
     }
     return {"params": params, "batch_stats": traverse_util.unflatten_dict(statistics)}
@@ -171,7 +178,7 @@ def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array) ->
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess", "num_samples", "batch_size"))
 def elbo(
-    model: HierarchicalVAE,
+    model: Model,
     variables: Any,
     preprocess: Preprocess,
     images: Array,
@@ -234,7 +241,7 @@ class _RunningSums(NamedTuple):
 
 
 def default_chunk_size(
-    model: HierarchicalVAE, images: int, platform: str | None = None, memory: int | None = None
+    model: Model, images: int, platform: str | None = None, memory: int | None = None
 ) -> int:
     """Samples per image at a time: as many as the device works on best, if its memory holds them.
 
@@ -249,8 +256,8 @@ def default_chunk_size(
       stay in its caches; on other devices 25,000. Fewer where they would take more than a quarter
       of the device's memory.
     """
-    # What a sample keeps of x and of both hidden layers, a few times over.
-    floats = 4 * (model.data_dim + 2 * sum(model.hidden_sizes) + sum(model.latent_sizes))
+    # What a sample computes, a few times over; of a model that does not say, a guess.
+    floats = 4 * getattr(model, "numbers_per_sample", 8 * model.data_dim)
     at_once = 2_500 if (platform or jax.default_backend()) == "cpu" else 25_000
     memory = _memory_bytes() if memory is None else memory
     at_once = min(at_once, memory // 4 // (4 * floats))
@@ -273,7 +280,7 @@ _LIKELIHOOD = ("model", "num_samples", "chunk_size")
 
 @functools.partial(jax.jit, static_argnames=_LIKELIHOOD)
 def log_likelihood(
-    model: HierarchicalVAE,
+    model: Model,
     variables: Any,
     x: Float[Array, "batch data_dim"],
     key: Key[Array, "*batch"],

@@ -5,20 +5,33 @@ position i - 1. x is [batch, data_dim] and z_i is [samples, batch, units].
 """
 
 import functools
+import math
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 
-from lvae_jax import distributions
-from lvae_jax.bounds import Terms
+from lvae_jax import distributions, observations
+from lvae_jax.bounds import PerLayer, Terms
 from lvae_jax.distributions import Bernoulli, Gaussian
-from lvae_jax.networks import ACTIVATIONS, MLP, GaussianHead, Linear
+from lvae_jax.networks import ACTIVATIONS, Activation, Networks, Replace
+from lvae_jax.observations import BernoulliObservation, GaussianObservation, Head, Observation
 
-OBSERVATIONS = ("bernoulli", "gaussian")
+Condition = Float[Array, "examples features"] | None
+"""What all networks are given beside their input: features of each example, or nothing."""
+
+Sizes = tuple[int | tuple[int, ...], ...]
+"""Hidden units of the MLPs at each layer; n means (n, n)."""
+
+Combine = Callable[[Gaussian, Gaussian], Gaussian]
+"""A layer's posterior as a function of its likelihood and its prior."""
+
+COMBINATIONS: dict[str, Combine] = {"precision_weighted": distributions.precision_weighted}
+"""Combinations that a ladder can be given by name."""
 
 Prior = Callable[[int, Array], Gaussian]
 """p(z_i | z_{i+1}) as a function of i and z_{i+1}."""
@@ -27,57 +40,70 @@ Draw = Callable[[int, Gaussian], Float[Array, "samples batch units"]]
 """z_i as a function of i and q(z_i | ...): a sample of it, or a value that is given."""
 
 
+def apply_mlp(mlp: Any, y: Array, train: bool, condition: Condition) -> Array:
+    """d(y). Without a condition an MLP of yours need not have a parameter for it."""
+    return mlp(y, train) if condition is None else mlp(y, train, condition)
+
+
 class GenerativeModel(nn.Module):
     """p(x | z_1) p(z_1 | z_2) ... p(z_L), equations (1)-(3) with the networks of (10)-(12).
 
-    `mlp` and `head` make the networks of a layer from their sizes; other fields as of `LadderVAE`.
+    `networks` makes the network of each place; other fields as of `LadderVAE`.
     """
 
     data_dim: int
     latent_sizes: tuple[int, ...]
-    hidden_sizes: tuple[int, ...]
-    observation: str
-    mlp: Callable[..., MLP]
-    head: Callable[..., GaussianHead]
+    hidden_sizes: Sizes
+    observation: Observation
+    networks: Networks
 
     def setup(self) -> None:  # noqa: D102
-        self.mlps = [self.mlp((h, h)) for h in self.hidden_sizes]
-        self.heads = [self.head(units) for units in self.latent_sizes[:-1]]
-        self.observation_head = (
-            Linear(self.data_dim, batch_norm=False)
-            if self.observation == "bernoulli"
-            else self.head(self.data_dim, batch_norm=False)
+        self.mlps = [self.networks.mlp(i, "down", h) for i, h in enumerate(self.hidden_sizes)]
+        self.heads = [
+            self.networks.head(i, "down", units)
+            for i, units in enumerate(self.latent_sizes[:-1], start=1)
+        ]
+        self.observation_head = self.networks.observation_head(
+            self.data_dim, self.observation.head_size
         )
 
     def prior(
-        self, layer: int, z_above: Float[Array, "*batch above"], train: bool = False
+        self,
+        layer: int,
+        z_above: Float[Array, "*batch above"],
+        train: bool = False,
+        condition: Condition = None,
     ) -> Gaussian:
         """p(z_i | z_{i+1}) of layer i < L."""
-        return self.heads[layer - 1](self.mlps[layer](z_above, train), train)
+        d = apply_mlp(self.mlps[layer], z_above, train, condition)
+        return self.heads[layer - 1](d, train)
 
     def observe(
-        self, z_1: Float[Array, "*batch units"], train: bool = False
-    ) -> Bernoulli | Gaussian:
-        """p(x | z_1)."""
-        head: Any = self.observation_head(self.mlps[0](z_1, train), train)
-        return Bernoulli(head) if self.observation == "bernoulli" else head
+        self, z_1: Float[Array, "*batch units"], train: bool = False, condition: Condition = None
+    ) -> Head:
+        """The numbers that `observation` makes p(x | z_1) of."""
+        d = apply_mlp(self.mlps[0], z_1, train, condition)
+        numbers, size = self.observation_head(d, train), self.observation.head_size
+        return (numbers,) if size == 1 else tuple(jnp.split(numbers, size, axis=-1))
 
     def ancestral(
         self,
         z: Float[Array, "samples units"],
         layer: int,
-        noise: Sequence[Float[Array, "samples units"]],
+        noise: Sequence[Float[Array, "samples _units"]],
+        condition: Condition = None,
     ) -> Float[Array, "samples data_dim"]:
         """Means of p(x | z_1), the layers below `layer` drawn from their priors by the noise."""
         for i in range(layer - 1, 0, -1):
-            z = distributions.reparameterize(self.prior(i, z), noise[i - 1])
-        return distributions.mean(self.observe(z))
+            prior = self.prior(i, z, condition=condition)
+            z = distributions.reparameterize(prior, noise[i - 1])
+        return self.observation.mean(self.observe(z, condition=condition))
 
 
 class Inferred(NamedTuple):
     """What an inference model gives for every layer, bottom to top."""
 
-    z: tuple[Float[Array, "samples batch units"], ...]
+    z: PerLayer
     posterior: tuple[Gaussian, ...]
     prior: tuple[Gaussian, ...]
     closed_form_kl: tuple[bool, ...]
@@ -87,29 +113,36 @@ class Inferred(NamedTuple):
 class LadderInference(nn.Module):
     """The ladder, (13)-(19): a deterministic upward pass, then samples from the top down.
 
-    `mlp` and `head` make the networks of a layer from their sizes; other fields as of `LadderVAE`.
+    `networks` makes the network of each place; other fields as of `LadderVAE`.
     """
 
     latent_sizes: tuple[int, ...]
-    hidden_sizes: tuple[int, ...]
+    hidden_sizes: Sizes
     own_top_down: bool
     mean_upward: bool
-    mlp: Callable[..., MLP]
-    head: Callable[..., GaussianHead]
+    combine: Combine
+    networks: Networks
 
     def setup(self) -> None:  # noqa: D102
-        self.mlps = [self.mlp((h, h)) for h in self.hidden_sizes]
-        self.heads = [self.head(units) for units in self.latent_sizes]
+        mlp, head = self.networks.mlp, self.networks.head
+        self.mlps = [mlp(i, "up", h) for i, h in enumerate(self.hidden_sizes, 1)]
+        self.heads = [head(i, "up", units) for i, units in enumerate(self.latent_sizes, 1)]
         if self.own_top_down:
-            self.top_down_mlps = [self.mlp((h, h)) for h in self.hidden_sizes[1:]]
-            self.top_down_heads = [self.head(units) for units in self.latent_sizes[:-1]]
+            self.top_down_mlps = [
+                mlp(i, "top_down", h) for i, h in enumerate(self.hidden_sizes[1:], 1)
+            ]
+            self.top_down_heads = [
+                head(i, "top_down", units) for i, units in enumerate(self.latent_sizes[:-1], 1)
+            ]
 
-    def encode(self, x: Float[Array, "batch data_dim"], train: bool) -> tuple[Gaussian, ...]:
+    def encode(
+        self, x: Float[Array, "batch data_dim"], train: bool, condition: Condition = None
+    ) -> tuple[Gaussian, ...]:
         """The likelihood N(mu_hat_i, var_hat_i) of every layer, (13)-(15), [batch, units]."""
         likelihoods = []
         d = x
         for mlp, head in zip(self.mlps, self.heads, strict=True):
-            d = mlp(d, train)
+            d = apply_mlp(mlp, d, train, condition)
             likelihood = head(d, train)
             likelihoods.append(likelihood)
             d = likelihood.mean if self.mean_upward else d
@@ -121,6 +154,7 @@ class LadderInference(nn.Module):
         draw: Draw,
         prior: Prior,
         train: bool,
+        condition: Condition = None,
     ) -> Inferred:
         """The downward pass, (16)-(19): a layer's posterior is its likelihood times its prior."""
         *lower, top = (jax.tree.map(lambda field: field[None], q) for q in likelihoods)
@@ -129,40 +163,56 @@ class LadderInference(nn.Module):
         priors = [distributions.standard_gaussian(z[0].shape)]
         for i in range(len(lower), 0, -1):
             p = prior(i, z[0])
-            above = self.top_down(i, z[0], train) if self.own_top_down else p
-            q = distributions.precision_weighted(lower[i - 1], above)
+            above = self.top_down(i, z[0], train, condition) if self.own_top_down else p
+            q = self.combine(lower[i - 1], above)
             z.insert(0, draw(i, q))
             posteriors.insert(0, q)
             priors.insert(0, p)
         return Inferred(tuple(z), tuple(posteriors), tuple(priors), (True,) * len(z))
 
-    def top_down(self, layer: int, z_above: Float[Array, "*batch above"], train: bool) -> Gaussian:
+    def top_down(
+        self,
+        layer: int,
+        z_above: Float[Array, "*batch above"],
+        train: bool,
+        condition: Condition = None,
+    ) -> Gaussian:
         """With `own_top_down`: what stands in for p(z_i | z_{i+1}) in the product of (16)-(19)."""
-        return self.top_down_heads[layer - 1](self.top_down_mlps[layer - 1](z_above, train), train)
+        d = apply_mlp(self.top_down_mlps[layer - 1], z_above, train, condition)
+        return self.top_down_heads[layer - 1](d, train)
 
 
 class BottomUpInference(nn.Module):
     """The VAE's inference, (7)-(9): q(z_1 | x), then q(z_i | z_{i-1}), sampled from the bottom up.
 
-    `mlp` and `head` make the networks of a layer from their sizes; other fields as of `LadderVAE`.
+    `networks` makes the network of each place; other fields as of `LadderVAE`.
     """
 
     latent_sizes: tuple[int, ...]
-    hidden_sizes: tuple[int, ...]
-    mlp: Callable[..., MLP]
-    head: Callable[..., GaussianHead]
+    hidden_sizes: Sizes
+    networks: Networks
 
     def setup(self) -> None:  # noqa: D102
-        self.mlps = [self.mlp((h, h)) for h in self.hidden_sizes]
-        self.heads = [self.head(units) for units in self.latent_sizes]
+        mlp, head = self.networks.mlp, self.networks.head
+        self.mlps = [mlp(i, "up", h) for i, h in enumerate(self.hidden_sizes, 1)]
+        self.heads = [head(i, "up", units) for i, units in enumerate(self.latent_sizes, 1)]
 
-    def posterior(self, layer: int, below: Float[Array, "*batch below"], train: bool) -> Gaussian:
+    def posterior(
+        self,
+        layer: int,
+        below: Float[Array, "*batch below"],
+        train: bool,
+        condition: Condition = None,
+    ) -> Gaussian:
         """q(z_i | z_{i-1}); `below` is x for the first layer."""
-        return self.heads[layer - 1](self.mlps[layer - 1](below, train), train)
+        d = apply_mlp(self.mlps[layer - 1], below, train, condition)
+        return self.heads[layer - 1](d, train)
 
-    def encode(self, x: Float[Array, "batch data_dim"], train: bool) -> tuple[Gaussian, ...]:
+    def encode(
+        self, x: Float[Array, "batch data_dim"], train: bool, condition: Condition = None
+    ) -> tuple[Gaussian, ...]:
         """q(z_1 | x), [batch, units]: every layer above depends on a sample of the one below."""
-        return (self.posterior(1, x, train),)
+        return (self.posterior(1, x, train, condition),)
 
     def infer(
         self,
@@ -170,13 +220,14 @@ class BottomUpInference(nn.Module):
         draw: Draw,
         prior: Prior,
         train: bool,
+        condition: Condition = None,
     ) -> Inferred:
         """The upward pass: z_1 from q(z_1 | x), then z_i from q(z_i | z_{i-1})."""
         depth = len(self.latent_sizes)
         posteriors = [jax.tree.map(lambda field: field[None], encoded[0])]
         z = [draw(1, posteriors[0])]
         for i in range(2, depth + 1):
-            posteriors.append(self.posterior(i, z[-1], train))
+            posteriors.append(self.posterior(i, z[-1], train, condition))
             z.append(draw(i, posteriors[-1]))
         priors = [prior(i, z[i]) for i in range(1, depth)]
         priors.append(distributions.standard_gaussian(z[-1].shape))
@@ -184,51 +235,105 @@ class BottomUpInference(nn.Module):
         return Inferred(tuple(z), tuple(posteriors), tuple(priors), closed_form_kl)
 
 
+class Model(Protocol):
+    """What `training` and `evaluation` call: a Flax module of yours that has this works with them.
+
+    It is a static argument of compiled functions, so it must be hashable, as Flax modules are. It
+    draws from the "sample" stream, and its batch norm is `networks.BatchNorm`. The gradients "stl"
+    and "dreg" also take `densities` and the parameters of inference under `params["inference"]`,
+    as `LadderVAE` and `VAE` have them.
+    """
+
+    @property
+    def data_dim(self) -> int:
+        """D, the number of observed variables."""
+
+    @property
+    def depth(self) -> int:
+        """L, the number of layers of latents."""
+
+    @property
+    def init(self) -> Callable[..., Any]:
+        """Flax's: variables from keys for "params" and "sample" and an x."""
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """Flax's: calls one of the methods below with variables."""
+
+    def __call__(self, x: Array, num_samples: int = 1, train: bool = False) -> Terms:
+        """Infers z and evaluates every density."""
+
+    def encode(self, x: Array, train: bool = False) -> Any:
+        """What no sample changes, as a tree of arrays [batch, ...]."""
+
+    def infer(self, x: Array, encoded: Any, num_samples: int = 1, train: bool = False) -> Terms:
+        """The rest of `__call__`, from what `encode` gave."""
+
+
 class HierarchicalVAE(nn.Module):
     """What `VAE` and `LadderVAE` share: all but the inference model. Fields as of `LadderVAE`."""
 
     data_dim: int
     latent_sizes: tuple[int, ...]
-    hidden_sizes: tuple[int, ...]
-    observation: str = "bernoulli"
-    activation: str = "leaky_relu"
+    hidden_sizes: Sizes
+    observation: str | Observation = "bernoulli"
+    activation: Activation = "leaky_relu"
     batch_norm: bool = True
     variance_floor: float = 1e-5
+    condition_dim: int = 0
+    mlp: Replace | None = None
+    head: Replace | None = None
+
+    def __post_init__(self) -> None:
+        """Makes tuples of the sizes, and checks the fields.
+
+        Raises:
+          ValueError: a field that makes no model.
+        """
+        object.__setattr__(self, "data_dim", _as_int(self.data_dim))
+        object.__setattr__(self, "latent_sizes", _as_tuples("latent_sizes", self.latent_sizes))
+        object.__setattr__(self, "hidden_sizes", _as_tuples("hidden_sizes", self.hidden_sizes))
+        self._check_fields()
+        super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102
-        self._check_fields()
-        mlp = functools.partial(MLP, activation=self.activation, batch_norm=self.batch_norm)
-        head = functools.partial(
-            GaussianHead, batch_norm=self.batch_norm, variance_floor=self.variance_floor
+        networks = Networks(
+            self.activation, self.batch_norm, self.variance_floor, self.mlp, self.head
         )
+        self.observed = observations.named(self.observation, self.variance_floor)
         self.generative = GenerativeModel(
-            self.data_dim, self.latent_sizes, self.hidden_sizes, self.observation, mlp, head
+            self.data_dim, self.latent_sizes, self.hidden_sizes, self.observed, networks
         )
-        self.inference = self._inference_model(mlp, head)
+        self.inference = self._inference_model(networks)
 
-    def _inference_model(
-        self, mlp: Callable[..., MLP], head: Callable[..., GaussianHead]
-    ) -> LadderInference | BottomUpInference:
+    def _inference_model(self, networks: Networks) -> LadderInference | BottomUpInference:
         raise TypeError("HierarchicalVAE has no inference model; use LadderVAE or VAE")
 
     def _check_fields(self) -> None:
         if not self.latent_sizes or len(self.latent_sizes) != len(self.hidden_sizes):
             raise ValueError(
                 f"latent_sizes={self.latent_sizes} and hidden_sizes={self.hidden_sizes}: "
-                "give one of each a layer, and at least one layer"
+                "give one of each per layer, and at least one layer"
             )
-        if min(self.data_dim, *self.latent_sizes, *self.hidden_sizes) < 1:
+        sizes = [self.data_dim, *self.latent_sizes, *_flattened(self.hidden_sizes)]
+        if not all(isinstance(size, int) and size >= 1 for size in sizes):
             raise ValueError(
-                f"data_dim={self.data_dim}, latent_sizes={self.latent_sizes}, "
-                f"hidden_sizes={self.hidden_sizes}: every size must be at least 1"
+                f"data_dim={self.data_dim!r}, latent_sizes={self.latent_sizes}, "
+                f"hidden_sizes={self.hidden_sizes}: every size must be an integer of at least 1"
             )
-        if self.observation not in OBSERVATIONS:
+        if not isinstance(self.condition_dim, int) or self.condition_dim < 0:
             raise ValueError(
-                f"observation={self.observation!r}; give one of {', '.join(OBSERVATIONS)}"
+                f"condition_dim={self.condition_dim!r}; give the number of features of a "
+                "condition, or 0 for none"
             )
-        if self.activation not in ACTIVATIONS:
+        if not self.variance_floor >= 0:
+            raise ValueError(f"variance_floor={self.variance_floor!r}; give at least 0")
+        observations.named(self.observation, self.variance_floor)
+        known = self.activation in ACTIVATIONS if isinstance(self.activation, str) else False
+        if not known and not callable(self.activation):
             raise ValueError(
-                f"activation={self.activation!r}; give one of {', '.join(ACTIVATIONS)}"
+                f"activation={self.activation!r}; give one of {', '.join(ACTIVATIONS)}, or a "
+                "function"
             )
 
     @property
@@ -236,30 +341,51 @@ class HierarchicalVAE(nn.Module):
         """L, the number of layers of latents."""
         return len(self.latent_sizes)
 
+    @property
+    def numbers_per_sample(self) -> int:
+        """How many numbers one sample of z computes: of x, of the hidden layers, and of z."""
+        hidden = [2 * h if isinstance(h, int) else sum(h) for h in self.hidden_sizes]
+        return self.data_dim + sum(hidden) + sum(self.latent_sizes)
+
     def __call__(
-        self, x: Float[Array, "batch data_dim"], num_samples: int = 1, train: bool = False
+        self,
+        x: Float[Array, "batch data_dim"],
+        num_samples: int = 1,
+        train: bool = False,
+        condition: Condition = None,
     ) -> Terms:
         """Infers z and evaluates every density; draws from the "sample" stream.
 
         Args:
           x: the examples.
-          num_samples: samples of z an example.
+          num_samples: samples of z per example.
           train: batch norm by the batch's own moments, stored in "batch_stats" where mutable.
+          condition: [batch, condition_dim], which all MLPs are given beside their input; only for
+            a model with a `condition_dim`. `init` does without.
 
         Returns:
           The terms of every bound: see `bounds`.
+
+        Raises:
+          ValueError: x or the condition is not of the model's shape, or x is of integers that may
+            be grey values.
         """
-        return self.infer(x, self.encode(x, train), num_samples, train)
+        encoded = self.encode(x, train, condition)
+        return self.infer(x, encoded, num_samples, train, condition)
 
     def encode(
-        self, x: Float[Array, "batch data_dim"], train: bool = False
+        self,
+        x: Float[Array, "batch data_dim"],
+        train: bool = False,
+        condition: Condition = None,
     ) -> tuple[Gaussian, ...]:
-        """The part of inference that no sample changes: compute it once an example.
+        """The part of inference that no sample changes: compute it once per example.
 
         Returns:
           The likelihood of every layer for the ladder, q(z_1 | x) for the VAE; [batch, units].
         """
-        return self.inference.encode(x, train)
+        x = as_examples(x, self.data_dim)
+        return self.inference.encode(x, train, self._condition_of(condition, len(x)))
 
     def infer(
         self,
@@ -267,18 +393,22 @@ class HierarchicalVAE(nn.Module):
         encoded: tuple[Gaussian, ...],
         num_samples: int = 1,
         train: bool = False,
+        condition: Condition = None,
     ) -> Terms:
         """The rest of `__call__`, from what `encode` gave."""
-        noise = self._noise(self.make_rng("sample"), (num_samples, x.shape[0]))
-        return self._terms(
-            x, encoded, lambda i, q: distributions.reparameterize(q, noise[i - 1]), train
-        )
+        noise = self._noise(self.make_rng("sample"), (num_samples, len(x)))
+
+        def draw(i: int, q: Gaussian) -> Array:
+            return distributions.reparameterize(q, noise[i - 1])
+
+        return self._terms(x, encoded, draw, train, condition)
 
     def densities(
         self,
         x: Float[Array, "batch data_dim"],
-        z: Sequence[Float[Array, "samples batch units"]],
+        z: Sequence[Float[Array, "samples batch _units"]],
         train: bool = False,
+        condition: Condition = None,
     ) -> Terms:
         """Evaluates every density as `__call__` does, at a z that is given: nothing is drawn.
 
@@ -289,12 +419,14 @@ class HierarchicalVAE(nn.Module):
           x: the examples.
           z: of every layer, bottom to top.
           train: see `__call__`.
+          condition: see `__call__`.
 
         Returns:
           The terms of every bound, with this z.
 
         Raises:
-          ValueError: z does not have the layers, the examples and the units that it should.
+          ValueError: z does not have the layers, the examples and the units that it should; and
+            see `__call__`.
         """
         expected = [(x.shape[0], units) for units in self.latent_sizes]
         if [layer.shape[1:] for layer in z] != expected:
@@ -302,7 +434,8 @@ class HierarchicalVAE(nn.Module):
                 f"z has shapes {', '.join(str(layer.shape) for layer in z)}; give [samples, "
                 f"{x.shape[0]}, units] for each of the units {self.latent_sizes}, bottom to top"
             )
-        return self._terms(x, self.encode(x, train), lambda i, q: z[i - 1], train)
+        encoded = self.encode(x, train, condition)
+        return self._terms(x, encoded, lambda i, q: z[i - 1], train, condition)
 
     def _terms(
         self,
@@ -310,13 +443,16 @@ class HierarchicalVAE(nn.Module):
         encoded: tuple[Gaussian, ...],
         draw: Draw,
         train: bool,
+        condition: Condition,
     ) -> Terms:
         """Every density at the z that `draw` gives."""
-        prior = functools.partial(self.generative.prior, train=train)
-        inferred = self.inference.infer(encoded, draw, prior, train)
-        observed = self.generative.observe(inferred.z[0], train)
+        x = as_examples(x, self.data_dim)
+        condition = self._condition_of(condition, len(x))
+        prior = functools.partial(self.generative.prior, train=train, condition=condition)
+        inferred = self.inference.infer(encoded, draw, prior, train, condition)
+        head = self.generative.observe(inferred.z[0], train, condition)
         return Terms(
-            log_px=distributions.sum_log_prob(observed, x[None]),
+            log_px=self.observed.log_prob(head, x[None]),
             z=inferred.z,
             posterior=tuple(
                 Gaussian(jnp.broadcast_to(q.mean, z.shape), jnp.broadcast_to(q.variance, z.shape))
@@ -326,19 +462,33 @@ class HierarchicalVAE(nn.Module):
             closed_form_kl=inferred.closed_form_kl,
         )
 
-    def prior(self, layer: int, z_above: Float[Array, "*batch above"]) -> Gaussian:
+    def prior(
+        self, layer: int, z_above: Float[Array, "*batch above"], condition: Condition = None
+    ) -> Gaussian:
         """p(z_i | z_{i+1}) of layer i = 1 .. L - 1, given z_{i+1}; that of layer L is N(0, I)."""
-        return self.generative.prior(layer, z_above)
+        return self.generative.prior(layer, z_above, condition=condition)
 
-    def observe(self, z_1: Float[Array, "*batch units"]) -> Bernoulli | Gaussian:
-        """p(x | z_1), unit by unit."""
-        return self.generative.observe(z_1)
+    def observe(
+        self, z_1: Float[Array, "*batch units"], condition: Condition = None
+    ) -> Bernoulli | Gaussian:
+        """p(x | z_1), unit by unit.
+
+        Raises:
+          ValueError: the observation is neither Bernoulli nor Gaussian.
+        """
+        if not isinstance(self.observed, BernoulliObservation | GaussianObservation):
+            raise ValueError(
+                f"observation={self.observation!r} has no distribution of single variables; this "
+                "needs a model with bernoulli or gaussian observations"
+            )
+        return self.observed.distribution(self.generative.observe(z_1, condition=condition))
 
     def generate(
         self,
-        z_or_key: Float[Array, "samples units"] | Key[Array, ""],
+        z_or_key: Float[Array, "samples units"] | Key[Array, ""] | UInt32[Array, " words"],
         layer: int | None = None,
         num_samples: int = 1,
+        condition: Condition = None,
     ) -> Float[Array, "samples data_dim"]:
         """Ancestral samples: the means of p(x | z_1).
 
@@ -347,36 +497,136 @@ class HierarchicalVAE(nn.Module):
             or a PRNG key, and `num_samples` of all layers are drawn from it.
           layer: which layer z belongs to, 1 .. L; the top one where it is not given.
           num_samples: how many samples to draw where a key is given.
+          condition: [samples, condition_dim], for a model with a `condition_dim`.
 
         Returns:
-          One row a sample: probabilities for Bernoulli, means for Gaussian observations.
+          One row per sample: the means of the observed variables, such as the probabilities of ones
+          for Bernoulli observations.
 
         Raises:
-          ValueError: there is no such layer, or z has another number of units.
+          ValueError: there is no such layer, z has another number of units, or the condition is not
+            of the model's shape.
         """
         layer = self.depth if layer is None else layer
         if not 1 <= layer <= self.depth:
             raise ValueError(f"layer={layer}; this model has layers 1 to {self.depth}")
-        if jnp.issubdtype(z_or_key.dtype, jax.dtypes.prng_key):
+        if _is_key(z_or_key):
+            condition = self._condition_of(condition, num_samples)
             *noise, z = self._noise(z_or_key, (num_samples,))
-            return self.generative.ancestral(z, self.depth, noise)
+            return self.generative.ancestral(z, self.depth, noise, condition)
         if z_or_key.ndim != 2 or z_or_key.shape[1] != self.latent_sizes[layer - 1]:
             raise ValueError(
                 f"z has shape {z_or_key.shape}; "
                 f"layer {layer} takes [samples, {self.latent_sizes[layer - 1]}]"
             )
+        condition = self._condition_of(condition, len(z_or_key))
         noise = [] if layer == 1 else self._noise(self.make_rng("sample"), z_or_key.shape[:1])
-        return self.generative.ancestral(z_or_key, layer, noise)
+        return self.generative.ancestral(z_or_key, layer, noise, condition)
 
-    def reconstruct(self, x: Float[Array, "batch data_dim"]) -> Float[Array, "batch data_dim"]:
+    def reconstruct(
+        self, x: Float[Array, "batch data_dim"], condition: Condition = None
+    ) -> Float[Array, "batch data_dim"]:
         """Means of p(x | z_1) with z_1 drawn from the posterior of x, from the "sample" stream."""
-        return distributions.mean(self.generative.observe(self(x).z[0][0]))
+        z_1 = self(x, condition=condition).z[0][0]
+        condition = self._condition_of(condition, len(x))
+        return self.observed.mean(self.generative.observe(z_1, condition=condition))
 
-    def _noise(self, key: Key[Array, ""], shape: tuple[int, ...]) -> list[Float[Array, "..."]]:
+    def _noise(self, key: Any, shape: tuple[int, ...]) -> list[Float[Array, "..."]]:
         """Standard normal noise of every layer, [*shape, units], drawn in one call."""
         ends = [sum(self.latent_sizes[:i]) for i in range(1, self.depth)]
         noise = jax.random.normal(key, (*shape, sum(self.latent_sizes)), jnp.float32)
         return jnp.split(noise, ends, axis=-1)
+
+    def _condition_of(self, condition: Condition, examples: int) -> Condition:
+        """The condition as float32; zeros where `init` gives none."""
+        expected = (examples, self.condition_dim)
+        if condition is None:
+            if self.condition_dim == 0:
+                return None
+            if self.is_initializing():
+                return jnp.zeros(expected, jnp.float32)
+            raise ValueError(
+                f"this model has condition_dim={self.condition_dim}; give a condition of shape "
+                f"{list(expected)}"
+            )
+        if self.condition_dim == 0:
+            raise ValueError("a condition was given to a model without one; set condition_dim")
+        condition = jnp.asarray(condition)
+        if condition.shape != expected:
+            raise ValueError(
+                f"the condition has shape {list(condition.shape)}; this model takes "
+                f"{list(expected)}: one row of features per example, such as "
+                f"jax.nn.one_hot(labels, {self.condition_dim})"
+            )
+        return condition.astype(jnp.float32)
+
+
+def as_examples(x: Any, data_dim: int) -> Float[Array, "batch data_dim"]:
+    """x as float32 [batch, data_dim].
+
+    Args:
+      x: zeros and ones of any dtype, or floating-point numbers. Integers that are not known to be
+        zeros and ones are refused: they may be grey values, which Bernoulli observations take
+        divided by 255. Within `jit` the values are not known, and booleans alone are converted.
+      data_dim: D.
+
+    Returns:
+      x.
+
+    Raises:
+      ValueError: x has another shape, or integers that may be grey values.
+    """
+    x = jnp.asarray(x)
+    if x.ndim != 2 or x.shape[1] != data_dim:
+        what_to_do = ""
+        if x.ndim == 1 and x.shape[0] == data_dim:
+            what_to_do = "; give x[None] for one example"
+        elif x.ndim > 2 and math.prod(x.shape[1:]) == data_dim:
+            what_to_do = "; flatten the images: x.reshape(len(x), -1)"
+        raise ValueError(
+            f"x has shape {list(x.shape)} and the model has data_dim={data_dim}: "
+            f"give [batch, {data_dim}]{what_to_do}"
+        )
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        known = not isinstance(x, jax.core.Tracer)
+        if not known or not bool(jnp.all((x == 0) | (x == 1))):
+            raise ValueError(
+                f"x has dtype {x.dtype}: give grey values as x / 255, and zeros and ones or other "
+                "numbers as x.astype(jnp.float32)"
+            )
+    elif not (jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.bool_):
+        raise ValueError(f"x has dtype {x.dtype}; give x.astype(jnp.float32)")
+    return x.astype(jnp.float32)
+
+
+def _is_key(z_or_key: Array) -> bool:
+    """Whether it is a PRNG key: typed, or of `jax.random.PRNGKey`, which is of uint32."""
+    dtype = z_or_key.dtype
+    return jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32
+
+
+def _as_int(size: Any) -> Any:
+    """A NumPy integer as Python's; what is no integer is left to the check."""
+    return operator.index(size) if hasattr(size, "__index__") else size
+
+
+def _as_tuples(name: str, sizes: Any) -> tuple[Any, ...]:
+    """Sizes given as lists, or as NumPy integers, as tuples of integers."""
+
+    def converted(size: Any) -> Any:
+        if isinstance(size, list | tuple):
+            return tuple(converted(entry) for entry in size)
+        return _as_int(size)
+
+    if not isinstance(sizes, list | tuple):
+        raise ValueError(f"{name}={sizes!r}; give a tuple with an entry per layer")
+    return converted(sizes)
+
+
+def _flattened(sizes: Sizes) -> list[int]:
+    """Every number of units; 0, which is none, for a layer without any."""
+    entries = [size if isinstance(size, tuple) else (size,) for size in sizes]
+    return [units for entry in entries for units in entry or (0,)]
 
 
 class LadderVAE(HierarchicalVAE):
@@ -385,31 +635,65 @@ class LadderVAE(HierarchicalVAE):
     Fields:
       data_dim: D, the number of observed variables.
       latent_sizes: units of z_1 .. z_L.
-      hidden_sizes: units of both hidden layers of the MLPs at each layer: position 0 between x and
-        z_1 (or d_1), position i between z_i and z_{i+1}, in both directions.
-      observation: p(x | z_1), "bernoulli" or "gaussian".
-      activation: "leaky_relu" (slope 0.1) or "tanh".
+      hidden_sizes: hidden units of the MLPs at each layer: position 0 between x and z_1 (or d_1),
+        position i between z_i and z_{i+1}, in both directions. n means the paper's two hidden
+        layers of n units; a tuple gives them one by one.
+      observation: p(x | z_1): "bernoulli", "gaussian", "discretized_logistic", or an
+        `observations.Observation`.
+      activation: "leaky_relu" (slope 0.1), "tanh", or a function such as `jax.nn.gelu`.
       batch_norm: in every MLP and on the mean and variance heads of the latents.
       variance_floor: added to every variance.
+      condition_dim: features of the condition that all MLPs are given beside their input; 0 for a
+        model without one.
+      mlp: replaces MLPs: a function of a layer and a direction, see `networks.Replace`, that
+        returns a Flax module called as `module(y, train)`, with the condition as a third argument
+        where there is one; or None for the paper's MLP.
+      head: replaces heads in the same way by `module(d, train)`, which returns a `Gaussian`; at
+        layer 0 the observation's numbers, [..., head_size * data_dim].
       own_top_down: the downward inference has MLPs of its own instead of the generative ones.
       mean_upward: mu_hat_{i-1} is fed upward instead of d_{i-1}.
+      combine: how a layer's likelihood and prior give its posterior: "precision_weighted",
+        (16)-(18), or a function of the two Gaussians that returns a third.
+
+    Raises:
+      ValueError: a field that makes no model.
+
+    Example:
+      >>> model = LadderVAE(data_dim=4, latent_sizes=(3, 2), hidden_sizes=((8, 8, 8), 6))
+      >>> keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
+      >>> terms, variables = jax.eval_shape(
+      ...     lambda: model.init_with_output(keys, jnp.zeros((5, 4)), num_samples=10)
+      ... )
+      >>> terms.log_px.shape, [z.shape for z in terms.z]
+      ((10, 5), [(10, 5, 3), (10, 5, 2)])
     """
 
     own_top_down: bool = False
     mean_upward: bool = False
+    combine: str | Combine = "precision_weighted"
 
-    def _inference_model(
-        self, mlp: Callable[..., MLP], head: Callable[..., GaussianHead]
-    ) -> LadderInference:
+    def _check_fields(self) -> None:
+        super()._check_fields()
+        known = self.combine in COMBINATIONS if isinstance(self.combine, str) else False
+        if not known and not callable(self.combine):
+            raise ValueError(
+                f"combine={self.combine!r}; give one of {', '.join(COMBINATIONS)}, or a function"
+            )
+
+    def _inference_model(self, networks: Networks) -> LadderInference:
+        combine = COMBINATIONS[self.combine] if isinstance(self.combine, str) else self.combine
         return LadderInference(
-            self.latent_sizes, self.hidden_sizes, self.own_top_down, self.mean_upward, mlp, head
+            self.latent_sizes,
+            self.hidden_sizes,
+            self.own_top_down,
+            self.mean_upward,
+            combine,
+            networks,
         )
 
 
 class VAE(HierarchicalVAE):
     """The hierarchical VAE with bottom-up inference, (7)-(9). Fields as of `LadderVAE`."""
 
-    def _inference_model(
-        self, mlp: Callable[..., MLP], head: Callable[..., GaussianHead]
-    ) -> BottomUpInference:
-        return BottomUpInference(self.latent_sizes, self.hidden_sizes, mlp, head)
+    def _inference_model(self, networks: Networks) -> BottomUpInference:
+        return BottomUpInference(self.latent_sizes, self.hidden_sizes, networks)

@@ -1,7 +1,9 @@
 """The networks between layers, (10)-(15): linear layers with batch norm, MLPs, Gaussian heads."""
 
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,18 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "leaky_relu": lambda y: jnp.maximum(y, 0.1 * y),
     "tanh": jnp.tanh,
 }
+"""Activations that a model can be given by name."""
+
+Activation = str | Callable[[Array], Array]
+
+Direction = Literal["up", "down", "top_down"]
+"""Where a network stands: "up" infers a layer from the one below it, "down" generates it from the
+one above, and "top_down" is the ladder's own downward inference (`LadderVAE.own_top_down`)."""
+
+Replace = Callable[[int, Direction], nn.Module | None]
+"""A network of yours for a layer and a direction, or None for the paper's.
+
+The layer is the one whose distribution the network gives: 1 .. L, and 0 for x."""
 
 
 def glorot_normal(gain: float) -> jax.nn.initializers.Initializer:
@@ -73,18 +87,34 @@ class Linear(nn.Module):
 
 
 class MLP(nn.Module):
-    """d(y) = MLP(y), equations (10) and (13): linear, batch norm, nonlinearity, for each size."""
+    """d(y) = MLP(y), equations (10) and (13): linear, batch norm, nonlinearity, for each size.
+
+    Fields:
+      sizes: units of each hidden layer.
+      activation: the nonlinearity, one of `ACTIVATIONS` by name or any function.
+      batch_norm: whether each linear layer is followed by `BatchNorm`.
+    """
 
     sizes: tuple[int, ...]
-    activation: str
+    activation: Activation
     batch_norm: bool
 
     @nn.compact
-    def __call__(self, y: Float[Array, "*batch inputs"], train: bool) -> Float[Array, "*batch d"]:
-        """Applies the MLP to the last axis."""
+    def __call__(
+        self,
+        y: Float[Array, "*batch inputs"],
+        train: bool,
+        condition: Float[Array, "examples features"] | None = None,
+    ) -> Float[Array, "*batch d"]:
+        """Applies the MLP to the last axis; a condition is joined to the input."""
+        if condition is not None:
+            features = jnp.broadcast_to(condition, (*y.shape[:-1], condition.shape[-1]))
+            y = jnp.concatenate([y, features], axis=-1)
+        activation = self.activation
+        activation = ACTIVATIONS[activation] if isinstance(activation, str) else activation
         for units in self.sizes:
             y = Linear(units, self.batch_norm, gain=math.sqrt(2.0))(y, train)
-            y = ACTIVATIONS[self.activation](y)
+            y = activation(y)
         return y
 
 
@@ -105,3 +135,61 @@ class GaussianHead(nn.Module):
             Linear(2 * self.units, self.batch_norm)(d, train), 2, axis=-1
         )
         return Gaussian(mean, jax.nn.softplus(raw_variance) + self.variance_floor)
+
+
+class WideHead(nn.Module):
+    """A linear layer for an observation with several numbers for each observed variable.
+
+    Its parameters lie one level deeper than those of a `Linear`, as a `GaussianHead`'s do.
+    """
+
+    units: int
+
+    @nn.compact
+    def __call__(self, d: Float[Array, "*batch d"], train: bool) -> Float[Array, "*batch units"]:
+        """Applies the layer to the last axis."""
+        return Linear(self.units, batch_norm=False)(d, train)
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Makes every network of a model for the place where it stands: a layer and a direction.
+
+    Fields as of `LadderVAE`, whose `mlp` and `head` replace what would be made here.
+    """
+
+    activation: Activation
+    batch_norm: bool
+    variance_floor: float
+    replace_mlp: Replace | None
+    replace_head: Replace | None
+
+    def mlp(self, layer: int, direction: Direction, sizes: int | tuple[int, ...]) -> Any:
+        """d(y) as a module called with y and `train`; n hidden units mean the paper's (n, n)."""
+        sizes = (sizes, sizes) if isinstance(sizes, int) else sizes
+        replaced = _replaced("mlp", self.replace_mlp, layer, direction)
+        return replaced or MLP(sizes, self.activation, self.batch_norm)
+
+    def head(self, layer: int, direction: Direction, units: int) -> Any:
+        """What makes a `Gaussian` of d."""
+        replaced = _replaced("head", self.replace_head, layer, direction)
+        return replaced or GaussianHead(units, self.batch_norm, self.variance_floor)
+
+    def observation_head(self, data_dim: int, head_size: int) -> Any:
+        """What makes an observation's numbers of d, [..., head_size * data_dim]."""
+        replaced = _replaced("head", self.replace_head, 0, "down")
+        if head_size == 1:
+            return replaced or Linear(data_dim, batch_norm=False)
+        return replaced or WideHead(head_size * data_dim)
+
+
+def _replaced(
+    which: str, replace: Replace | None, layer: int, direction: Direction
+) -> nn.Module | None:
+    module = None if replace is None else replace(layer, direction)
+    if not isinstance(module, nn.Module | None):
+        raise TypeError(
+            f"{which}({layer}, {direction!r}) returned {module!r}; return a flax.linen module, or "
+            "None for the paper's network"
+        )
+    return module

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import linear_gaussian as lg
 import numpy as np
 import pytest
+from flax import linen as nn
 from scipy import special, stats
 
 from lvae_jax import VAE, LadderVAE, bounds
-from lvae_jax.models import HierarchicalVAE
+from lvae_jax.models import HierarchicalVAE, as_examples
+from lvae_jax.networks import MLP
 
 BATCH_NORM_EPSILON = 1e-5
 VARIANTS = {
@@ -23,6 +25,7 @@ VARIANTS = {
     "mean_upward": functools.partial(LadderVAE, mean_upward=True),
 }
 LINEAR = {VAE: lg.ONE_UNIT_LAYERS, LadderVAE: lg.LADDER}
+SMALL = {"data_dim": 4, "latent_sizes": (2,), "hidden_sizes": (3,)}
 
 all_variants = pytest.mark.parametrize("variant", VARIANTS)
 both_models = pytest.mark.parametrize("model_class", [VAE, LadderVAE])
@@ -60,6 +63,8 @@ def shapes(model, x_rows=5, **kwargs):
     x = jax.ShapeDtypeStruct((x_rows, model.data_dim), jnp.float32)
     key = jax.random.key(0)
     variables = jax.eval_shape(model.init, {"params": key, "sample": key}, x)
+    if model.condition_dim:
+        kwargs["condition"] = jnp.zeros((x_rows, model.condition_dim), jnp.float32)
     call = functools.partial(model.apply, rngs={"sample": key}, **kwargs)
     return variables, jax.eval_shape(call, variables, x)
 
@@ -519,39 +524,355 @@ def test_the_papers_mnist_ladder_has_1_86_million_parameters():
     [
         (
             {"latent_sizes": (2, 1)},
-            "latent_sizes=(2, 1) and hidden_sizes=(3,): give one of each a layer, "
+            "latent_sizes=(2, 1) and hidden_sizes=(3,): give one of each per layer, "
             "and at least one layer",
         ),
         (
             {"latent_sizes": (), "hidden_sizes": ()},
-            "latent_sizes=() and hidden_sizes=(): give one of each a layer, and at least one layer",
+            "latent_sizes=() and hidden_sizes=(): give one of each per layer, "
+            "and at least one layer",
+        ),
+        *(
+            (
+                {name: value},
+                "data_dim={data_dim!r}, latent_sizes={latent_sizes}, hidden_sizes={hidden_sizes}: "
+                "every size must be an integer of at least 1".format(**SMALL | {name: value}),
+            )
+            for name, value in [
+                ("latent_sizes", (0,)),
+                ("data_dim", 0),
+                ("data_dim", 4.5),
+                ("hidden_sizes", (-1,)),
+                ("hidden_sizes", ((),)),
+                ("hidden_sizes", ((3, 0),)),
+            ]
+        ),
+        ({"latent_sizes": 2}, "latent_sizes=2; give a tuple with an entry per layer"),
+        (
+            {"observation": "poisson"},
+            "observation='poisson'; give one of bernoulli, gaussian, discretized_logistic, or an "
+            "object with head_size, log_prob and mean",
         ),
         (
-            {"latent_sizes": (0,)},
-            "data_dim=4, latent_sizes=(0,), hidden_sizes=(3,): every size must be at least 1",
+            {"activation": "relu"},
+            "activation='relu'; give one of leaky_relu, tanh, or a function",
         ),
         (
-            {"data_dim": 0},
-            "data_dim=0, latent_sizes=(2,), hidden_sizes=(3,): every size must be at least 1",
+            {"condition_dim": -1},
+            "condition_dim=-1; give the number of features of a condition, or 0 for none",
         ),
-        (
-            {"hidden_sizes": (-1,)},
-            "data_dim=4, latent_sizes=(2,), hidden_sizes=(-1,): every size must be at least 1",
-        ),
-        ({"observation": "poisson"}, "observation='poisson'; give one of bernoulli, gaussian"),
-        ({"activation": "relu"}, "activation='relu'; give one of leaky_relu, tanh"),
+        ({"variance_floor": -0.1}, "variance_floor=-0.1; give at least 0"),
     ],
 )
 def test_bad_fields_are_refused(model_class, fields, message):
-    model = model_class(**{"data_dim": 4, "latent_sizes": (2,), "hidden_sizes": (3,), **fields})
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        shapes(model)
+        model_class(**SMALL | fields)
     assert str(error.value) == message
+
+
+def test_a_combination_that_there_is_not_is_refused():
+    with pytest.raises(
+        ValueError, match="combine='sum'; give one of precision_weighted, or a func"
+    ):
+        LadderVAE(**SMALL, combine="sum")
 
 
 def test_the_base_class_is_not_a_model():
     with pytest.raises(TypeError, match="use LadderVAE or VAE"):
         shapes(HierarchicalVAE(4, (2,), (3,)))
+
+
+# Parts that can be exchanged
+
+
+def assert_equal(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_sizes_may_be_lists_and_numpy_integers():
+    model = LadderVAE(np.int64(4), [3, np.int32(2)], [[5, 5], 4])
+    assert model == LadderVAE(4, (3, 2), ((5, 5), 4))
+    assert hash(model) == hash(LadderVAE(4, (3, 2), ((5, 5), 4)))
+
+
+@all_variants
+def test_hidden_sizes_may_be_given_one_by_one(variant):
+    make = functools.partial(VARIANTS[variant], 4, (3, 2))
+    assert_equal(
+        *(
+            jax.tree.map(lambda leaf: leaf.shape, shapes(make(hidden))[0])
+            for hidden in [(5, 6), ((5, 5), (6, 6))]
+        )
+    )
+    variables, _ = shapes(make(((7,), (6, 5, 8))))
+    for part in ("generative", "inference"):
+        networks = variables["params"][part]
+        kernels = [networks["mlps_0"]["Linear_0"]["Dense_0"]["kernel"].shape]
+        kernels += [networks["mlps_1"][f"Linear_{i}"]["Dense_0"]["kernel"].shape for i in range(3)]
+        below = {"generative": [3, 2], "inference": [4, 3 if variant != "ladder" else 7]}[part]
+        below[1] = 7 if (part, variant) == ("inference", "own_top_down") else below[1]
+        assert kernels == [(below[0], 7), (below[1], 6), (6, 5), (5, 8)]
+
+
+def test_an_activation_may_be_any_function():
+    named, given = (LadderVAE(4, (3, 2), (5, 4), activation=a) for a in ("tanh", jnp.tanh))
+    variables, x = random_variables(named), jnp.float32(np.eye(4))
+    key = jax.random.key(3)
+    assert_equal(infer(named, variables, x, key), infer(given, variables, x, key))
+
+
+@pytest.mark.parametrize("variant", ["own_top_down", "vae"])
+def test_networks_come_from_factories_that_know_where_they_stand(variant):
+    places = {"mlp": [], "head": []}
+
+    def factory(which):
+        def make(layer, direction):
+            places[which].append((layer, direction))
+            if which == "mlp" and (layer, direction) == (1, "up"):
+                return MLP((6,), jax.nn.relu, batch_norm=False)
+            return None
+
+        return make
+
+    model = VARIANTS[variant](4, (3, 2), (5, 4), mlp=factory("mlp"), head=factory("head"))
+    variables, _ = shapes(model)
+    top_down = variant == "own_top_down"
+    up, down, aside = [(1, "up"), (2, "up")], [(0, "down"), (1, "down")], [(1, "top_down")]
+    assert set(places["mlp"]) == {*up, *down, *(aside if top_down else [])}
+    assert set(places["head"]) == set(places["mlp"])
+    inference, generative = (variables["params"][part] for part in ("inference", "generative"))
+    assert inference["mlps_0"]["Linear_0"]["Dense_0"]["kernel"].shape == (4, 6)
+    assert set(inference["mlps_0"]) == {"Linear_0"}
+    assert generative["mlps_0"]["Linear_1"]["Dense_0"]["kernel"].shape == (5, 5)
+
+
+class Convolutional(nn.Module):
+    """An encoder of one channel and a decoder of logits are the same here: what matters is that
+    neither is an MLP of this library."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, y, train):
+        image = y.reshape(*y.shape[:-1], -1, 1)
+        flat = nn.Conv(2, (3,))(image).reshape(*y.shape[:-1], -1)
+        return nn.Dense(self.units)(flat)
+
+
+def test_the_bottom_encoder_and_the_decoder_may_be_convolutional():
+    def mlp(layer, direction):
+        return Convolutional(5) if (layer, direction) == (1, "up") else None
+
+    def head(layer, direction):
+        return Convolutional(4) if (layer, direction) == (0, "down") else None
+
+    model = LadderVAE(4, (3, 2), (5, 4), mlp=mlp, head=head)
+    variables = random_variables(model)
+    x = jnp.float32(np.eye(4))
+    terms = infer(model, variables, x, jax.random.key(0), 2)
+    logits = Convolutional(4).apply(
+        {"params": variables["params"]["generative"]["observation_head"]},
+        NumpyModel(model, variables).mlp("generative", "mlps_0", np.float64(terms.z[0])),
+        False,
+    )
+    expected = stats.bernoulli.logpmf(np.eye(4, dtype=int), special.expit(np.float64(logits)))
+    np.testing.assert_allclose(terms.log_px, expected.sum(-1), rtol=2e-5)
+
+
+def test_a_factory_that_makes_no_module_is_named():
+    model = LadderVAE(4, (3, 2), (5, 4), mlp=lambda layer, direction: jnp.tanh)
+    with pytest.raises(TypeError, match=r"mlp\(1, 'up'\) returned .*; return a flax.linen module"):
+        shapes(model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Laplace:
+    """An observation of somebody's own."""
+
+    head_size = 2
+
+    def log_prob(self, head, x):
+        mean, log_scale = head
+        return jnp.sum(-jnp.abs(x - mean) / jnp.exp(log_scale) - log_scale - np.log(2), axis=-1)
+
+    def mean(self, head):
+        return head[0]
+
+
+@pytest.mark.parametrize("variant", ["ladder", "vae"])
+def test_an_observation_may_be_any_object(variant):
+    model = VARIANTS[variant](4, (3, 2), (5, 4), batch_norm=False, observation=Laplace())
+    variables = random_variables(model)
+    x = np.random.default_rng(5).standard_normal((3, 4))
+    terms = infer(model, variables, jnp.float32(x), jax.random.key(0), 2)
+    by_hand = NumpyModel(model, variables)
+    d = by_hand.mlp("generative", "mlps_0", np.float64(terms.z[0]))
+    head = np_linear(by_hand.params["generative"]["observation_head"]["Linear_0"], {}, d)
+    mean, log_scale = np.split(head, 2, axis=-1)
+    expected = stats.laplace.logpdf(np.float32(x), mean, np.exp(log_scale)).sum(-1)
+    np.testing.assert_allclose(terms.log_px, expected, rtol=2e-5)
+    z = terms.z[0][0]
+    pictures = generate(model, variables, z, layer=1)
+    np.testing.assert_allclose(pictures, mean[0], rtol=2e-5, atol=2e-5)
+
+
+def without_condition(params, condition):
+    """Parameters of the model without condition that is the same at one condition's value."""
+
+    def absorbed(mlp):
+        first = mlp["Linear_0"]["Dense_0"]
+        kernel, of_condition = np.split(first["kernel"], [-len(condition)])
+        first = {"kernel": kernel, "bias": first["bias"] + condition @ of_condition}
+        return {**mlp, "Linear_0": {"Dense_0": first}}
+
+    return {
+        part: {
+            name: absorbed(network) if "mlps" in name else network
+            for name, network in networks.items()
+        }
+        for part, networks in params.items()
+    }
+
+
+@all_variants
+def test_a_condition_reaches_every_mlp(variant):
+    make = functools.partial(VARIANTS[variant], 4, (3, 2), (5, 4), batch_norm=False)
+    model, plain = make(condition_dim=3), make()
+    params = random_variables(model)["params"]
+    x = jnp.float32(np.random.default_rng(6).random((5, 4)) > 0.5)
+    y = np.float32([0.3, -2.0, 1.1])
+    rngs = {"sample": jax.random.key(7)}
+    conditions = jnp.broadcast_to(y, (5, 3))
+    actual = model.apply({"params": params}, x, 2, condition=conditions, rngs=rngs)
+    same = {"params": without_condition(params, y)}
+    expected = plain.apply(same, x, 2, rngs=rngs)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    given = model.apply({"params": params}, x, actual.z, condition=conditions, method="densities")
+    for one, other in zip(jax.tree.leaves(given), jax.tree.leaves(actual), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    key = jax.random.key(8)
+    pictures = model.apply(
+        {"params": params}, key, num_samples=5, condition=conditions, method="generate"
+    )
+    expected = plain.apply(same, key, num_samples=5, method="generate")
+    np.testing.assert_allclose(pictures, expected, rtol=1e-4, atol=1e-4)
+    pictures = model.apply(
+        {"params": params}, x, condition=conditions, rngs=rngs, method="reconstruct"
+    )
+    expected = plain.apply(same, x, rngs=rngs, method="reconstruct")
+    np.testing.assert_allclose(pictures, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_examples_have_conditions_of_their_own():
+    model = VAE(4, (3, 2), (5, 4), batch_norm=False, condition_dim=2)
+    params = random_variables(model)["params"]
+    z = jnp.float32(np.random.default_rng(9).standard_normal((1, 3)))
+    pictures = [
+        model.apply(
+            {"params": params},
+            jnp.tile(z, (len(condition), 1)),
+            layer=1,
+            condition=jnp.float32(condition),
+            method="generate",
+        )
+        for condition in (np.eye(2), [[1, 0]], [[0, 1]])
+    ]
+    np.testing.assert_allclose(pictures[0], np.concatenate(pictures[1:]), rtol=1e-6)
+    assert not np.allclose(pictures[1], pictures[2])
+
+
+@pytest.mark.parametrize(
+    ("condition_dim", "condition", "message"),
+    [
+        (2, None, "this model has condition_dim=2; give a condition of shape [5, 2]"),
+        (0, np.zeros((5, 2)), "given to a model without one; set condition_dim"),
+        (
+            2,
+            np.zeros((5,), int),
+            "the condition has shape [5]; this model takes [5, 2]: one row of",
+        ),
+        (2, np.zeros((1, 2)), "such as jax.nn.one_hot(labels, 2)"),
+    ],
+)
+def test_a_condition_that_is_missing_or_does_not_fit_is_refused(condition_dim, condition, message):
+    model = LadderVAE(4, (2,), (3,), condition_dim=condition_dim)
+    variables, _ = shapes(LadderVAE(4, (2,), (3,)))  # the fields are checked before them
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(
+            lambda v: model.apply(
+                v, jnp.zeros((5, 4)), condition=condition, rngs={"sample": jax.random.key(0)}
+            ),
+            variables,
+        )
+
+
+def test_likelihood_and_prior_may_be_combined_otherwise():
+    model = LadderVAE(4, (3, 2), (5, 4), combine=lambda likelihood, prior: likelihood)
+    variables = random_variables(model)
+    x = jnp.float32(np.eye(4))
+    terms = infer(model, variables, x, jax.random.key(0))
+    for posterior, (mean, variance) in zip(
+        terms.posterior, NumpyModel(model, variables).likelihoods(np.eye(4)), strict=True
+    ):
+        check_gaussian(posterior, (mean, variance), posterior.mean.shape)
+
+
+# What x may be
+
+
+@both_models
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((4,), "x has shape [4] and the model has data_dim=4: give [batch, 4]; give x[None] for"),
+        ((5, 2, 2), "give [batch, 4]; flatten the images: x.reshape(len(x), -1)"),
+        ((5, 1), "x has shape [5, 1] and the model has data_dim=4: give [batch, 4]"),
+        ((5, 3), "x has shape [5, 3] and the model has data_dim=4: give [batch, 4]"),
+        ((5, 1, 3), "x has shape [5, 1, 3] and the model has data_dim=4: give [batch, 4]"),
+    ],
+)
+def test_an_x_of_another_shape_is_refused(model_class, shape, message):
+    model = model_class(4, (2,), (3,))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        shapes_of(model, jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+def shapes_of(model, x):
+    keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
+    return jax.eval_shape(model.init, keys, x)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.int32, np.uint8, np.float16, np.float64])
+def test_zeros_and_ones_may_be_of_any_dtype(dtype):
+    x = np.random.default_rng(3).random((5, 4)) > 0.5
+    np.testing.assert_array_equal(as_examples(x.astype(dtype), 4), np.float32(x))
+    assert as_examples(x.astype(dtype), 4).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_integers_that_may_be_grey_values_are_refused(dtype):
+    message = re.escape(
+        f"x has dtype {np.dtype(dtype)}: give grey values as x / 255, and zeros and ones or other "
+        "numbers as x.astype(jnp.float32)"
+    )
+    with pytest.raises(ValueError, match=message):
+        as_examples(np.full((5, 4), 255).astype(dtype), 4)
+    with pytest.raises(ValueError, match=message):  # within jit nobody knows the values
+        shapes_of(LadderVAE(4, (2,), (3,)), jax.ShapeDtypeStruct((5, 4), dtype))
+    with pytest.raises(ValueError, match="x has dtype complex64"):
+        as_examples(np.zeros((5, 4), np.complex64), 4)
+
+
+def test_old_style_keys_generate_what_typed_ones_do():
+    by_hand, *_ = forward("ladder")
+    pictures = [
+        generate(by_hand.model, variables_of(by_hand), key, num_samples=2)
+        for key in (jax.random.key(5), jax.random.PRNGKey(5))
+    ]
+    np.testing.assert_array_equal(*pictures)
 
 
 # Transformations

@@ -1,0 +1,39 @@
+"""The sum of many Bernoulli log probabilities, with fewer logarithms than variables.
+
+Only for speed, and only `distributions.sum_log_prob` uses it: a log-likelihood takes 0.82 times as
+long as with a logarithm for each variable (`benchmarks/likelihood.py`).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+FACTORS = 16
+"""How many numbers between 1 and 2 are multiplied before a logarithm is taken."""
+
+
+@jax.custom_jvp
+def sum_log_prob(
+    logits: Float[Array, "*#shape units"], x: Float[Array, "*#shape #units"]
+) -> Float[Array, "*#shape"]:
+    """sum_j (x_j l_j - max(l_j, 0)) - log prod_j (1 + exp(-|l_j|)) over the last axis, in nats.
+
+    It equals the sum of `distributions.log_prob` to the rounding of 1 + exp(-|l|), 6e-8 nats per
+    unit. Its gradient, x - sigmoid(l), is written out.
+    """
+    linear = jnp.sum(x * logits - jnp.maximum(logits, 0.0), axis=-1)
+    factors = 1.0 + jnp.exp(-jnp.abs(logits))
+    units = factors.shape[-1]
+    to_fill_up = [(0, 0)] * (factors.ndim - 1) + [(0, -units % FACTORS)]
+    factors = jnp.pad(factors, to_fill_up, constant_values=1.0)
+    products = jnp.prod(factors.reshape(*factors.shape[:-1], FACTORS, -1), axis=-2)
+    return linear - jnp.sum(jnp.log(products), axis=-1)
+
+
+@sum_log_prob.defjvp
+def _sum_log_prob_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (logits, x), (d_logits, d_x) = primals, tangents
+    change = (x - jax.nn.sigmoid(logits)) * d_logits + logits * d_x
+    return sum_log_prob(logits, x), jnp.sum(change, axis=-1)

@@ -1,0 +1,163 @@
+"""What p(x | z_1) can be: Bernoulli, Gaussian, discretised logistic, or an `Observation` of yours.
+
+The decoder's head gives `head_size` numbers for each observed variable; an observation makes a
+density and a mean of them. Pure functions of arrays: no Flax.
+"""
+
+import dataclasses
+import math
+from typing import ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lvae_jax import distributions
+from lvae_jax.distributions import Bernoulli, Gaussian
+
+Head = tuple[Float[Array, "*shape data_dim"], ...]
+"""What the decoder's head gives: `head_size` arrays, each with a number per observed variable."""
+
+
+class Observation(Protocol):
+    """p(x | z_1) given what the decoder's head computes. Hashable, as it is a field of a model."""
+
+    @property
+    def head_size(self) -> int:
+        """How many numbers the decoder's head gives for each observed variable."""
+
+    def log_prob(self, head: Head, x: Float[Array, "*#shape data_dim"]) -> Float[Array, "*shape"]:
+        """log p(x | z_1), summed over x, in nats. x may have fewer samples, to be broadcast."""
+
+    def mean(self, head: Head) -> Float[Array, "*shape data_dim"]:
+        """The mean of x, which is what pictures show."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BernoulliObservation:
+    """Binary x, or grey values as probabilities: the head gives logits."""
+
+    head_size: ClassVar[int] = 1
+
+    def log_prob(self, head: Head, x: Float[Array, "*#shape data_dim"]) -> Float[Array, "*shape"]:
+        """See `Observation`."""
+        return distributions.sum_log_prob(self.distribution(head), x)
+
+    def mean(self, head: Head) -> Float[Array, "*shape data_dim"]:
+        """The probabilities of ones."""
+        return distributions.mean(self.distribution(head))
+
+    def distribution(self, head: Head) -> Bernoulli:
+        """p(x | z_1), unit by unit."""
+        (logits,) = head
+        return Bernoulli(logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianObservation:
+    """Real x: the head gives the mean and what `softplus` and a floor make the variance of.
+
+    Fields:
+      variance_floor: added to every variance.
+    """
+
+    variance_floor: float = 1e-5
+    head_size: ClassVar[int] = 2
+
+    def log_prob(self, head: Head, x: Float[Array, "*#shape data_dim"]) -> Float[Array, "*shape"]:
+        """See `Observation`."""
+        return distributions.sum_log_prob(self.distribution(head), x)
+
+    def mean(self, head: Head) -> Float[Array, "*shape data_dim"]:
+        """The means."""
+        return self.distribution(head).mean
+
+    def distribution(self, head: Head) -> Gaussian:
+        """p(x | z_1), unit by unit."""
+        mean, raw_variance = head
+        return Gaussian(mean, jax.nn.softplus(raw_variance) + self.variance_floor)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscretizedLogistic:
+    """Grey values 0, 1/(n-1), .., 1: the logistic density's mass in the bin of each value.
+
+    With n = 256, x = k / 255 has the mass of [k - 1/2, k + 1/2] / 255, where the first and the last
+    bin reach to infinity. The head gives the logistic's mean and what `softplus` and a floor make
+    its scale of. The floor is PixelCNN++'s bound on it, exp(-7) for values from -1 to 1.
+
+    Source: Salimans, Karpathy, Chen, Kingma 2017, PixelCNN++, arXiv:1701.05517, section 2.1.
+
+    Fields:
+      values: n, how many grey values there are.
+
+    Example:
+      >>> head = (jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+      >>> x = jnp.arange(256.0)[:, None] / 255
+      >>> round(float(jnp.sum(jnp.exp(DiscretizedLogistic().log_prob(head, x)))), 4)
+      1.0
+    """
+
+    values: int = 256
+    head_size: ClassVar[int] = 2
+
+    def log_prob(self, head: Head, x: Float[Array, "*#shape data_dim"]) -> Float[Array, "*shape"]:
+        """See `Observation`; x between two grey values counts as the bin around it."""
+        mean, scale = self._mean_and_scale(head)
+        half = 0.5 / (self.values - 1)
+        below, above = (x - half - mean) / scale, (x + half - mean) / scale
+        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)) takes no difference
+        # of numbers near 1. The first bin begins at -inf, and the last one ends at inf.
+        first, last = x < half, x > 1 - half
+        log_mass = jnp.where(last, 0.0, jax.nn.log_sigmoid(above))
+        log_mass += jnp.where(first, 0.0, jax.nn.log_sigmoid(-below))
+        log_mass += jnp.where(first | last, 0.0, jnp.log(-jnp.expm1(-2 * half / scale)))
+        return jnp.sum(log_mass, axis=-1)
+
+    def mean(self, head: Head) -> Float[Array, "*shape data_dim"]:
+        """The mean over the grey values: the sum over k of P(x >= k / (n - 1)) / (n - 1)."""
+        mean, scale = self._mean_and_scale(head)
+        edges = (jnp.arange(1, self.values, dtype=jnp.float32) - 0.5) / (self.values - 1)
+
+        def add(k: Array, total: Array) -> Array:
+            return total + jax.nn.sigmoid((mean - edges[k]) / scale)
+
+        total = jax.lax.fori_loop(0, self.values - 1, add, jnp.zeros_like(mean))
+        return total / (self.values - 1)
+
+    def _mean_and_scale(self, head: Head) -> tuple[Array, Array]:
+        mean, raw_scale = head
+        return mean, jax.nn.softplus(raw_scale) + 0.5 * math.exp(-7)
+
+
+NAMES = ("bernoulli", "gaussian", "discretized_logistic")
+"""Observations that a model can be given by name."""
+
+
+def named(observation: str | Observation, variance_floor: float) -> Observation:
+    """The observation of a name, or the one given.
+
+    Args:
+      observation: one of `NAMES`, or an object.
+      variance_floor: that of a Gaussian by name.
+
+    Returns:
+      The observation.
+
+    Raises:
+      ValueError: there is no observation of that name, or the object is none.
+    """
+    if observation == "bernoulli":
+        return BernoulliObservation()
+    if observation == "gaussian":
+        return GaussianObservation(variance_floor)
+    if observation == "discretized_logistic":
+        return DiscretizedLogistic()
+    if isinstance(observation, str) or not all(
+        hasattr(observation, name) for name in ("head_size", "log_prob", "mean")
+    ):
+        raise ValueError(
+            f"observation={observation!r}; give one of {', '.join(NAMES)}, or an object with "
+            "head_size, log_prob and mean"
+        )
+    return observation

@@ -1,0 +1,121 @@
+"""Observations against scipy's distributions, sums over every value, and float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from lvae_jax.observations import (
+    BernoulliObservation,
+    DiscretizedLogistic,
+    GaussianObservation,
+    named,
+)
+
+ALL = [BernoulliObservation(), GaussianObservation(), DiscretizedLogistic(), DiscretizedLogistic(3)]
+
+
+def head_of(observation, shape=(6, 5, 4), spread=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return tuple(
+        jnp.float32(spread * rng.standard_normal(shape)) for _ in range(observation.head_size)
+    )
+
+
+def logistic(head):
+    """The logistic's mean and scale in float64."""
+    mean, raw_scale = np.float64(head)
+    return mean, np.logaddexp(0, raw_scale) + np.exp(-7) / 2
+
+
+def log_masses(head, values=256):
+    """Of every grey value, by scipy's distribution function in float64; the values come first."""
+    mean, scale = logistic(head)
+    edges = (np.arange(1, values) - 0.5) / (values - 1)
+    shape = (-1,) + (1,) * mean.ndim
+    edges = np.concatenate([[-np.inf], edges, [np.inf]]).reshape(shape)
+    upper_half = edges[:-1] > mean  # where 1 - cdf has the digits
+    cdf, survival = (f(edges, mean, scale) for f in (stats.logistic.cdf, stats.logistic.sf))
+    return np.log(np.where(upper_half, survival[:-1] - survival[1:], cdf[1:] - cdf[:-1]))
+
+
+def test_bernoulli_and_gaussian_are_those_of_scipy():
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((1, 5, 4))
+    (logits,) = head = head_of(BernoulliObservation())
+    expected = stats.bernoulli.logpmf((x > 0).astype(int), special.expit(np.float64(logits)))
+    actual = BernoulliObservation().log_prob(head, jnp.float32(x > 0))
+    np.testing.assert_allclose(actual, expected.sum(-1), rtol=1e-5)
+    mean, raw_variance = head = head_of(GaussianObservation())
+    std = np.sqrt(np.logaddexp(0, np.float64(raw_variance)) + 0.25)
+    expected = stats.norm.logpdf(np.float32(x), np.float64(mean), std).sum(-1)
+    actual = GaussianObservation(0.25).log_prob(head, jnp.float32(x))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("values", [2, 3, 256])
+def test_discretized_logistic_has_the_mass_of_each_bin(values):
+    head = head_of(DiscretizedLogistic(), shape=(values, 7))
+    x = jnp.arange(values, dtype=jnp.float32)[:, None] / (values - 1)
+    actual = jax.vmap(DiscretizedLogistic(values).log_prob)(
+        tuple(h[..., None] for h in head), jnp.broadcast_to(x, (values, 7))[..., None]
+    )
+    expected = np.stack([log_masses(tuple(h[k] for h in head), values)[k] for k in range(values)])
+    np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("values", [2, 5, 256])
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+def test_discretized_logistic_sums_to_one(values, spread):
+    head = head_of(DiscretizedLogistic(), shape=(1, 1, 8), spread=spread)
+    x = jnp.arange(values, dtype=jnp.float32)[:, None, None] / (values - 1)
+    of_pixels = jax.vmap(DiscretizedLogistic(values).log_prob, (2, None), 1)
+    log_p = of_pixels(tuple(h[..., None] for h in head), x)
+    np.testing.assert_allclose(np.exp(np.float64(log_p)).sum(0), 1.0, rtol=1e-4)
+
+
+def test_the_mean_of_a_discretized_logistic_is_that_of_its_masses():
+    head = head_of(DiscretizedLogistic(), shape=(3, 4))
+    grey = np.arange(256).reshape(-1, 1, 1) / 255
+    expected = np.sum(grey * np.exp(log_masses(head)), axis=0)
+    np.testing.assert_allclose(DiscretizedLogistic().mean(head), expected, rtol=1e-5)
+
+
+def test_the_mean_of_other_observations_is_the_distributions():
+    (logits,) = head = head_of(BernoulliObservation())
+    expected = special.expit(np.float64(logits))
+    np.testing.assert_allclose(BernoulliObservation().mean(head), expected, rtol=1e-6)
+    head = head_of(GaussianObservation())
+    np.testing.assert_array_equal(GaussianObservation().mean(head), head[0])
+
+
+@pytest.mark.parametrize("observation", ALL, ids=repr)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_densities_and_gradients_are_finite_at_extremes(observation, scale):
+    head = head_of(observation, spread=scale)
+    values = getattr(observation, "values", 2)
+    x = jnp.float32(np.random.default_rng(2).integers(0, values, (1, 5, 4)) / (values - 1))
+    value, gradient = jax.value_and_grad(lambda h: jnp.sum(observation.log_prob(h, x)))(head)
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(g)) for g in gradient)
+    assert np.all(np.isfinite(observation.mean(head)))
+
+
+@pytest.mark.parametrize("observation", ALL, ids=repr)
+def test_shapes_and_dtypes(observation, strict_dtypes):
+    head, x = head_of(observation), jnp.zeros((1, 5, 4), jnp.float32)
+    log_prob = jax.jit(observation.log_prob)(head, x)
+    assert (log_prob.shape, log_prob.dtype) == ((6, 5), jnp.float32)
+    mean = jax.jit(observation.mean)(head)
+    assert (mean.shape, mean.dtype) == ((6, 5, 4), jnp.float32)
+    assert hash(observation) == hash(type(observation)(**vars(observation)))
+
+
+def test_observations_have_names():
+    assert named("bernoulli", 0.5) == BernoulliObservation()
+    assert named("gaussian", 0.5) == GaussianObservation(0.5)
+    assert named("discretized_logistic", 0.5) == DiscretizedLogistic(256)
+    assert named(DiscretizedLogistic(16), 0.5) == DiscretizedLogistic(16)
+    with pytest.raises(ValueError, match="observation=3; give one of bernoulli, gaussian"):
+        named(3, 0.5)
