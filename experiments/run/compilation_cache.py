@@ -21,7 +21,7 @@ def directory(setting: str) -> Path | None:
       setting: a folder; `off`; or nothing, for the environment or the default to say it.
 
     Returns:
-      The folder; None if there is to be no cache.
+      The folder; None for no cache.
     """
     setting = setting or os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
     if setting == OFF:
@@ -29,7 +29,10 @@ def directory(setting: str) -> Path | None:
     if setting:
         return Path(setting).expanduser()
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(caches).expanduser() / "lvae_jax" / "xla" / processor()
+    try:
+        return Path(caches).expanduser() / "lvae_jax" / "xla" / processor()
+    except RuntimeError:  # a user without a home directory
+        return None
 
 
 def processor() -> str:
@@ -39,7 +42,7 @@ def processor() -> str:
     may not run on another; JAX's own key does not tell them apart.
     """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     words = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")

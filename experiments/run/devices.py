@@ -5,10 +5,13 @@ whatever its size. In a run of several processes every process does the same wit
 process 0 alone writes.
 """
 
+import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -23,38 +26,75 @@ from lvae_jax.training import MESH_AXES
 T = TypeVar("T")
 
 
-def start_processes(settings: Settings) -> None:
-    """Connects the processes that run this command together, if there are several.
+CONNECT_SECONDS = 55.0
+"""How long the processes of a run wait for each other at its start."""
 
-    By the flags where they are given, else as SLURM, Open MPI or a TPU pod says. To be called
+
+def start_processes(settings: Settings) -> None:
+    """Finds the devices, those of other processes too if several run this command together.
+
+    By the flags where they are given, else as srun, Open MPI or a TPU pod says. To be called
     before anything asks for the devices.
 
     Raises:
-      SettingsError: the coordinator cannot be reached.
+      SettingsError: there are no such devices, or the coordinator cannot be reached.
     """
-    if jax.distributed.is_initialized():
-        return
     if settings.coordinator_address:
+        given: tuple[Any, ...] = (
+            settings.coordinator_address,
+            settings.num_processes,
+            settings.process_id,
+        )
+        where = f"--coordinator_address={settings.coordinator_address}"
+        what_to_do = f"start all {settings.num_processes} processes, with HOST:PORT of process 0"
+    else:
+        given, where = (), "the processes that the scheduler started"
+        what_to_do = "start all of them, or this one alone without srun or mpirun"
+    together = bool(given) or _started_by_a_scheduler()
+    with _not_waiting_forever(f"{where}: not all processes came; {what_to_do}", together):
+        if together and not jax.distributed.is_initialized():
+            try:
+                jax.distributed.initialize(*given)
+            except (RuntimeError, ValueError) as error:
+                raise SettingsError(f"{where}: {error}; {what_to_do}") from error
         try:
-            jax.distributed.initialize(
-                settings.coordinator_address, settings.num_processes, settings.process_id
-            )
-        except (RuntimeError, ValueError) as error:
+            jax.devices()
+        except Exception as error:  # JAX says it in many ways, an empty AssertionError among them
+            platforms = os.environ.get("JAX_PLATFORMS", "")
             raise SettingsError(
-                f"--coordinator_address={settings.coordinator_address}: {error}; start all "
-                f"{settings.num_processes} processes, with HOST:PORT of process 0"
+                f"JAX_PLATFORMS={platforms}: JAX cannot use these devices "
+                f"({str(error) or type(error).__name__}); install JAX for them, or give others, "
+                "such as JAX_PLATFORMS=cpu"
             ) from error
-    elif _found_by_the_environment():
-        jax.distributed.initialize()
 
 
-def _found_by_the_environment() -> bool:
-    """Whether a scheduler has started several processes, in a way that JAX can read."""
-    counts = (os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    # SLURM_NTASKS is set for a script that sbatch starts by itself, too; SLURM_PROCID by srun.
-    by_srun = "SLURM_PROCID" in os.environ or "OMPI_COMM_WORLD_SIZE" in os.environ
+def _started_by_a_scheduler() -> bool:
+    """Whether a scheduler has started this process as one of several, in a way that JAX reads.
+
+    A script of sbatch's has SLURM's variables of the job too, but is one process; srun alone sets
+    those of a step.
+    """
+    counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     several_workers = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return (by_srun and any(count != "1" for count in counts)) or several_workers
+    return any(os.environ.get(name, "1") != "1" for name in counts) or several_workers
+
+
+@contextlib.contextmanager
+def _not_waiting_forever(message: str, together: bool) -> Iterator[None]:
+    """Ends the process after `CONNECT_SECONDS` in one line; JAX would wait longer, then abort."""
+
+    def end() -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(SettingsError.status)
+
+    waiting = threading.Timer(CONNECT_SECONDS, end)
+    waiting.daemon = True
+    if together:
+        waiting.start()
+    try:
+        yield
+    finally:
+        waiting.cancel()
 
 
 def make_mesh(replicas: int, batch_size: int) -> Mesh:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.errors import SettingsError
 from experiments.progress import Progress
@@ -60,7 +60,9 @@ class Experiment(NamedTuple):
         Always of threefry: evaluation draws for every image by itself, and what rbg draws for one
         key depends on the keys beside it.
         """
-        return named_key(jax.random.key(self.settings.seed + replica), name, step)
+        return named_key(
+            jax.random.key(self.settings.seed + replica, impl=PRNG["threefry"]), name, step
+        )
 
 
 class TrainingProgram(NamedTuple):
@@ -89,22 +91,26 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
             "training images; give at most that"
         )
     mesh = devices.make_mesh(settings.replicas, settings.batch_size)
-    data_bytes = dataset.train_images.nbytes + memory.FLOAT * dataset.test_images.size
-    needed = memory.estimate(
-        settings, dataset.data_dim, dataset.observation, data_bytes, *mesh.devices.shape
+    model = make_model(settings, dataset.data_dim, dataset.observation)
+    optimizer = training.make_optimizer(
+        learning_rate=1.0,  # an epoch's learning rate is the scale of its updates
+        max_gradient_norm=settings.max_gradient_norm or None,
+        max_gradient=settings.max_gradient or None,
+        adam_epsilon=settings.adam_epsilon,
     )
-    memory.check(needed, memory.available(mesh.local_devices[0]))
+    like = _state_like(model, optimizer, _keys_like(settings, mesh))
+    memory.check_arrays(
+        like.params,
+        like.opt_state,
+        dataset.train_images.nbytes + np.float32().nbytes * dataset.test_images.size,
+        memory.available(mesh.local_devices[0]),
+    )
     keys = [training_key(settings, replica) for replica in range(settings.replicas)]
     return Experiment(
         settings=settings,
         dataset=dataset,
-        model=make_model(settings, dataset.data_dim, dataset.observation),
-        optimizer=training.make_optimizer(
-            learning_rate=1.0,  # an epoch's learning rate is the scale of its updates
-            max_gradient_norm=settings.max_gradient_norm or None,
-            max_gradient=settings.max_gradient or None,
-            adam_epsilon=settings.adam_epsilon,
-        ),
+        model=model,
+        optimizer=optimizer,
         mesh=mesh,
         keys=devices.put(jnp.stack(keys), mesh, "replica"),
         preprocess=dataset.preprocess,
@@ -112,6 +118,13 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
         test_x=dataset.test_x(),
         validation_x=None if validation is None else validation.test_x(),
     )
+
+
+def _keys_like(settings: Settings, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """What the root keys of all replicas are, without making them."""
+    key = jax.eval_shape(lambda: training_key(settings, 0))
+    sharding = NamedSharding(mesh, PartitionSpec("replica"))
+    return jax.ShapeDtypeStruct((settings.replicas,), key.dtype, sharding=sharding)
 
 
 def training_key(settings: Settings, replica: int) -> jax.Array:
@@ -171,6 +184,9 @@ def training_program(experiment: Experiment) -> TrainingProgram:
     Returns:
       A function of what changes from call to call. It is compiled for good: what would need another
       program is an error.
+
+    Raises:
+      SettingsError: it needs more memory than there is.
     """
     settings = experiment.settings
     program, steps = _training_program(
@@ -184,6 +200,8 @@ def training_program(experiment: Experiment) -> TrainingProgram:
         batch_size=settings.batch_size,
         objective=objective_of(settings),
     )
+
+    memory.check_program(program, memory.available(experiment.mesh.local_devices[0]))
 
     def call(
         state: TrainState, beta: Any, learning_rate: Any, max_nonfinite: int

@@ -19,7 +19,8 @@ class Interruption:
     A SIGINT after it ends the process at once: whoever types Ctrl-C twice does not want to wait.
     Python calls its handlers only between two of its own instructions, and a program may compile or
     compute for minutes within one; so the signals are read by a thread, from a socket that the
-    system's handler writes their numbers to.
+    system's handler writes their numbers to. Only the main thread may set handlers: in a run of
+    another one, signals do what they did before.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,9 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
+        self._handles = threading.current_thread() is threading.main_thread()
+        if not self._handles:
+            return self
         self._reading, self._written = socket.socketpair()
         self._written.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._written.fileno())
@@ -37,6 +41,8 @@ class Interruption:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._handles:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
@@ -52,7 +58,7 @@ class Interruption:
                 os._exit(128 + signal.SIGINT)
             self.received = self.received or read[0]
             if self.received == signal.SIGINT and devices.writes():
-                line = "SIGINT: the step under way is finished and saved; again, to stop at once"
+                line = "SIGINT: finishing and saving this step; press Ctrl-C again to stop at once"
                 print(line, file=sys.stderr, flush=True)
 
     def check(self, message: str) -> None:

@@ -1,6 +1,7 @@
-"""The estimate of memory, against the model's own parameters and what XLA's compiler takes."""
+"""The check of memory: a run's arrays, and the limits of accelerator, host and cgroup."""
 
 import dataclasses
+import gc
 import re
 
 import jax
@@ -11,118 +12,90 @@ import pytest
 from experiments.errors import SettingsError
 from experiments.run import memory
 from experiments.run import setup as experiment
-from experiments.run.memory import Estimate
+from experiments.run.loop import run
 from experiments.settings import Settings
-from lvae_jax import Objective, training
-from lvae_jax.data import Dataset, as_stored
+from lvae_jax import training
+from lvae_jax.data import Dataset
 
-SMALL = Settings(depth=3, latent_sizes=(5, 4, 3), hidden_sizes=(9, 8, 7))
-
-
-@pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {},
-        {"depth": 1},
-        {"model": "vae"},
-        {"batch_norm": False},
-        {"own_top_down": True},
-        {"mean_upward": True, "own_top_down": True},
-    ],
-)
-def test_the_number_of_parameters_is_that_of_the_model(changed, observation):
-    settings = dataclasses.replace(SMALL, **changed)
-    model = experiment.make_model(settings, 13, observation)
-    keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
-    params = jax.eval_shape(model.init, keys, jnp.zeros((1, 13)))["params"]
-    expected = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-    assert memory.number_of_parameters(settings, 13, observation) == expected
+SMALL = Settings(
+    depth=2, latent_sizes=(50, 20), hidden_sizes=(400, 100), batch_size=200, epochs=1,
+    eval_samples=3, compilation_cache="off",
+)  # fmt: skip
 
 
-def test_the_five_layer_model_of_mnist_has_the_parameters_that_it_is_known_to_have():
-    found = memory.number_of_parameters(Settings(), 784, "bernoulli")
-    assert found == pytest.approx(1.86e6, rel=0.005)
+def noise(columns: int = 100, images: int = 400) -> Dataset:
+    pixels = np.random.default_rng(0).integers(0, 256, (images, columns)).astype(np.uint8)
+    labels = np.zeros(images, np.int32)
+    return Dataset("noise", pixels, labels, pixels[:10], labels[:10], "bernoulli", "dynamic")
 
 
-def taken(program) -> int:
-    """Bytes of a compiled program: what it is given and gives, and what it needs in between."""
-    sizes = program.memory_analysis()
-    return (
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes
-    )
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_the_size_of_a_state_is_that_of_its_arrays(replicas):
+    settings = dataclasses.replace(SMALL, replicas=replicas)
+    made = experiment.make_experiment(settings, noise())
+    state = experiment.new_state(made)
+    expected = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
+    assert memory.size(state) == expected
+    assert memory.size(experiment.state_like(made)) == expected
 
 
-@pytest.mark.parametrize("samples", [1, 20])
-def test_the_estimate_of_training_is_what_the_compiler_takes_within_a_factor_of_two(samples):
-    settings = dataclasses.replace(
-        SMALL, depth=2, latent_sizes=(50, 20), hidden_sizes=(400, 100), batch_size=200,
-        mc_samples=samples,
-    )  # fmt: skip
-    model = experiment.make_model(settings, 500, "bernoulli")
-    optimizer = training.make_optimizer()
-    key = jax.random.key(0)
-    state = jax.eval_shape(lambda: training.init_state(model, optimizer, key))
-    images = jax.ShapeDtypeStruct((1000, 500), jnp.float32)
-    program = training.train_epoch.lower(
-        model, optimizer, as_stored, state, images, key, jnp.float32(1), jnp.float32(1e-3),
-        batch_size=200, objective=Objective(mc_samples=samples),
-    ).compile()  # fmt: skip
-    estimate = memory.estimate(settings, 500, "bernoulli", 1000 * 500 * 4)
-    assert 0.5 < taken(program) / estimate.total < 2
-
-
-def test_replicas_need_as_much_as_so_many_runs_but_for_the_data_which_they_share():
-    settings = dataclasses.replace(
-        SMALL, depth=1, latent_sizes=(50,), hidden_sizes=(400,), batch_size=200, replicas=3
-    )
-    model = experiment.make_model(settings, 500, "bernoulli")
-    optimizer = training.make_optimizer()
-    keys = jax.vmap(jax.random.key)(jnp.arange(3))
-    state = jax.eval_shape(lambda: training.init_state(model, optimizer, keys))
-    images = jax.ShapeDtypeStruct((1000, 500), jnp.float32)
-    program = training.train_replicas.lower(
-        model, optimizer, as_stored, state, images, keys, jnp.ones(3), jnp.ones(3), batch_size=200
-    ).compile()
-    estimate = memory.estimate(settings, 500, "bernoulli", 1000 * 500 * 4)
-    assert 0.5 < taken(program) / estimate.total < 2
-    one = memory.estimate(dataclasses.replace(settings, replicas=1), 500, "bernoulli", 2_000_000)
-    assert estimate == (3 * one.parameters, 3 * one.activations, one.data)
-
-
-def test_a_device_of_several_needs_memory_for_its_part():
-    settings = dataclasses.replace(SMALL, batch_size=8, replicas=4)
-    part = dataclasses.replace(SMALL, batch_size=2, replicas=2)
-    found = memory.estimate(settings, 13, "bernoulli", 1000, by_replica=2, by_data=4)
-    assert found == memory.estimate(part, 13, "bernoulli", 1000)
+def test_a_device_of_several_holds_its_shard():
+    mesh = jax.sharding.AbstractMesh((2, 4), training.MESH_AXES)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("replica"))
+    whole = jax.ShapeDtypeStruct((4, 10), jnp.float32)
+    assert memory.size(whole) == 160
+    shard = jax.ShapeDtypeStruct((4, 10), jnp.float32, sharding=sharding)
+    assert memory.size({"a": shard, "b": shard}) == 2 * 80
 
 
 # Refusing
 
 
+def floats(number: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((number,), jnp.float32)
+
+
 def test_more_than_there_is_is_refused_in_one_line_that_says_what_to_reduce():
-    needed = Estimate(parameters=3_000_000_000, activations=20_000, data=1_500_000)
-    memory.check(needed, needed.total)
-    memory.check(needed, None)
+    a_gigabyte = floats(250_000_000)
+    memory.check_arrays(a_gigabyte, [a_gigabyte] * 2, 1_500_000, 4_001_500_000)
+    memory.check_arrays(a_gigabyte, [a_gigabyte] * 2, 1_500_000, None)
     with pytest.raises(SettingsError) as refusal:
-        memory.check(needed, 2_000_000_000)
+        memory.check_arrays(a_gigabyte, [a_gigabyte] * 2, 1_500_000, 2_000_000_000)
     assert str(refusal.value) == (
-        "the run needs about 3 GB of memory (parameters 3 GB, activations 20 kB, data "
+        "the run needs about 4 GB of memory (parameters, their gradients and moments 4 GB, data "
         "1.5 MB) and 2 GB are available; give smaller --hidden_sizes, or images of fewer values"
+    )
+    with pytest.raises(SettingsError, match="give fewer images"):
+        memory.check_arrays(floats(10), floats(20), 1000, 500)
+
+
+def test_a_step_that_does_not_fit_is_refused_before_training(tmp_path, monkeypatch):
+    """By the compiler's own report: a step of 100 samples holds 100 times as many activations."""
+    settings = dataclasses.replace(SMALL, workdir=str(tmp_path / "run"), mc_samples=100)
+    state = memory.size(experiment.state_like(experiment.make_experiment(SMALL, noise())))
+    monkeypatch.setattr(memory, "available", lambda device: 3 * state)
+    experiment.training_program(experiment.make_experiment(SMALL, noise()))
+    with pytest.raises(SettingsError) as refusal:
+        run(settings, noise())
+    assert re.fullmatch(
+        r"a training step needs about [\d.]+ MB of memory besides parameters and data, and [\d.]+ "
+        r"MB are available; give a smaller --batch_size, --mc_samples, --iw_samples or --replicas",
+        str(refusal.value),
     )
 
 
-@pytest.mark.parametrize(
-    ("largest", "advice"),
-    [("parameters", "--hidden_sizes"), ("activations", "--batch_size"), ("data", "fewer images")],
-)
-def test_the_advice_is_about_what_needs_most(largest, advice):
-    parts = {"parameters": 10, "activations": 10, "data": 10} | {largest: 1000}
-    with pytest.raises(SettingsError, match=advice):
-        memory.check(Estimate(**parts), 500)
+def test_a_million_columns_are_refused_before_anything_is_allocated(monkeypatch):
+    settings = dataclasses.replace(Settings(), batch_size=2)
+    monkeypatch.setattr(memory, "available", lambda device: 8_000_000_000)
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    with pytest.raises(SettingsError, match=r"the run needs about .* GB of memory") as refusal:
+        experiment.make_experiment(settings, noise(columns=1_000_000, images=4))
+    assert re.search(r"moments 16\.\d GB", str(refusal.value))
+    assert sum(array.nbytes for array in jax.live_arrays()) <= before
+
+
+# What is available
 
 
 class Device:
@@ -139,27 +112,59 @@ def test_an_accelerator_says_itself_what_it_has_left():
     assert memory.available(Device(None)) is None
 
 
-def test_a_cpu_has_what_the_host_has_available(tmp_path, monkeypatch):
-    (cpu,) = jax.local_devices(backend="cpu")[:1]
-    found = memory.available(cpu)
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """A host with 2,000 kB available, and no cgroup but those that a test makes."""
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroups")
+    memory.MEMINFO.write_text(
+        "MemTotal:  9000 kB\nMemAvailable:    2000 kB\nHugePages_Total:   0\n"
+    )
+    return tmp_path
+
+
+def the_cpu() -> jax.Device:
+    return jax.local_devices(backend="cpu")[0]
+
+
+def test_a_cpu_has_what_the_host_has_available(monkeypatch):
+    found = memory.available(the_cpu())
     assert found is not None
     assert 1e6 < found < 1e15
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:  9000 kB\nMemAvailable:    2000 kB\nHugePages_Total:   0\n")
-    monkeypatch.setattr(memory, "MEMINFO", meminfo)
-    assert memory.available(cpu) == 2000 * 1024
+
+
+def test_a_cpu_of_several_has_its_part_of_what_the_host_has(host, monkeypatch):
+    assert memory.available(the_cpu()) == 2000 * 1024
     monkeypatch.setattr(jax, "local_device_count", lambda backend: 4)
-    assert memory.available(cpu) == 500 * 1024
+    assert memory.available(the_cpu()) == 500 * 1024
 
 
-def test_a_million_columns_are_refused_before_anything_is_allocated(monkeypatch):
-    images = np.zeros((4, 1_000_000), np.uint8)
-    labels = np.zeros(4, np.int32)
-    dataset = Dataset("wide", images, labels, images, labels, "bernoulli", "fixed")
-    settings = dataclasses.replace(Settings(), batch_size=2)
-    monkeypatch.setattr(memory, "available", lambda device: 8_000_000_000)
-    before = sum(array.nbytes for array in jax.live_arrays())
-    with pytest.raises(SettingsError, match=r"the run needs about .* GB of memory") as refusal:
-        experiment.make_experiment(settings, dataset)
-    assert re.search(r"parameters 16\.\d GB", str(refusal.value))
-    assert sum(array.nbytes for array in jax.live_arrays()) == before
+def test_a_limit_of_cgroups_v2_holds_less_what_is_used_but_the_cache(host):
+    memory.CGROUP.write_text("0::/jobs/mine\n")
+    group = memory.CGROUPS / "jobs" / "mine"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("1000000\n")
+    (group / "memory.current").write_text("300000\n")
+    (group / "memory.stat").write_text("anon 200000\ninactive_file 100000\n")
+    assert memory.available(the_cpu()) == 800_000
+    # The limit of the group above is lower.
+    (group.parent / "memory.max").write_text("900000\n")
+    (group.parent / "memory.current").write_text("600000\n")
+    (group.parent / "memory.stat").write_text("inactive_file 0\n")
+    assert memory.available(the_cpu()) == 300_000
+    for folder in (group, group.parent):
+        (folder / "memory.max").write_text("max\n")
+    assert memory.available(the_cpu()) == 2000 * 1024
+
+
+def test_a_limit_of_cgroups_v1_holds_within_a_container_that_shows_the_hosts_path(host):
+    memory.CGROUP.write_text("7:cpu,cpuacct:/docker/1f\n4:memory:/docker/1f\n1:name=systemd:/\n")
+    group = memory.CGROUPS / "memory"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text("500000\n")
+    (group / "memory.usage_in_bytes").write_text("200000\n")
+    (group / "memory.stat").write_text("inactive_file 5\ntotal_inactive_file 50000\n")
+    assert memory.available(the_cpu()) == 350_000
+    (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")  # v1's "no limit"
+    assert memory.available(the_cpu()) == 2000 * 1024

@@ -268,7 +268,7 @@ def test_a_second_sigint_stops_at_once_even_while_a_program_is_compiled(tmp_path
     command = Command(workdir, digits(workdir, *sizes, "--compilation_cache=off"))
     command.wait_until(lambda: "training images" in command.said())
     command.process.send_signal(signal.SIGINT)
-    command.wait_until(lambda: "again, to stop at once" in command.said())
+    command.wait_until(lambda: "again to stop at once" in command.said())
     assert command.send(signal.SIGINT) == 128 + signal.SIGINT
     assert not command.trains()
     assert not (workdir / "checkpoints").exists()

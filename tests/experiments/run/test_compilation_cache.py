@@ -76,3 +76,13 @@ def test_a_folder_that_cannot_be_written_is_refused_only_where_it_was_asked_for(
     with pytest.raises(SettingsError, match=f"--compilation_cache={file}/below: cannot be written"):
         compilation_cache.enable(f"{file}/below")
     assert not hits("", XDG_CACHE_HOME=str(file))
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    assert compilation_cache.directory("") is None

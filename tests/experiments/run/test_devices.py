@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from experiments import digits
 from experiments.errors import SettingsError
-from experiments.run import devices
+from experiments.run import devices, setup
 from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints
 
@@ -29,7 +31,8 @@ import functools, json, re
 import jax, jax.numpy as jnp, numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType
-from experiments.run import devices
+from experiments import digits
+from experiments.run import devices, setup
 from lvae_jax import LadderVAE, training
 from lvae_jax.data import binarise
 
@@ -191,21 +194,29 @@ def test_a_mesh_of_one_device_serves_any_batch():
     assert mesh.size == 1
 
 
+BATCH_SCRIPT = {
+    "SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+}  # fmt: skip
+"""What sbatch sets for a script, which is one process."""
+
+
 @pytest.mark.parametrize(
     ("variables", "several"),
     [
         ({}, False),
-        ({"SLURM_NTASKS": "4"}, False),  # a script of sbatch's, not started by srun
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "1"}, True),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+        (BATCH_SCRIPT, False),
+        (BATCH_SCRIPT | {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0"}, True),  # srun
+        (BATCH_SCRIPT | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "0"}, False),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
     ],
 )
 def test_processes_are_connected_where_a_scheduler_started_several(variables, several, monkeypatch):
-    for name in ("SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "OMPI", "TPU")):
+            monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     calls = []
@@ -230,3 +241,53 @@ def test_a_coordinator_that_cannot_be_reached_is_named(monkeypatch):
     monkeypatch.setattr("jax.distributed.initialize", initialize)
     with pytest.raises(SettingsError, match=r"--coordinator_address=host:1: no answer; start all"):
         devices.start_processes(Settings(coordinator_address="host:1"))
+
+
+ALONE = """
+import sys
+from experiments import digits
+from experiments.run import devices, setup
+from experiments.settings import Settings
+assert devices.CONNECT_SECONDS < 60
+devices.CONNECT_SECONDS = 3.0
+address, process = sys.argv[1:]
+devices.start_processes(
+    Settings(coordinator_address=address, num_processes=2, process_id=int(process))
+)
+"""
+
+
+@pytest.mark.parametrize("process", ["0", "1"])
+def test_a_process_whose_peer_never_comes_ends_in_one_line(process):
+    address = f"localhost:{free_port()}"
+    result = subprocess.run(
+        [sys.executable, "-c", ALONE, address, process],
+        cwd=ROOT, env=environment(1), capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"error: --coordinator_address={address}: not all processes came; start all 2 processes, "
+        "with HOST:PORT of process 0\n"
+    )
+
+
+def test_devices_that_are_not_there_are_one_line_with_status_2(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "experiments.digits", f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT, env=environment(1) | {"JAX_PLATFORMS": "cuda"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: JAX_PLATFORMS=cuda: JAX cannot use these devices (")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_key_of_evaluation_is_of_threefry_whatever_jaxs_default_is():
+    dataset = digits.load(digits.DEFAULTS)
+    made = setup.make_experiment(digits.DEFAULTS, dataset)
+    expected = jax.random.key_data(made.key(1, "test_elbo", 3))
+    with jax.default_prng_impl("rbg"):
+        key = made.key(1, "test_elbo", 3)
+    assert str(jax.random.key_impl(key)) == "threefry2x32"
+    np.testing.assert_array_equal(jax.random.key_data(key), expected)
