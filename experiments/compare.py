@@ -5,25 +5,14 @@ A run is a workdir, finished or not; its JSON files are all that is read.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from experiments import cli, published
 from experiments.errors import SettingsError, WorkdirError
-from experiments.replicas import each
+from experiments.results import USED_KL, Run
 from experiments.settings import PATH, setting
-from experiments.show import figures
-from experiments.show.figures import USED_KL, Lines, used_units
-from experiments.show.shown import (
-    count_with_deviation,
-    different_by_replica,
-    over_replicas,
-    part_of_the_test_set,
-    seeds,
-    with_deviation,
-    with_error,
-)
+from experiments.show import figures, numbers
 
 NOTE = (
     "± is the standard deviation over seeds where a run has several of them; else, of the test "
@@ -36,27 +25,6 @@ class CompareSettings:
     """Where the comparison goes."""
 
     output: str = setting("comparison", PATH, "folder for table.md and the figures")
-
-
-class Run(NamedTuple):
-    """The files of a run."""
-
-    path: Path
-    config: Mapping[str, Any]
-    lines: Lines
-    results: Mapping[str, Any] | None
-    """None while it is not finished."""
-
-
-def read(path: Path) -> Run:
-    """Reads a run's files.
-
-    Raises:
-      WorkdirError: the folder is no run's.
-    """
-    from experiments.store.workdir import read_config, read_json, read_metrics
-
-    return Run(path, read_config(path), read_metrics(path), read_json(path / "results.json"))
 
 
 def names(runs: Sequence[Run]) -> list[str]:
@@ -83,37 +51,36 @@ def _cell(text: str) -> str:
 
 
 def _row(name: str, run: Run) -> tuple[str, ...]:
-    settings, results = run.config["settings"], run.results
-    last = figures.last_measured(run.lines, results)
-    likelihood, train_elbo, epochs = "", "", f"{len(run.lines)} of {settings['epochs']}"
-    if results:
-        of = [f"L_{results['eval_samples']}"]
-        if len(each(results)) > 1:
-            of.append(f"{len(each(results))} seeds")
-            of += [f"each with its {name}" for name in different_by_replica(settings)]
-            likelihood = over_replicas(results, "test_log_likelihood")
-        else:
-            likelihood = with_error(results)
-        if part := part_of_the_test_set(settings, results):
-            of.append(part)
-        likelihood += f" ({', '.join(of)})"
-        train_elbo, epochs = over_replicas(results, "train_elbo"), str(settings["epochs"])
+    settings, results, measured = run.settings, run.results, run.measured
+    layers = numbers.layers(measured) if measured else []
     paper = published.log_likelihood(run.config)
-    kl = zip(*figures.measured_kl_per_layer([], last), strict=True) if last else ()
     return (
         name,
         run.config["dataset"],
         f"{settings['model']}{settings['depth']}",
-        epochs,
-        seeds(settings),
-        likelihood,
+        f"{settings['epochs']}" if results else f"{len(run.epochs)} of {settings['epochs']}",
+        numbers.seeds(settings),
+        _log_likelihood(run),
         "" if paper is None else str(paper),
-        over_replicas(last, "test_elbo") if last else "",
-        train_elbo,
-        ", ".join(map(with_deviation, kl)),
-        ", ".join(map(count_with_deviation, used_units(last))) if last else "",
-        f"{sum(line['seconds'] for line in run.lines):,.0f}",
+        numbers.number(measured, "test_elbo") if measured else "",
+        numbers.number(results, "train_elbo") if results else "",
+        ", ".join(layer.kl for layer in layers),
+        ", ".join(layer.used for layer in layers),
+        f"{sum(epoch.seconds for epoch in run.epochs):,.0f}",
     )
+
+
+def _log_likelihood(run: Run) -> str:
+    """The test log-likelihood and what it is of; empty if the run is not finished."""
+    if run.results is None:
+        return ""
+    of = [f"L_{run.results.eval_samples}"]
+    if len(run.results.replicas) > 1:
+        of.append(f"{len(run.results.replicas)} seeds")
+        of += [f"each with its {name}" for name in numbers.different_by_replica(run.settings)]
+    if part := numbers.part_of_the_test_set(run.settings, run.results):
+        of.append(part)
+    return f"{numbers.log_likelihood(run.results)} ({', '.join(of)})"
 
 
 def compare(settings: CompareSettings, *workdirs: str) -> None:
@@ -127,11 +94,13 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
       SettingsError: there are none, or the output has no place.
       WorkdirError: one is no run's, or has no finished epoch.
     """
+    from experiments.store.workdir import read_run
+
     if not workdirs:
         raise SettingsError("no runs given; name workdirs: python -m experiments.compare RUN...")
-    runs = [read(Path(workdir)) for workdir in workdirs]
+    runs = [read_run(Path(workdir)) for workdir in workdirs]
     for run in runs:
-        if not run.lines:
+        if not run.epochs:
             raise WorkdirError(f"{run.path} has no finished epoch yet; leave it out or wait")
     text = f"{table(runs)}\n{NOTE}\n"
     print(text, end="")
@@ -144,11 +113,9 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
         ) from error
     (folder / "table.md").write_text(text, encoding="utf-8")
     by_name = dict(zip(names(runs), runs, strict=True))
-    curves = figures.learning_curves({name: run.lines for name, run in by_name.items()})
+    curves = figures.learning_curves({name: run.epochs for name, run in by_name.items()})
     figures.write_png(folder / "learning_curves.png", curves)
-    layers = {
-        name: figures.measured_kl_per_layer(run.lines, run.results) for name, run in by_name.items()
-    }
+    layers = {name: run.measured or run.epochs[-1] for name, run in by_name.items()}
     figures.write_png(folder / "kl_per_layer.png", figures.kl_per_layer(layers))
     print(f"{folder} holds this table, learning_curves.png and kl_per_layer.png.")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments import cli
 from experiments.errors import SettingsError, WorkdirError
+from experiments.results import Run
 from experiments.settings import PATH, setting, whole
 
 
@@ -55,17 +56,15 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     )
     from experiments.show import drawing, page
     from experiments.store.workdir import (
-        is_old,
         read_chosen_epochs,
         read_config,
-        read_json,
         read_metrics,
+        read_results,
         read_trained,
     )
     from lvae_jax.data import DataError
 
     config = read_config(path)
-    config.setdefault("experiment", None)
     config["experiment"] = changed.pop("experiment", config["experiment"])
     if not read_metrics(path):
         raise WorkdirError(f"{path} has no finished epoch yet; wait for the first")
@@ -74,14 +73,13 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
             f"{path} names no experiment, so its model cannot be drawn anew; give --experiment, "
             "or leave --layer out"
         )
-    # A finished run of an older version keeps the figures that were drawn at its end.
-    if config["experiment"] is not None and not (is_old(config) and layer is None):
+    if config["experiment"] is not None:
         params, step = read_trained(path)
         settings = registry.settings_of(config, **changed)
         if layer is not None and layer > settings.depth:
             raise WorkdirError(f"--layer={layer}: the model of {path} has {settings.depth} layers")
         dataset = registry.experiment(config["experiment"]).load(settings)
-        if config.get("data_sha256", dataset.sha256()) != dataset.sha256():
+        if config["data_sha256"] != dataset.sha256():
             raise DataError(
                 f"{dataset.name} is not the data that {path} was trained on; give its --data_dir"
             )
@@ -91,7 +89,8 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
         epoch = chosen[0] if chosen else step // steps_per_epoch(experiment)
         variables = evaluation_variables(experiment, first, epoch)
         drawing.draw_model(experiment, jax.device_get(variables), path / "figures", layer)
-    page.write(path, config, registry.command(config, path), read_json(path / "results.json"))
+    run = Run(path, config, read_metrics(path), read_results(path))
+    page.write(run, registry.command(config, path))
 
 
 def main(settings: ReportSettings, *workdirs: str) -> None:

@@ -6,6 +6,7 @@ of metrics.jsonl, `RunResults` is results.json. Both become JSON, and are made o
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -80,6 +81,15 @@ class Replicated:
         return [
             tuple(sum(kl > USED_KL for kl in layer) for layer in layers)
             for layers in self.each("kl_per_unit")
+        ]
+
+    def kl_by_layer(self) -> list[tuple[float, ...]]:
+        """[replicas][layers]: the test set's KL, or the training set's if that is all there is."""
+        return [
+            replica.kl_per_layer
+            if replica.kl_per_unit is None
+            else tuple(map(sum, replica.kl_per_unit))
+            for replica in self.replicas
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -163,6 +173,28 @@ class RunResults(Replicated):
           ValueError: it is no results.json.
         """
         return _read(cls, ReplicaResults, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run's folder says of it: all that is shown is shown of this."""
+
+    path: Path
+    config: Mapping[str, Any]
+    epochs: Sequence[EpochRecord]
+    results: RunResults | None
+    """None while the run is not finished."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings of config.json."""
+        return self.config["settings"]
+
+    @property
+    def measured(self) -> EpochRecord | RunResults | None:
+        """The last evaluation: the results, or the last epoch that was evaluated, or None."""
+        evaluated = (epoch for epoch in reversed(self.epochs) if epoch.evaluated)
+        return self.results or next(evaluated, None)
 
 
 def _elementwise(statistic: Callable[[list[Any]], Any], values: Sequence[Any]) -> Any:

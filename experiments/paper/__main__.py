@@ -17,7 +17,7 @@ from experiments.paper.plan import (
     estimated_seconds,
     planned_runs,
     products_per_second,
-    read,
+    results_of,
     scaled,
     show_plan,
 )
@@ -40,7 +40,7 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
     speed = products_per_second()
     left = {planned.name: estimated_seconds(planned, speed) for planned in runs}
     for i, planned in enumerate(runs, start=1):
-        if read(planned) is None:
+        if results_of(planned) is None:
             print(
                 f"\n[{i}/{len(runs)}] {planned.name}; about {duration(sum(left.values()))} left "
                 "for all",

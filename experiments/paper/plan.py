@@ -4,12 +4,13 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments import registry
 from experiments.published import VARIANTS
+from experiments.results import RunResults
 from experiments.settings import (
     FLAG,
     PATH,
@@ -101,14 +102,6 @@ class PlannedRun(NamedTuple):
     def command(self) -> Command:
         """The command that makes the run alone."""
         return Command(self.experiment, registry.experiment(self.experiment).defaults)
-
-
-class Finished(NamedTuple):
-    """What a finished run left."""
-
-    config: Mapping[str, Any]
-    lines: Sequence[Mapping[str, Any]]
-    results: Mapping[str, Any]
 
 
 def plan(paper: PaperSettings, item: str) -> list[PlannedRun]:
@@ -204,13 +197,11 @@ def _in_its_folder(paper: PaperSettings, planned: PlannedRun) -> PlannedRun:
     return planned._replace(settings=dataclasses.replace(planned.settings, workdir=str(folder)))
 
 
-def read(planned: PlannedRun) -> Finished | None:
-    """What the run left; None if it is not finished."""
-    from experiments.store.workdir import read_config, read_json, read_metrics
+def results_of(planned: PlannedRun) -> RunResults | None:
+    """What a run found; None if it is not finished."""
+    from experiments.store.workdir import read_results
 
-    path = Path(planned.settings.workdir)
-    results = read_json(path / "results.json")
-    return None if results is None else Finished(read_config(path), read_metrics(path), results)
+    return read_results(Path(planned.settings.workdir))
 
 
 def kernel_sizes(planned: PlannedRun) -> tuple[int, int]:
@@ -270,7 +261,7 @@ def estimated_seconds(planned: PlannedRun, speed: float) -> float:
     """Time that the rest of a run takes, by its own epochs so far or by its matrix products."""
     from experiments.store.workdir import read_metrics
 
-    if read(planned) is not None:
+    if results_of(planned) is not None:
         return 0.0
     settings = planned.settings
     _, train_images, test_images = SIZES[planned.experiment]
@@ -279,7 +270,7 @@ def estimated_seconds(planned: PlannedRun, speed: float) -> float:
     epoch = 6 * train_images * (per_image + samples * per_sample) * AROUND_PRODUCTS / speed
     lines = read_metrics(Path(settings.workdir))
     if len(lines) > 1:
-        epoch = statistics.median(line["seconds"] for line in lines)
+        epoch = statistics.median(line.seconds for line in lines)
     likelihood = 2 * test_images * settings.eval_samples * per_sample * AROUND_PRODUCTS / speed
     return (settings.epochs - len(lines)) * epoch + likelihood + AROUND_RUN
 
@@ -295,7 +286,7 @@ def show_plan(paper: PaperSettings, runs: Sequence[PlannedRun]) -> None:
         total += seconds
         done = len(read_metrics(Path(planned.settings.workdir)))
         state = "to do" if not done else f"epoch {done}"
-        if read(planned) is not None:
+        if results_of(planned) is not None:
             state = "finished"
         epochs = f"{planned.settings.epochs:,} epochs"
         print(f"{planned.name:<36} {epochs:>13}  {state:<12} {duration(seconds):>9}")

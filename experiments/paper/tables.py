@@ -9,17 +9,17 @@ from typing import Any
 
 from experiments import published
 from experiments.paper.plan import (
-    Finished,
     PaperSettings,
     PlannedRun,
     plan,
     planned_runs,
-    read,
+    results_of,
     scaled,
 )
 from experiments.published import VARIANTS
+from experiments.results import RunResults
 from experiments.show import figures
-from experiments.show.shown import with_error
+from experiments.show.numbers import log_likelihood
 
 
 def write_tables(paper: PaperSettings) -> None:
@@ -48,7 +48,7 @@ def results_csv(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
     for planned in runs:
-        finished = read(planned)
+        finished = results_of(planned)
         row: dict[str, Any] = {
             "run": planned.name,
             "dataset": planned.experiment,
@@ -61,18 +61,19 @@ def results_csv(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
             "paper_log_likelihood": paper_number(planned, finished),
         }
         if finished:
-            row |= {name: finished.results.get(name, "") for name in CSV_COLUMNS if name not in row}
+            found = finished.to_json()
+            row |= {name: found[name] for name in CSV_COLUMNS if name not in row}
             for name in ("kl_per_layer", "active_units"):
-                row[name] = " ".join(f"{value:g}" for value in finished.results[name])
+                row[name] = " ".join(f"{value:g}" for value in found[name])
         writer.writerow(row)
     return text.getvalue()
 
 
-def paper_number(planned: PlannedRun, finished: Finished | None) -> float | None:
+def paper_number(planned: PlannedRun, finished: RunResults | None) -> float | None:
     """The paper's test log-likelihood for the run; None where it has none."""
     # Only its files tell a stand-in from the original, so before the run it passes for that.
     original = {"norb": "small_norb"}.get(planned.experiment, planned.experiment)
-    dataset = finished.config["dataset"] if finished else original
+    dataset = finished.dataset if finished else original
     if dataset == "mnist" and f"+ {planned.variant}" in published.TABLE_1:
         return published.TABLE_1[f"+ {planned.variant}"]
     return published.log_likelihood(
@@ -80,10 +81,10 @@ def paper_number(planned: PlannedRun, finished: Finished | None) -> float | None
     )
 
 
-def _number(finished: Finished | None) -> str:
+def _number(finished: RunResults | None) -> str:
     if finished is None:
         return ""
-    return with_error(finished.results)
+    return log_likelihood(finished)
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -94,7 +95,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 def _note(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
     """What stands above a table: what its numbers are, and how they were made."""
     settings = runs[0].settings
-    devices = {finished.results["device"] for run in runs if (finished := read(run))}
+    devices = {finished.device for run in runs if (finished := results_of(run))}
     return (
         f"Test log-likelihood, L_{settings.eval_samples}, in nats; ± is the standard error over "
         f"the test images. {settings.epochs:,} epochs, seed {settings.seed}"
@@ -120,14 +121,14 @@ def table_1(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
     layers = runs[0].settings.depth
     names = [f"LVAE, {layers} layers", "+ fine-tuning", "+ fine-tuning, IW = 10"]
     for name, number, planned in zip(names, published.TABLE_1.values(), runs, strict=True):
-        finished = read(planned)
+        finished = results_of(planned)
         rows.append(
             [
                 name,
                 str(number),
                 _number(finished),
-                f"{finished.results['test_elbo']:.2f}" if finished else "",
-                f"{finished.results['training_seconds']:,.0f}" if finished else "",
+                f"{finished.mean('test_elbo'):.2f}" if finished else "",
+                f"{finished.training_seconds:,.0f}" if finished else "",
             ]
         )
     return f"# Table 1: {runs[0].experiment}\n\n{_note(paper, runs)}{_markdown(rows)}"
@@ -139,7 +140,7 @@ def table_2(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
     for experiment in dict.fromkeys(planned.experiment for planned in runs):
         of_data = [planned for planned in runs if planned.experiment == experiment]
         by_place = {(planned.settings.depth, planned.variant): planned for planned in of_data}
-        names = {finished.config["dataset"] for run in of_data if (finished := read(run))}
+        names = {finished.dataset for run in of_data if (finished := results_of(run))}
         rows = [["units", *VARIANTS]]
         for depth in sorted({planned.settings.depth for planned in of_data}):
             settings = of_data[-1].settings
@@ -149,12 +150,12 @@ def table_2(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
                 if planned is None:
                     row.append("")
                     continue
-                finished = read(planned)
+                finished = results_of(planned)
                 number = paper_number(planned, finished)
                 row.append(f"{_number(finished)} ({number})" if number else _number(finished))
             rows.append(row)
         text += f"## {', '.join(sorted(names)) or experiment}\n\n{_note(paper, of_data)}"
-        if any(paper_number(planned, read(planned)) for planned in of_data):
+        if any(paper_number(planned, results_of(planned)) for planned in of_data):
             text += f"In brackets the paper's numbers. {published.TABLE_2_NOTE}\n\n"
         text += f"{_markdown(rows)}\n"
     return text
@@ -162,38 +163,35 @@ def table_2(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
 
 def write_figures(paper: PaperSettings) -> None:
     """Writes the figures, of the runs that are finished."""
+    from experiments.store.workdir import read_run
+
     folder = Path(paper.workdir)
     for item in paper.items:
-        found = [(planned, read(planned)) for planned in plan(paper, item)]
-        runs = [(planned, finished) for planned, finished in found if finished is not None]
-        if not runs or item.startswith("table"):
+        found = [(planned, results_of(planned)) for planned in plan(paper, item)]
+        finished = [(planned, results) for planned, results in found if results is not None]
+        if not finished or item.startswith("table"):
             continue
-        by_name = {planned.variant: finished for planned, finished in runs}
-        evaluated = {
-            name: [line for line in finished.lines if "kl_per_unit" in line]
-            for name, finished in by_name.items()
+        runs = {
+            planned.variant: read_run(Path(planned.settings.workdir)) for planned, _ in finished
         }
-        title = f"{runs[0][1].config['dataset']}.{scaled(paper)}"
+        epochs = {name: run.epochs for name, run in runs.items()}
+        title = f"{finished[0][1].dataset}.{scaled(paper)}"
         if item == "figure2":
-            figure = figures.learning_curves({name: run.lines for name, run in by_name.items()})
+            figure = figures.learning_curves(epochs)
         elif item == "figure3":
-            figure = figures.by_depth(*_by_depth(runs))
+            figure = figures.by_depth(*_by_depth(finished))
         elif item == "figure4":
-            figure = figures.kl_per_unit_of_runs(evaluated)
+            figure = figures.kl_per_unit(epochs)
         elif item == "figure5":
-            figure = figures.kl_per_layer(
-                {name: finished.results["kl_per_layer"] for name, finished in by_name.items()}
-            )
+            figure = figures.kl_per_layer({planned.variant: found for planned, found in finished})
         else:
             file = Path("figures") / "principal_components.png"
-            figure = figures.above_each_other(
-                {planned.variant: Path(planned.settings.workdir) / file for planned, _ in runs}
-            )
+            figure = figures.above_each_other({name: run.path / file for name, run in runs.items()})
         figures.write_png(folder / f"{item}.png", figures.titled(figure, title))
 
 
 def _by_depth(
-    runs: Sequence[tuple[PlannedRun, Finished]],
+    runs: Sequence[tuple[PlannedRun, RunResults]],
 ) -> tuple[dict[str, dict[str, dict[int, float]]], dict[str, tuple[str, float]]]:
     """Figure 3: what its panels hold, and the paper's number where there is one."""
     samples = runs[0][0].settings.eval_samples
@@ -207,8 +205,8 @@ def _by_depth(
     for planned, finished in runs:
         for name, title in panels.items():
             curve = values[title].setdefault(planned.variant, {})
-            curve[planned.settings.depth] = finished.results[name]
-        if finished.config["dataset"] == "mnist" and planned.variant == VARIANTS[-1]:
+            curve[planned.settings.depth] = finished.mean(name)
+        if finished.dataset == "mnist" and planned.variant == VARIANTS[-1]:
             number = published.TABLE_1["LVAE, 5 layers"]
             reference[panels["test_log_likelihood"]] = ("the paper's LVAE, 5 layers", number)
     return values, reference

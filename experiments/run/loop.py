@@ -15,11 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lvae_jax
-from experiments import published
 from experiments.errors import Interrupted, NonFiniteError, SettingsError
 from experiments.progress import Progress
-from experiments.replicas import each
-from experiments.results import EpochRecord, ReplicaEpoch, RunResults
+from experiments.results import EpochRecord, ReplicaEpoch, Run, RunResults
 from experiments.run import devices
 from experiments.run.record import Record
 from experiments.run.setup import (
@@ -39,12 +37,7 @@ from experiments.run.setup import (
 )
 from experiments.run.signals import Interruption
 from experiments.settings import Command, Settings
-from experiments.show.shown import (
-    count_with_deviation,
-    over_replicas,
-    with_deviation,
-    with_error,
-)
+from experiments.show import console
 from experiments.store.workdir import Workdir, read_config, read_trained
 from lvae_jax import diagnosis, schedules, training
 from lvae_jax.data import Dataset
@@ -90,7 +83,7 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
     line = command and command.line(settings, path)
     results = workdir.results()
     if results is not None:
-        tell(f"{workdir.path} is finished.", describe(results, config))
+        tell(f"{workdir.path} is finished.", console.describe(results, config))
         return
     precision = jax.default_matmul_precision(MATMUL_PRECISION[settings.matmul_precision])
     with precision, Interruption() as interruption:
@@ -100,7 +93,7 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
         with contextlib.closing(workdir):
             results = train_and_evaluate(experiment, workdir, line, initial, interruption, started)
     tell(
-        describe(results, config),
+        console.describe(results, config),
         f"{workdir.path / 'report.html'} shows it.",
         f"{workdir.path} is finished, {time.monotonic() - started:.0f} s after this start.",
     )
@@ -113,7 +106,7 @@ def train_and_evaluate(
     initial: Any,
     interruption: Interruption,
     started: float,
-) -> dict[str, Any]:
+) -> RunResults:
     """A run in its folder, from the newest checkpoint on if there is one.
 
     Args:
@@ -125,7 +118,7 @@ def train_and_evaluate(
       started: when, for the progress.
 
     Returns:
-      What results.json holds.
+      What the run found.
     """
     settings, mesh = experiment.settings, experiment.mesh
     like = state_like(experiment)  # traced here, once, for both threads
@@ -151,9 +144,10 @@ def train_and_evaluate(
         + (f" and {step % per_epoch} steps" if step % per_epoch else "")
     )
     program = compiling.result()
-    state, chosen, seconds = train(
+    state, chosen, epochs = train(
         experiment, program, workdir, command, state, step, interruption, started
     )
+    seconds = sum(epoch.seconds for epoch in epochs)
 
     # Evaluate, the epoch with the best validation ELBO if there is one.
     evaluation_started = time.monotonic()
@@ -194,13 +188,13 @@ def train_and_evaluate(
         training_seconds=seconds,
         wall_seconds=seconds + time.monotonic() - evaluation_started,
         device=devices.describe(),
-    ).to_json()
+    )
     if devices.writes():
         from experiments.show import page, tensorboard
 
-        config = workdir.config
-        page.write(workdir.path, config, command, results)
-        tensorboard.write_pictures(workdir.path, settings.epochs)
+        page.write(Run(workdir.path, workdir.config, epochs, results), command)
+        with tensorboard.Events(workdir.path, "figures") as events:
+            events.add_figures(workdir.path / "figures", settings.epochs)
         workdir.write_results(results)
     return results
 
@@ -214,7 +208,7 @@ def train(
     step: int,
     interruption: Interruption,
     started: float,
-) -> tuple[TrainState, Chosen, float]:
+) -> tuple[TrainState, Chosen, list[EpochRecord]]:
     """Trains to the last epoch, writing metrics and checkpoints on the way.
 
     Args:
@@ -228,8 +222,7 @@ def train(
       started: when, for the progress.
 
     Returns:
-      The final state, what is to be evaluated, and the seconds that all epochs took, those of
-      earlier starts included.
+      The final state, what is to be evaluated, and all epochs, those of earlier starts included.
 
     Raises:
       NonFiniteError: a loss or a gradient was not finite.
@@ -238,10 +231,10 @@ def train(
     settings, mesh = experiment.settings, experiment.mesh
     per_epoch = steps_per_epoch(experiment)
     epoch = step // per_epoch
-    lines = [EpochRecord.from_json(line) for line in workdir.truncate_metrics(epoch)]
+    epochs = workdir.truncate_metrics(epoch)
     chosen = restore_chosen(experiment, workdir, state) if settings.validation else None
     with Record(
-        workdir, lines, Progress("epoch", settings.epochs, epoch, shown=devices.writes())
+        workdir, epochs, Progress("epoch", settings.epochs, epoch, shown=devices.writes())
     ) as record:
         saved = epoch_started = time.monotonic()
         compiled = False
@@ -282,7 +275,7 @@ def train(
                 epoch_started = time.monotonic()
                 held_out = line.mean("validation_elbo")
                 if chosen is not None and held_out is not None:
-                    chosen = choose(experiment, workdir, chosen, state, step, record.lines, line)
+                    chosen = choose(experiment, workdir, chosen, state, step, record.epochs, line)
                 record.add(line)
                 score = line.mean("train_elbo") if held_out is None else held_out
             waited = time.monotonic() - saved
@@ -302,7 +295,7 @@ def train(
     if chosen is None:
         chosen = Chosen(state.params, jnp.full((settings.replicas,), settings.epochs, jnp.int32))
         chosen = chosen._replace(epoch=devices.put(chosen.epoch, mesh, "replica"))
-    return state, chosen, sum(line.seconds for line in record.lines)
+    return state, chosen, record.epochs
 
 
 def how_to_resume(command: str | None) -> str:
@@ -507,69 +500,3 @@ def tell(*lines: str) -> None:
     """What a run says at its end, of one process alone."""
     if devices.writes():
         print(*lines, sep="\n")
-
-
-def describe(results: dict[str, Any], config: dict[str, Any]) -> str:
-    """results.json for a person."""
-    from experiments.show.figures import USED_KL, used_units
-
-    number = published.log_likelihood(config)
-    paper = ""
-    if number is not None:
-        paper = f"   (the paper, after {published.EPOCHS[results['dataset']]:,} epochs: {number})"
-    by_replica = each(results)
-    chosen = ""
-    if any(replica["chosen_epoch"] != results["epochs"] for replica in by_replica):
-        epochs = ", ".join(str(replica["chosen_epoch"]) for replica in by_replica)
-        chosen = f", epoch {epochs} chosen by validation"
-    layers = [
-        f"  z_{i}: KL {with_deviation(kl):>6} nats; of {len(by_replica[0]['kl_per_unit'][i - 1])} "
-        f"units {count_with_deviation(active)} active, "
-        f"{count_with_deviation(used)} with KL > {USED_KL}"
-        for i, (kl, active, used) in enumerate(
-            zip(
-                zip(*(replica["kl_per_layer"] for replica in by_replica), strict=True),
-                zip(*(replica["active_units"] for replica in by_replica), strict=True),
-                used_units(results),
-                strict=True,
-            ),
-            start=1,
-        )
-    ]
-    replicas = results.get("replicas", [])
-    seeds = f"seed {results['seed']}"
-    if replicas:
-        seeds = f"{len(replicas)} replicas, seeds {results['seed']} to {replicas[-1]['seed']}"
-    return "\n".join(
-        [
-            f"{results['dataset']}, {results['model']} with {len(results['active_units'])} layers, "
-            f"{results['epochs']} epochs{chosen}, {seeds}",
-            f"test log-likelihood {log_likelihood(results)}{paper}",
-            f"test ELBO {over_replicas(results, 'test_elbo')} nats, "
-            f"train ELBO {over_replicas(results, 'train_elbo')} nats",
-            *(
-                f"  seed {replica['seed']}: test log-likelihood "
-                f"{with_error(replica)} (over the images), test ELBO {replica['test_elbo']:.2f}"
-                for replica in replicas
-            ),
-            f"effective sample size {results['effective_sample_size']:.0f} "
-            f"of {results['eval_samples']}",
-            *layers,
-            f"{results['training_seconds']:.0f} s of training, {results['wall_seconds']:.0f} s in "
-            f"all, on {results['device']}",
-        ]
-    )
-
-
-def log_likelihood(results: dict[str, Any]) -> str:
-    """The test log-likelihood, what its uncertainty is, and what it is of."""
-    of = [f"L_{results['eval_samples']}"]
-    if images := results.get("eval_images"):
-        of[0] += f" of {images:,} image{'s' * (images != 1)}"
-    number = with_error(results)
-    if "replicas" in results:
-        number = over_replicas(results, "test_log_likelihood")
-        of.append("mean and standard deviation over replicas")
-    elif results["test_log_likelihood_standard_error"] is not None:
-        of.append("the standard error is over the test images")
-    return f"{number} nats ({'; '.join(of)})"

@@ -1,33 +1,39 @@
 """What a run records as it goes: metrics.jsonl, TensorBoard, progress."""
 
+from typing import TYPE_CHECKING
+
 from experiments.progress import Progress
 from experiments.results import EpochRecord
-from experiments.show.shown import with_deviation
+from experiments.show import console
 from experiments.store.workdir import Workdir, remove_tensorboard
+
+if TYPE_CHECKING:
+    from experiments.show.tensorboard import Events
 
 
 class Record:
-    """Writes a line an epoch to metrics.jsonl, TensorBoard and the progress; a context manager.
+    """Writes every epoch to metrics.jsonl, TensorBoard and the progress; a context manager.
 
-    Of several processes only the one that writes does; all have the lines.
+    Of several processes only the one that writes does; all have the epochs.
     """
 
-    def __init__(self, workdir: Workdir, lines: list[EpochRecord], progress: Progress):
-        """Starts TensorBoard's files anew from the lines there are.
+    def __init__(self, workdir: Workdir, epochs: list[EpochRecord], progress: Progress):
+        """Starts TensorBoard's files anew from the epochs there are.
 
         Args:
           workdir: of the run.
-          lines: of metrics.jsonl so far.
+          epochs: so far.
           progress: counts epochs.
 
         Raises:
           WorkdirError: the disk is full, or cannot be written.
         """
-        self.workdir, self.lines, self.progress = workdir, lines, progress
+        self.workdir, self.epochs, self.progress = workdir, epochs, progress
+        self._events: Events | None = None
         if workdir.writes:
             remove_tensorboard(workdir.path)
-            if lines:
-                self._write_events(lines)
+        for epoch in epochs:
+            self._write_events(epoch)
 
     def __enter__(self) -> "Record":
         self.progress.__enter__()
@@ -35,23 +41,26 @@ class Record:
 
     def __exit__(self, *_: object) -> None:
         self.progress.__exit__()
+        if self._events is not None:
+            self._events.close()
 
-    def add(self, line: EpochRecord) -> None:
-        """Records the line of an epoch.
+    def add(self, epoch: EpochRecord) -> None:
+        """Records an epoch.
 
         Raises:
           WorkdirError: the disk is full, or cannot be written.
         """
-        self.lines.append(line)
-        self.workdir.append_metrics(line.to_json())
-        if self.workdir.writes:
-            self._write_events([line])
-        note = f"beta {line.mean('beta'):.2f}  ELBO {with_deviation(line.each('train_elbo'))}"
-        self.progress.update(line.epoch + 1, note)
+        self.epochs.append(epoch)
+        self.workdir.append_metrics(epoch)
+        self._write_events(epoch)
+        self.progress.update(epoch.epoch + 1, console.progress(epoch))
 
-    def _write_events(self, lines: list[EpochRecord]) -> None:
-        # Not before the first epoch is done: tensorboardX imports PyTorch where that is installed.
-        from experiments.show import tensorboard
+    def _write_events(self, epoch: EpochRecord) -> None:
+        if not self.workdir.writes:
+            return
+        if self._events is None:
+            # Not before an epoch is done: tensorboardX imports PyTorch where that is installed.
+            from experiments.show.tensorboard import Events
 
-        events = [event for line in lines for event in tensorboard.events_of(line.to_json())]
-        tensorboard.write_events(tensorboard.events_file(self.workdir.path), events)
+            self._events = Events(self.workdir.path, "metrics")
+        self._events.add_epoch(epoch)

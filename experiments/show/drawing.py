@@ -8,33 +8,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.replicas import each, of_the_first
+from experiments.results import Run
 from experiments.run.setup import Experiment
 from experiments.show import figures, pictures
-from experiments.show.figures import Lines
 
 RECONSTRUCTED = 40
 PROJECTED = 2000
 """Test images, at most, that are reconstructed, and whose samples of z are projected."""
 
 
-def draw_metrics(lines: Lines, results: Mapping[str, Any] | None, folder: Path) -> None:
-    """Writes the figures that the metrics alone make.
+def draw_metrics(run: Run, folder: Path) -> None:
+    """Writes the figures that a run's metrics alone make.
 
     Args:
-      lines: of the run's metrics so far, at least one.
-      results: of results.json; None while the run is not finished.
+      run: with at least one epoch.
       folder: for NAME.png.
     """
-    figures.write_png(folder / "learning_curves.png", figures.learning_curves({"": lines}))
-    evaluated = [line for line in of_the_first(lines) if "kl_per_unit" in line]
-    if evaluated:
-        replicas = len(each(lines[-1]))
-        # Units of different replicas do not correspond.
-        title = f"the first of {replicas} replicas" if replicas > 1 else ""
-        kl_per_layer = figures.measured_kl_per_layer(lines, results)
-        figures.write_png(folder / "kl_per_unit.png", figures.kl_per_unit(evaluated, title))
-        figures.write_png(folder / "kl_per_layer.png", figures.kl_per_layer({"": kl_per_layer}))
+    figures.write_png(folder / "learning_curves.png", figures.learning_curves({"": run.epochs}))
+    if any(epoch.evaluated for epoch in run.epochs):
+        kl_per_layer = figures.kl_per_layer({"": run.measured or run.epochs[-1]})
+        figures.write_png(folder / "kl_per_unit.png", figures.kl_per_unit({"": run.epochs}))
+        figures.write_png(folder / "kl_per_layer.png", kl_per_layer)
 
 
 def draw_model(

@@ -1,8 +1,8 @@
 """Figures of runs, after the paper's: axes named with units, colours told apart by everybody.
 
-Every function returns a matplotlib figure; nothing here reads a file. A run is given by the lines
-of its metrics.jsonl. Colours are Okabe and Ito's, which survive colour-blindness; what they tell
-apart is also told by line, hatch or place, which survives grey printing.
+Every function returns a matplotlib figure of records or arrays. Colours are Okabe and Ito's, which
+survive colour-blindness; what they tell apart is also told by line, hatch or place, which survives
+grey printing.
 """
 
 import io
@@ -12,19 +12,19 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
 from PIL import Image
 
-from experiments.replicas import each
-from experiments.show.shown import with_deviation
+from experiments.results import USED_KL, EpochRecord, Replicated
+from experiments.show.numbers import with_deviation
 
-Lines = Sequence[Mapping[str, Any]]
-"""Of a metrics.jsonl."""
+Epochs = Sequence[EpochRecord]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's; more runs than these repeat them with other markers."""
@@ -32,10 +32,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX*<>"
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "**")
 """One more than the colours, so that bars of one colour differ in it."""
-
-USED_KL = 0.01
-"""Nats. A unit of a lower layer can be active, by the variance of its posterior mean, only because
-its prior follows the layer above; its KL says how much it adds of its own."""
 
 THIN: Any = {"linewidth": 0.7, "alpha": 0.45, "zorder": 1.5}
 """The curve of one replica, beneath that of their mean."""
@@ -54,16 +50,15 @@ STYLE: Any = {
 }
 
 
-def learning_curves(runs: Mapping[str, Lines]) -> Figure:
+def learning_curves(runs: Mapping[str, Epochs]) -> Figure:
     """L_1 by epoch, after the paper's Figure 2: training set full, test set dashed.
 
     The training curve is each epoch's mean over its steps, with beta = 1 whatever the warm-up; the
-    test curve is there for the epochs that were evaluated. Of a run with replicas their mean is
-    drawn, and each of them thin in the same colour. The axis leaves out what lies below the last
-    nine tenths of the epochs.
+    test curve has the epochs that were evaluated. Replicas are drawn thin, their mean over
+    them. The axis leaves out what lies below the last nine tenths of the epochs.
 
     Args:
-      runs: lines of metrics by the name of the run.
+      runs: epochs by the name of the run.
 
     Returns:
       The figure.
@@ -71,42 +66,50 @@ def learning_curves(runs: Mapping[str, Lines]) -> Figure:
     with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.2 + _legend_height(len(runs), 2)))
         axes = figure.add_subplot()
-        settled, everything = [np.zeros(0)], [np.zeros(0)]
-        for i, (name, lines) in enumerate(runs.items()):
+        drawn: list[tuple[np.ndarray, np.ndarray]] = []
+        for i, (name, epochs) in enumerate(runs.items()):
             look: Any = {
                 "color": COLOURS[i % len(COLOURS)],
                 "marker": MARKERS[i % len(MARKERS)],
                 "markersize": 4,
                 "linewidth": 1.5,
             }
-            for key, dashes in (("train_elbo", "-"), ("test_elbo", "--")):
-                points = [(line["epoch"], line[key]) for line in lines if key in line]
-                if points:
-                    epochs, values = np.array(points, float).T
-                    every = max(1, len(values) // 8)
-                    axes.plot(epochs, values, dashes, markevery=every, **look)
-                    # [epochs, replicas]; of a single run once more what is drawn already.
-                    by_replica = np.array(
-                        [[one[key] for one in each(line)] for line in lines if key in line], float
-                    )
-                    if by_replica.shape[1] > 1:
-                        axes.plot(epochs, by_replica, dashes, color=look["color"], **THIN)
-                    settled.append(by_replica[epochs >= (epochs[-1] + 1) // 10].ravel())
-                    everything.append(by_replica.ravel())
+            drawn.append(_curve(axes, epochs, "train_elbo", linestyle="-", **look))
+            evaluated = [epoch for epoch in epochs if epoch.evaluated]
+            if evaluated:
+                drawn.append(_curve(axes, evaluated, "test_elbo", linestyle="--", **look))
             if name:
                 axes.plot([], [], label=_label(name), **look)
         for dashes, name in (("-", "training set"), ("--", "test set")):
             axes.plot([], [], dashes, color="black", label=name)
-        late, all_ = (a[np.isfinite(a)] for a in map(np.concatenate, (settled, everything)))
-        if len(late):
-            low, high = float(late.min()), float(all_.max())
-            margin = 0.05 * (high - low) or 1.0
-            axes.set_ylim(low - margin, high + margin)
+        _limit(axes, drawn)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.set_ylabel("$L_1$ (ELBO), nats")
         _add_legend(figure, len(runs), "lower right")
     return figure
+
+
+def _curve(axes: Axes, epochs: Epochs, name: str, **look: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a number by epoch; returns the epochs and the numbers, [epochs, replicas]."""
+    x = np.array([epoch.epoch for epoch in epochs])
+    values = np.array([epoch.each(name) for epoch in epochs], float)
+    mean = np.array([epoch.mean(name) for epoch in epochs], float)
+    axes.plot(x, mean, markevery=max(1, len(x) // 8), **look)
+    if values.shape[1] > 1:
+        axes.plot(x, values, color=look["color"], linestyle=look["linestyle"], **THIN)
+    return x, values
+
+
+def _limit(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Limits the axis to the finite values of the last nine tenths of every curve, and above."""
+    late = np.concatenate([y[x >= (x[-1] + 1) // 10].ravel() for x, y in curves])
+    late = late[np.isfinite(late)]
+    if len(late):
+        every = np.concatenate([y.ravel() for _, y in curves])
+        low, high = float(late.min()), float(every[np.isfinite(every)].max())
+        margin = 0.05 * (high - low) or 1.0
+        axes.set_ylim(low - margin, high + margin)
 
 
 def _label(name: str) -> str:
@@ -127,70 +130,76 @@ def _legend_height(runs: int, others: int = 0) -> float:
     return 0.22 * -(-(runs + others) // 2) if runs > 2 else 0.0
 
 
-def kl_per_unit(lines: Lines, title: str = "") -> Figure:
+def kl_per_unit(runs: Mapping[str, Epochs]) -> Figure:
     """KL of every unit over training on a logarithmic scale, after the paper's Figure 4.
 
-    A row of panels a layer, the top layer uppermost; a layer's units sorted by their last KL. White
-    is a unit that is not used, with less than `USED_KL` nats.
+    A row of panels per layer, the top layer uppermost, and a column per run; a layer's units are
+    sorted by their last KL. White is a unit that is not used, with less than `USED_KL` nats. Units
+    of different replicas do not correspond: the first replica is drawn.
 
     Args:
-      lines: of metrics, those of the evaluated epochs.
-      title: above the figure.
+      runs: epochs, of which those that were evaluated are drawn, by the name of the run; all runs
+        of the same depth.
 
     Returns:
       The figure.
     """
-    return kl_per_unit_of_runs({title: lines})
-
-
-def kl_per_unit_of_runs(runs: Mapping[str, Lines]) -> Figure:
-    """`kl_per_unit` of several runs of the same depth side by side, on one scale of colours.
-
-    Args:
-      runs: lines of metrics, those of the evaluated epochs, by the name of the run.
-
-    Returns:
-      The figure.
-    """
+    evaluated = {name: [e for e in epochs if e.evaluated] for name, epochs in runs.items()}
     # [units, epochs] by run and layer.
-    kl = [
-        [np.array([line["kl_per_unit"][i] for line in lines]).T for i in range(depth)]
-        for lines in runs.values()
-        for depth in [len(lines[0]["kl_per_unit"])]
+    by_run = [
+        [
+            np.array(layer).T
+            for layer in zip(*(e.each("kl_per_unit")[0] for e in epochs), strict=True)
+        ]
+        for epochs in evaluated.values()
     ]
-    depth = len(kl[0])
-    heights = [max(len(layer), 6) ** 0.5 for layer in reversed(kl[0])]
-    finite = np.concatenate([layer[np.isfinite(layer)] for layers in kl for layer in layers])
+    depth = len(by_run[0])
+    heights = [max(len(layer), 6) ** 0.5 for layer in reversed(by_run[0])]
+    finite = np.concatenate([layer[np.isfinite(layer)] for layers in by_run for layer in layers])
     scale = LogNorm(USED_KL, max(float(finite.max(initial=0.0)), 10 * USED_KL))
     with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(2.2 + 4.2 * len(runs) ** 0.7, max(3.2, 0.9 + 0.27 * sum(heights))))
         panels = figure.subplots(
             depth, len(runs), sharex="col", squeeze=False, height_ratios=heights
         )
-        for column, (name, lines) in enumerate(runs.items()):
-            edges = _edges(np.array([line["epoch"] for line in lines], float))
-            for i, layer in enumerate(kl[column]):
+        for column, (name, epochs) in enumerate(evaluated.items()):
+            edges = _edges(np.array([epoch.epoch for epoch in epochs], float))
+            for i, layer in enumerate(by_run[column]):
                 panel = panels[depth - 1 - i, column]
-                layer = layer[np.argsort(-layer[:, -1], kind="stable")]
-                mesh = panel.pcolormesh(
-                    edges,
-                    np.arange(len(layer) + 1),
-                    np.ma.masked_where(~(layer >= USED_KL), layer),
-                    norm=scale,
-                    cmap="viridis_r",
-                )
-                panel.invert_yaxis()
-                panel.set_yticks([])
-                panel.spines[["top", "right"]].set_visible(True)
+                mesh = _heat_map(panel, edges, layer, scale)
                 if column == 0:
                     units = f"$z_{{{i + 1}}}$\n{_units(len(layer))}"
                     panel.set_ylabel(units, rotation=0, ha="right", va="center")
             panels[-1, column].set_xlabel("epoch")
             panels[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            panels[0, column].set_title(_label(name), fontsize=10)
+            panels[0, column].set_title(_label(_first_of(name, epochs)), fontsize=10)
         bar = figure.colorbar(mesh, ax=panels.ravel().tolist(), fraction=0.05, pad=0.02)
         bar.set_label(f"KL(q || p) of a unit, nats\n(white: less than {USED_KL})")
     return figure
+
+
+def _heat_map(panel: Axes, edges: np.ndarray, kl: np.ndarray, scale: LogNorm) -> QuadMesh:
+    """Draws [units, epochs], the unit with the greatest last KL uppermost."""
+    kl = kl[np.argsort(-kl[:, -1], kind="stable")]
+    mesh = panel.pcolormesh(
+        edges,
+        np.arange(len(kl) + 1),
+        np.ma.masked_where(~(kl >= USED_KL), kl),
+        norm=scale,
+        cmap="viridis_r",
+    )
+    panel.invert_yaxis()
+    panel.set_yticks([])
+    panel.spines[["top", "right"]].set_visible(True)
+    return mesh
+
+
+def _first_of(name: str, epochs: Epochs) -> str:
+    """The name of a run, and that its first replica is drawn where it has several."""
+    replicas = len(epochs[-1].replicas)
+    if replicas == 1:
+        return name
+    return f"{name}, " * bool(name) + f"the first of {replicas} replicas"
 
 
 def _units(count: int) -> str:
@@ -205,53 +214,30 @@ def _edges(epochs: np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * epochs[0] - middles[0]], middles, [2 * epochs[-1] - middles[-1]]])
 
 
-def last_measured(lines: Lines, results: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """The results if there are some, else the last evaluated line of metrics, if there is one."""
-    evaluated = (line for line in reversed(lines) if "kl_per_unit" in each(line)[0])
-    return results or next(evaluated, None)
-
-
-def measured_kl_per_layer(lines: Lines, results: Mapping[str, Any] | None) -> list[list[float]]:
-    """[replicas][layers]: KL on the test set as measured last; if never yet, the last epoch's."""
-    measured = last_measured(lines, results)
-    if measured is None:
-        return [list(replica["kl_per_layer"]) for replica in each(lines[-1])]
-    return [[sum(layer) for layer in replica["kl_per_unit"]] for replica in each(measured)]
-
-
-def used_units(measured: Mapping[str, Any]) -> list[list[int]]:
-    """[layers][replicas]: how many units have a KL of more than `USED_KL`."""
-    by_replica = [
-        [sum(kl > USED_KL for kl in layer) for layer in replica["kl_per_unit"]]
-        for replica in each(measured)
-    ]
-    return [list(layer) for layer in zip(*by_replica, strict=True)]
-
-
-def kl_per_layer(runs: Mapping[str, ArrayLike]) -> Figure:
+def kl_per_layer(runs: Mapping[str, Replicated]) -> Figure:
     """KL(q || p) by layer, from the bottom to the top, after the paper's Figure 5.
 
     Of a run with replicas the means, with bars of plus and minus a standard deviation.
 
     Args:
-      runs: [layers] or [replicas, layers] by the name of the run; runs may differ in depth, and
-        in how many replicas they have.
+      runs: results, or an epoch, by the name of the run; runs may differ in depth, and in how many
+        replicas they have.
 
     Returns:
       The figure.
     """
-    by_replica = {name: np.atleast_2d(np.array(kl, float)) for name, kl in runs.items()}
-    depth = max(kl.shape[1] for kl in by_replica.values())
+    # [replicas, layers]
+    by_run = {name: np.array(record.kl_by_layer(), float) for name, record in runs.items()}
+    depth = max(kl.shape[1] for kl in by_run.values())
     width = 0.8 / len(runs)
     with rc_context(STYLE | {"axes.grid.axis": "y"}):
         figure = Figure(figsize=(6.4, 3.6 + _legend_height(len(runs))))
         axes = figure.add_subplot()
-        for i, (name, kl) in enumerate(by_replica.items()):
+        for i, (name, kl) in enumerate(by_run.items()):
             kl[~np.isfinite(kl)] = np.nan
             layers = kl.mean(axis=0)
-            places = np.arange(len(layers)) - 0.4 + width * (i + 0.5)
             bars = axes.bar(
-                places,
+                np.arange(len(layers)) - 0.4 + width * (i + 0.5),
                 layers,
                 width,
                 yerr=kl.std(axis=0, ddof=1) if len(kl) > 1 else None,
@@ -262,8 +248,7 @@ def kl_per_layer(runs: Mapping[str, ArrayLike]) -> Figure:
                 edgecolor="white",
             )
             if len(runs) <= 2:
-                names = [with_deviation(one, ".1f") for one in kl.T]
-                axes.bar_label(bars, names, fontsize=8)
+                axes.bar_label(bars, [with_deviation(one, ".1f") for one in kl.T], fontsize=8)
         names = [f"$z_{{{i}}}$" for i in range(1, depth + 1)]
         names[0] += " (bottom)"
         if depth > 1:

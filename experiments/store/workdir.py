@@ -10,6 +10,7 @@ from typing import Any
 
 import lvae_jax
 from experiments.errors import WorkdirError
+from experiments.results import EpochRecord, Run, RunResults
 from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints, by_first_process
 from experiments.store.files import (
@@ -35,8 +36,9 @@ __all__ = [
     "is_old",
     "read_chosen_epochs",
     "read_config",
-    "read_json",
     "read_metrics",
+    "read_results",
+    "read_run",
     "read_trained",
     "remove_tensorboard",
     "write_json",
@@ -141,9 +143,9 @@ class Workdir:
             raise
         return 0
 
-    def results(self) -> dict[str, Any] | None:
-        """results.json of a finished run; None also of one that is to be overwritten."""
-        return None if self._overwrite else read_json(self.path / "results.json")
+    def results(self) -> RunResults | None:
+        """The results of a finished run; None also of one that is to be overwritten."""
+        return None if self._overwrite else read_results(self.path)
 
     def save_model(
         self, model: HierarchicalVAE, variables: Any, metadata: dict[str, Any], replica: int | None
@@ -158,11 +160,11 @@ class Workdir:
             with writing(folder):
                 lvae_jax.save(folder, model, variables, metadata)
 
-    def write_results(self, results: dict[str, Any]) -> None:
+    def write_results(self, results: RunResults) -> None:
         """Writes results.json: the run is finished."""
         if self.writes:
             with writing(self.path / "results.json"):
-                write_json(self.path / "results.json", results)
+                write_json(self.path / "results.json", results.to_json())
 
     def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
         """The newest intact checkpoint and its step; None if there is no checkpoint.
@@ -210,31 +212,31 @@ class Workdir:
         """
         return self._chosen.restore(like)
 
-    def truncate_metrics(self, epochs: int) -> list[dict[str, Any]]:
+    def truncate_metrics(self, epochs: int) -> list[EpochRecord]:
         """Drops the lines of epochs that no checkpoint remembers, and a half-written last line.
 
         Args:
           epochs: number of epochs finished at the checkpoint.
 
         Returns:
-          The lines that stay.
+          The epochs that stay.
 
         Raises:
           WorkdirError: lines are missing, or the file cannot be written.
         """
         path = self.path / "metrics.jsonl"
-        kept = [values for values in read_metrics(self.path) if values["epoch"] < epochs]
-        if [values["epoch"] for values in kept] != list(range(epochs)):
+        kept = [record for record in read_metrics(self.path) if record.epoch < epochs]
+        if [record.epoch for record in kept] != list(range(epochs)):
             raise WorkdirError(
                 f"{path} is damaged: {epochs} epochs are finished, and it has {len(kept)} of them; "
                 "restore it, or start again with --overwrite"
             )
         if self.writes:
             with writing(path):
-                write_text(path, "".join(json.dumps(values) + "\n" for values in kept))
+                write_text(path, "".join(map(_line, kept)))
         return kept
 
-    def append_metrics(self, values: dict[str, Any]) -> None:
+    def append_metrics(self, record: EpochRecord) -> None:
         """Appends a line to metrics.jsonl.
 
         Raises:
@@ -243,7 +245,7 @@ class Workdir:
         if self.writes:
             path = self.path / "metrics.jsonl"
             with writing(path), path.open("a") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(_line(record))
 
     def close(self) -> None:
         """Gives the folder to other processes."""
@@ -280,16 +282,53 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; one that is being written just now is left out."""
-    lines = []
+def _line(record: EpochRecord) -> str:
+    return json.dumps(record.to_json()) + "\n"
+
+
+def read_run(path: Path) -> Run:
+    """A run as its JSON files have it by now.
+
+    Raises:
+      WorkdirError: the folder is no run's, or its files are damaged.
+    """
+    return Run(path, read_config(path), read_metrics(path), read_results(path))
+
+
+def read_metrics(path: Path) -> list[EpochRecord]:
+    """The epochs of a run's metrics.jsonl; one that is being written just now is left out.
+
+    Raises:
+      WorkdirError: a line is no epoch's.
+    """
+    epochs = []
     if path.joinpath("metrics.jsonl").exists():
         for line in path.joinpath("metrics.jsonl").read_text().splitlines():
             try:
-                lines.append(json.loads(line))
+                values = json.loads(line)
             except json.JSONDecodeError:
                 break
-    return lines
+            epochs.append(_record(EpochRecord, path / "metrics.jsonl", values))
+    return epochs
+
+
+def read_results(path: Path) -> RunResults | None:
+    """results.json of a run; None if it is not finished.
+
+    Raises:
+      WorkdirError: it is damaged.
+    """
+    values = read_json(path / "results.json")
+    return None if values is None else _record(RunResults, path / "results.json", values)
+
+
+def _record(kind: Any, path: Path, values: Any) -> Any:
+    try:
+        return kind.from_json(values)
+    except ValueError as error:
+        raise WorkdirError(
+            f"{path} is damaged: {error}; restore it, or start again with --overwrite"
+        ) from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

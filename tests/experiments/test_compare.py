@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import records
 from PIL import Image
 
 from experiments import compare
 from experiments.compare import CompareSettings
 from experiments.errors import SettingsError, WorkdirError
+from experiments.results import EpochRecord, RunResults
 from experiments.settings import Settings
+from experiments.store.workdir import read_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,26 +43,33 @@ def write_run(
     config = {"dataset": dataset, "settings": kept.changing_results()}
     (path / "config.json").write_text(json.dumps(config))
     lines = []
-    for epoch in range(3):
-        line = {"epoch": epoch, "train_elbo": -100 * generator.random(), "seconds": 700.5}
-        line["kl_per_layer"] = generator.random(kept.depth).tolist()
-        if evaluated and epoch == 1:
-            line["test_elbo"] = -100 * generator.random()
-            line["kl_per_unit"] = [[10 * generator.random(), 0.001]] * kept.depth
-            line["active_units"] = [1] * kept.depth
-        lines.append(line)
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    if finished:
-        results = {
-            "test_log_likelihood": -100 * generator.random(),
-            "test_log_likelihood_standard_error": generator.random(),
-            "eval_samples": 5000,
-            "test_elbo": -100 * generator.random(),
+    for number in range(3):
+        fields = {
             "train_elbo": -100 * generator.random(),
-            "kl_per_unit": [[10 * generator.random(), 0.5, 0.002]] * kept.depth,
+            "kl_per_layer": generator.random(kept.depth).tolist(),
         }
-        (path / "results.json").write_text(json.dumps(results))
+        if evaluated and number == 1:
+            fields["test_elbo"] = -100 * generator.random()
+            fields["kl_per_unit"] = [[10 * generator.random(), 0.001]] * kept.depth
+        lines.append(records.epoch(number, records.replica_epoch(**fields), seconds=700.5))
+    results = records.run_results(
+        test_log_likelihood=-100 * generator.random(),
+        test_log_likelihood_standard_error=generator.random(),
+        test_elbo=-100 * generator.random(),
+        train_elbo=-100 * generator.random(),
+        kl_per_unit=[[10 * generator.random(), 0.5, 0.002]] * kept.depth,
+        active_units=[2] * kept.depth,
+        eval_images=kept.eval_subset or 10_000,
+    )
+    write_records(path, lines, results if finished else None)
     return path
+
+
+def write_records(path: Path, epochs: list[EpochRecord], results: RunResults | None) -> None:
+    lines = [json.dumps(epoch.to_json()) + "\n" for epoch in epochs]
+    (path / "metrics.jsonl").write_text("".join(lines))
+    if results:
+        (path / "results.json").write_text(json.dumps(results.to_json()))
 
 
 def files_of(path: Path) -> tuple[dict, list[dict], dict]:
@@ -91,7 +101,7 @@ def cells_of(markdown: str) -> list[list[str]]:
 
 def table_of(*paths: Path) -> list[dict[str, str]]:
     """The rows of the table by the names of its columns."""
-    header, ruler, *rows = cells_of(compare.table([compare.read(path) for path in paths]))
+    header, ruler, *rows = cells_of(compare.table([read_run(path) for path in paths]))
     assert header == HEADER
     assert ruler == ["---"] * len(HEADER)
     assert {len(row) for row in rows} == {len(HEADER)}
@@ -169,7 +179,7 @@ def test_the_comparison_is_printed_and_written_with_both_figures(tmp_path, capsy
     ]
     output = tmp_path / "new" / "comparison"
     compare.compare(CompareSettings(output=str(output)), *map(str, paths))
-    table = compare.table([compare.read(path) for path in paths]) + f"\n{compare.NOTE}\n"
+    table = compare.table([read_run(path) for path in paths]) + f"\n{compare.NOTE}\n"
     printed = capsys.readouterr().out
     assert (
         printed == table + f"{output} holds this table, learning_curves.png and kl_per_layer.png.\n"
@@ -197,11 +207,15 @@ def test_the_figures_show_each_runs_own_numbers(tmp_path, monkeypatch):
     deep = write_run(tmp_path / "deep")
     new = write_run(tmp_path / "new", depth=2, finished=False, evaluated=False)
     compare.compare(CompareSettings(output=str(tmp_path / "out")), str(deep), str(new))
-    assert drawn["learning_curves"] == {"deep": files_of(deep)[1], "new": files_of(new)[1]}
+    runs = {path.name: read_run(path) for path in (deep, new)}
+    assert drawn["learning_curves"] == {name: run.epochs for name, run in runs.items()}
     results, last = files_of(deep)[2], files_of(new)[1][2]
-    assert drawn["kl_per_layer"] == {
-        "deep": [[sum(units) for units in results["kl_per_unit"]]],  # on the test set, at the end
-        "new": [last["kl_per_layer"]],  # of the training set, as nothing else is there yet
+    found = {name: record.kl_by_layer() for name, record in drawn["kl_per_layer"].items()}
+    assert found == {
+        # On the test set, at the end.
+        "deep": [tuple(sum(units) for units in results["kl_per_unit"])],
+        # On the training set, as nothing else is there yet.
+        "new": [tuple(last["kl_per_layer"])],
     }
 
 
@@ -268,11 +282,9 @@ def test_the_command_compares_runs_and_refuses_others_in_one_line_with_status_2(
 
 def write_replicas(path: Path, values: tuple[float, float], finished: bool = True, **settings):
     """A run of two replicas; all their numbers are the two values or made of them."""
-    replicas = [
+    write_run(path, depth=1, seed=5, replicas=2, finished=False, **settings)
+    found = [
         {
-            "seed": 5 + i,
-            "test_log_likelihood": value,
-            "test_log_likelihood_standard_error": 9.9,
             "test_elbo": value - 1,
             "train_elbo": value - 2,
             "kl_per_layer": [1.0 - value],
@@ -281,12 +293,15 @@ def write_replicas(path: Path, values: tuple[float, float], finished: bool = Tru
         }
         for i, value in enumerate(values)
     ]
-    write_run(path, depth=1, seed=5, replicas=2, finished=False, **settings)
-    line = {"epoch": 0, "seconds": 2.0, "train_elbo": sum(values) / 2, "replicas": replicas}
-    (path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    if finished:
-        results = {"eval_samples": 5000, "eval_images": 100, "replicas": replicas}
-        (path / "results.json").write_text(json.dumps(results))
+    replicas = [
+        records.replica_results(
+            seed=5 + i, test_log_likelihood=value, test_log_likelihood_standard_error=9.9, **fields
+        )
+        for i, (value, fields) in enumerate(zip(values, found, strict=True))
+    ]
+    epoch = records.epoch(0, *(records.replica_epoch(**fields) for fields in found), seconds=2.0)
+    results = records.run_results(*replicas, eval_images=100)
+    write_records(path, [epoch], results if finished else None)
     return path
 
 
@@ -314,27 +329,17 @@ def test_a_row_says_what_replicas_differ_in_and_which_images_its_likelihood_is_o
 
 def test_of_one_test_image_the_likelihood_stands_alone(tmp_path):
     path = write_run(tmp_path / "one", eval_subset=1)
-    results = files_of(path)[2] | {
-        "test_log_likelihood": -7.0, "test_log_likelihood_standard_error": None, "eval_images": 1,
-    }  # fmt: skip
-    (path / "results.json").write_text(json.dumps(results))
+    results = records.run_results(
+        test_log_likelihood=-7.0, test_log_likelihood_standard_error=None, eval_images=1
+    )
+    write_records(path, read_run(path).epochs, results)
     (row,) = table_of(path)
     assert row["test log-likelihood"] == "-7.00 (L_5000, the first test image)"
-
-
-def test_a_run_of_a_version_without_replicas_or_subsets_is_compared_as_ever(tmp_path):
-    path = write_run(tmp_path / "old")
-    (expected,) = table_of(path)
-    config = files_of(path)[0]
-    for name in ("replicas", "eval_subset"):
-        del config["settings"][name]
-    (path / "config.json").write_text(json.dumps(config))
-    assert table_of(path) == [expected]
 
 
 def test_the_figures_of_a_run_with_replicas_are_drawn_beside_a_single_one(tmp_path):
     paths = [write_replicas(tmp_path / "two", (-10.0, -12.0)), write_run(tmp_path / "one")]
     compare.compare(CompareSettings(output=str(tmp_path / "out")), *map(str, paths))
     assert (tmp_path / "out" / "learning_curves.png").stat().st_size > 0
-    layers = compare.figures.measured_kl_per_layer(files_of(paths[0])[1], None)
+    layers = read_run(paths[0]).epochs[0].kl_by_layer()
     np.testing.assert_allclose(layers, [[11.005], [13.015]])

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from records import replica_results, run_results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import experiments.run.loop
 from experiments import compare, digits, registry, report
 from experiments.progress import Progress
-from experiments.replicas import each, of_the_first, summarize
-from experiments.run.loop import describe, run
+from experiments.results import RunResults
+from experiments.run.loop import run
 from experiments.settings import Command
-from experiments.show.shown import count_with_deviation, part_of_the_test_set, seeds, with_deviation
+from experiments.show.console import describe
+from experiments.show.numbers import count, part_of_the_test_set, seeds, with_deviation
+from experiments.store.workdir import read_run
 
 DIGITS = Command("digits", digits.DEFAULTS)
 
@@ -68,49 +71,28 @@ def expected(values: list[float], form: str = ".2f") -> str:
     return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
 
 
-def test_no_mean_is_taken_of_units_that_do_not_correspond():
-    by_replica = [
-        {"elbo": -3.0, "kl_per_unit": [[2.0, 0.0]], "active_units": [1]},
-        {"elbo": -5.0, "kl_per_unit": [[0.0, 2.0]], "active_units": [2]},
-    ]
-    line = {"epoch": 7, **summarize(by_replica)}
-    assert line == {
-        "epoch": 7,
-        "elbo": -4.0,
-        "active_units": [1.5],
-        "standard_deviation": {"elbo": 2**0.5, "active_units": [0.5**0.5]},
-        "replicas": by_replica,
-    }
-    assert each(line) == by_replica
-    (first,) = of_the_first([line])
-    assert first["epoch"] == 7
-    assert by_replica[0].items() <= first.items()
-    one = {"epoch": 7, **summarize(by_replica[:1])}
-    assert of_the_first([one]) == [one] == each(one) == [{"epoch": 7, **by_replica[0]}]
-
-
 def test_of_one_number_there_is_no_deviation_and_of_several_that_of_a_sample():
     assert with_deviation([-1.254]) == "-1.25"
     assert with_deviation([1.0, 2.0, 6.0]) == "3.00 ± 2.65"  # sqrt((4 + 1 + 9) / 2)
     assert with_deviation([1.0, float("nan")]) == "nan ± nan"
-    assert count_with_deviation([7]) == "7"
-    assert count_with_deviation([7, 8]) == "7.5 ± 0.7"
+    assert count([7]) == "7"
+    assert count([7, 8]) == "7.5 ± 0.7"
 
 
-def test_seeds_count_up_from_the_first_and_a_run_of_an_older_version_has_one():
-    assert seeds({"seed": 5}) == "5"
+def test_seeds_count_up_from_the_first():
     assert seeds({"seed": 5, "replicas": 1}) == "5"
     assert seeds({"seed": 5, "replicas": 8}) == "5-12"
 
 
 def test_part_of_the_test_set_is_named_where_it_is_not_the_whole():
-    assert part_of_the_test_set({}, {}) == ""
-    assert part_of_the_test_set({"eval_subset": 0}, {"eval_images": 10_000}) == ""
-    assert part_of_the_test_set({"eval_subset": 500}, {"eval_images": 360}) == ""
-    images = part_of_the_test_set({"eval_subset": 1000}, {"eval_images": 1000})
-    assert images == "the first 1,000 test images"
-    images = part_of_the_test_set({"eval_subset": 1}, {"eval_images": 1})
-    assert images == "the first test image"
+    for subset, images, part in (
+        (0, 10_000, ""),
+        (500, 360, ""),
+        (1000, 1000, "the first 1,000 test images"),
+        (1, 1, "the first test image"),
+    ):
+        results = run_results(eval_images=images)
+        assert part_of_the_test_set({"eval_subset": subset}, results) == part
 
 
 def test_results_hold_each_replica_with_its_seed_and_their_mean_and_deviation(finished):
@@ -146,7 +128,7 @@ def test_the_command_gives_the_values_by_replica(finished):
 def test_a_run_is_described_by_mean_and_deviation_and_each_replica(finished):
     config, _, results = files_of(finished)
     replicas = results["replicas"]
-    text = describe(results, config)
+    text = describe(RunResults.from_json(results), config)
     likelihoods = [replica["test_log_likelihood"] for replica in replicas]
     assert f"test log-likelihood {expected(likelihoods)} nats (L_3 of 40 images; " in text
     for replica in replicas:
@@ -159,16 +141,12 @@ def test_a_run_is_described_by_mean_and_deviation_and_each_replica(finished):
 
 
 def test_of_one_image_no_standard_error_is_described(finished):
-    config, _, results = files_of(finished)
-    one = {**results, **results["replicas"][0], "eval_images": 1}
-    del one["replicas"], one["standard_deviation"]
-    one["test_log_likelihood_standard_error"] = None
-    text = describe(one, config)
-    assert f"test log-likelihood {one['test_log_likelihood']:.2f} nats (L_3 of 1 image)" in text
-    for replica in results["replicas"]:
-        replica["test_log_likelihood_standard_error"] = None
-    results["test_log_likelihood_standard_error"] = None
-    assert "None" not in describe(results, config)
+    config, _, _ = files_of(finished)
+    one = replica_results(test_log_likelihood=-82.25, test_log_likelihood_standard_error=None)
+    text = describe(run_results(one, eval_images=1, eval_samples=3), config)
+    assert "test log-likelihood -82.25 nats (L_3 of 1 image)" in text
+    several = describe(run_results(one, dataclasses.replace(one, seed=1), eval_images=1), config)
+    assert "None" not in text + several
 
 
 def test_tensorboard_holds_a_histogram_of_the_units_of_all_replicas(finished):
@@ -215,6 +193,6 @@ def test_a_run_with_replicas_that_is_not_finished_is_reported(tmp_path):
     elbos = expected([replica["train_elbo"] for replica in last["replicas"]])
     assert f"Not finished: 2 of 3 epochs. Train ELBO of the last one {elbos} nats (mean" in text
     assert text.count("<img ") == 8
-    row = compare.table([compare.read(tmp_path / "run")]).splitlines()[-1]
+    row = compare.table([read_run(tmp_path / "run")]).splitlines()[-1]
     assert "| 2 of 3 | 4-5 |" in row
     assert expected([replica["test_elbo"] for replica in last["replicas"]]) in row

@@ -21,6 +21,7 @@ from experiments.report import report
 from experiments.run.loop import run
 from experiments.settings import Command
 from experiments.show import page
+from experiments.store.workdir import read_run
 from lvae_jax.data import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -210,7 +211,7 @@ def test_a_folder_without_a_run_or_an_epoch_or_a_checkpoint_is_refused(finished,
 
 
 def test_a_comparison_of_the_two_holds_their_numbers(finished, broken_off):
-    runs = [compare.read(path) for path in (finished, broken_off)]
+    runs = [read_run(path) for path in (finished, broken_off)]
     header, _, *rows = (
         [cell.strip() for cell in line.strip("|\n").split("|")]
         for line in compare.table(runs).splitlines()

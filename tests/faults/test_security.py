@@ -17,10 +17,11 @@ from scipy import io
 
 from experiments import compare, registry, report
 from experiments.errors import WorkdirError
+from experiments.results import Run
 from experiments.run import loop as run
 from experiments.settings import Settings
 from experiments.show import page
-from experiments.store.workdir import read_trained
+from experiments.store.workdir import read_metrics, read_results, read_run, read_trained
 from lvae_jax.data import DataError, Dataset, arrays, omniglot
 from lvae_jax.data.array_file import read_arrays
 
@@ -224,16 +225,17 @@ def test_a_report_shows_names_as_they_are_and_makes_no_element_of_them(finished,
     config |= {"dataset": EVIL, "experiment": "digits", "device": EVIL}
     config["settings"] |= {"init_from": EVIL, "seed": EVIL, EVIL: EVIL}
     config["versions"] |= {EVIL: EVIL}
-    results = json.loads((finished / "results.json").read_text()) | {"device": EVIL, "seed": EVIL}
+    results = dataclasses.replace(read_results(finished), device=EVIL, seed=EVIL)
     # Files of figures that nobody asked for, one of them no picture, one a figure's.
     figures = workdir / "figures"
     (figures / "<script>.png").write_bytes(b"<script>")
     (figures / "samples.png").write_bytes(EVIL.encode())
-    page.write(workdir, config, registry.command(config, workdir), results)
+    run = Run(workdir, config, read_metrics(finished), results)
+    page.write(run, registry.command(config, workdir))
     text = (workdir / page.NAME).read_text(encoding="utf-8")
     assert "<script" not in text
     assert "<img src" not in text
-    assert text.count(html.escape(EVIL)) >= 8
+    assert html.unescape(text).count(EVIL) >= 8
     assert html.escape("/run <script>alert(1)</script>", quote=False) in text
 
 
@@ -242,7 +244,7 @@ def test_a_comparison_shows_names_as_they_are_and_makes_no_element_of_them(finis
     shutil.copytree(finished, workdir)
     config = json.loads((finished / "config.json").read_text()) | {"dataset": EVIL}
     (workdir / "config.json").write_text(json.dumps(config))
-    table = compare.table([compare.read(workdir)])
+    table = compare.table([read_run(workdir)])
     # Markdown passes HTML through; a backslash makes a letter of what would open an element.
     for opening in ("<img", "<script", "</script", "![a]"):
         assert opening not in table.replace("\\" + opening[0], "")

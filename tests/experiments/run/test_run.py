@@ -11,12 +11,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import records
 from PIL import Image
+from records import run_results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.errors import NonFiniteError, SettingsError, WorkdirError
-from experiments.run.loop import describe, run
+from experiments.run.loop import run
 from experiments.settings import Settings
+from experiments.show.console import describe
 from experiments.store.workdir import Workdir
 from lvae_jax.data import Dataset
 
@@ -198,13 +201,11 @@ def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_a_model_of_the_papers_is_described_with_the_papers_number(finished):
-    results = json.loads((finished / "results.json").read_text()) | {"dataset": "mnist"}
-    settings = Settings(workdir=str(finished))
-    config = {"dataset": "mnist", "settings": settings.changing_results()}
-    assert "(the paper, after 2,000 epochs: -82.12)" in describe(results, config)
+def test_a_model_of_the_papers_is_described_with_the_papers_number():
+    config = {"dataset": "mnist", "settings": Settings().changing_results()}
+    assert "(the paper, after 2,000 epochs: -82.12)" in describe(run_results(), config)
     config["settings"]["model"] = "vae"
-    assert "the paper" not in describe(results, config)
+    assert "the paper" not in describe(run_results(), config)
 
 
 def test_other_settings_on_the_same_workdir_are_refused_with_the_difference(finished):
@@ -265,13 +266,13 @@ def test_metrics_of_epochs_that_no_checkpoint_remembers_are_dropped(tmp_path):
     workdir = Workdir(tmp_path / "run", {"dataset": "stripes", "settings": {}})
     workdir.create()
     for epoch in range(5):
-        workdir.append_metrics({"epoch": epoch, "seconds": 1.0})
+        workdir.append_metrics(records.epoch(epoch))
     with (workdir.path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 5, "sec')  # the process was killed while it wrote
     kept = workdir.truncate_metrics(3)
     workdir.close()
-    assert [line["epoch"] for line in kept] == [0, 1, 2]
-    assert lines_of(workdir.path) == kept
+    assert [record.epoch for record in kept] == [0, 1, 2]
+    assert lines_of(workdir.path) == [json.loads(json.dumps(r.to_json())) for r in kept]
 
 
 def test_init_from_starts_from_the_other_runs_parameters(finished, tmp_path):

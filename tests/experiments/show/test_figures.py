@@ -2,17 +2,20 @@
 
 import io
 import re
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+import records
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy import ndimage
 from sklearn.decomposition import PCA
 
-from experiments.show import drawing, figures, pictures
+from experiments.results import EpochRecord, Run
+from experiments.show import figures, pictures
 
 NAN, INF = float("nan"), float("inf")
 
@@ -34,12 +37,24 @@ def legend_texts(figure) -> list[str]:
     return [text.get_text() for legend in legends if legend for text in legend.get_texts()]
 
 
-def lines_of(train, test=None, every: int = 1) -> list[dict]:
-    """Lines of metrics with these ELBOs, the test set's of every so many epochs."""
-    lines = [{"epoch": epoch, "train_elbo": value} for epoch, value in enumerate(train)]
-    for line in lines[every - 1 :: every] if test is not None else ():
-        line["test_elbo"] = test[line["epoch"]]
-    return lines
+def epochs_of(train, test=None, every: int = 1) -> list[EpochRecord]:
+    """Epochs with these ELBOs, the test set's of every so many."""
+    return [
+        records.epoch(i, train_elbo=value, **({"test_elbo": test[i]} if evaluated else {}))
+        for i, value in enumerate(train)
+        for evaluated in [test is not None and (i + 1) % every == 0]
+    ]
+
+
+def with_units(kl_per_unit, number: int = 0, **fields) -> EpochRecord:
+    """An evaluated epoch with this KL of units."""
+    return records.epoch(number, kl_per_unit=kl_per_unit, **fields)
+
+
+def with_layers(kl) -> EpochRecord:
+    """An epoch with this KL of layers, [layers] or [replicas, layers]."""
+    by_replica = kl if isinstance(kl[0], list) else [kl]
+    return records.epoch(0, *(records.replica_epoch(kl_per_layer=layers) for layers in by_replica))
 
 
 # Learning curves.
@@ -47,7 +62,7 @@ def lines_of(train, test=None, every: int = 1) -> list[dict]:
 
 def test_learning_curves_are_the_values_by_epoch_the_test_sets_dashed():
     train, test = [-9.0, -6.0, -5.0, -4.5], [-9.5, -7.0, -6.0, -5.5]
-    figure = figures.learning_curves({"": lines_of(train, test, every=2)})
+    figure = figures.learning_curves({"": epochs_of(train, test, every=2)})
     (axes,) = figure.axes
     curves = {line.get_linestyle(): line for line in axes.lines if len(line.get_xdata())}
     assert curves.keys() == {"-", "--"}
@@ -58,9 +73,9 @@ def test_learning_curves_are_the_values_by_epoch_the_test_sets_dashed():
 
 
 def test_the_legend_of_learning_curves_names_the_runs_and_both_kinds_of_line():
-    one = figures.learning_curves({"": lines_of([-3.0, -2.0])})
+    one = figures.learning_curves({"": epochs_of([-3.0, -2.0])})
     assert legend_texts(one) == ["training set", "test set"]
-    two = figures.learning_curves({"a": lines_of([-3.0]), "b": lines_of([-2.0])})
+    two = figures.learning_curves({"a": epochs_of([-3.0]), "b": epochs_of([-2.0])})
     assert legend_texts(two) == ["a", "b", "training set", "test set"]
 
 
@@ -68,7 +83,7 @@ def test_learning_curves_leave_out_what_lies_below_the_last_nine_tenths_and_noth
     train = np.linspace(-100.0, -90.0, 101)
     train[:10] = -5000.0
     train[2] = -80.0
-    (axes,) = figures.learning_curves({"": lines_of(train)}).axes
+    (axes,) = figures.learning_curves({"": epochs_of(train)}).axes
     low, high = axes.get_ylim()
     assert -105 < low < train[10]
     assert high > -80
@@ -76,9 +91,9 @@ def test_learning_curves_leave_out_what_lies_below_the_last_nine_tenths_and_noth
 
 @pytest.mark.parametrize("depth", [1, 5])
 def test_ticks_of_epochs_are_whole_numbers_even_of_one_epoch(depth):
-    lines = [{"epoch": 3, "train_elbo": -5.0, "kl_per_unit": [[1.0, 2.0]] * depth}]
-    for draw in (figures.learning_curves, figures.kl_per_unit_of_runs):
-        figure = draw({"": lines})
+    epochs = [with_units([[1.0, 2.0]] * depth, 3)]
+    for draw in (figures.learning_curves, figures.kl_per_unit):
+        figure = draw({"": epochs})
         pixels(figure)
         axes = figure.axes[0] if draw is figures.learning_curves else figure.axes[depth - 1]
         assert axes.get_xlabel() == "epoch"
@@ -100,7 +115,7 @@ def test_ticks_of_epochs_are_whole_numbers_even_of_one_epoch(depth):
     ],
 )
 def test_learning_curves_of_any_values_are_drawn_on_finite_axes(train, test):
-    figure = figures.learning_curves({"": lines_of(train, test)})
+    figure = figures.learning_curves({"": epochs_of(train, test)})
     (axes,) = figure.axes
     assert np.ptp(pixels(figure)) > 0
     low, high = axes.get_ylim()
@@ -112,9 +127,9 @@ def test_learning_curves_of_any_values_are_drawn_on_finite_axes(train, test):
 
 # KL of every unit.
 
-KL_LINES = [
-    {"epoch": 9, "kl_per_unit": [[0.02, 0.5, 0.1, NAN, -0.3], [1.0, 0.003]]},
-    {"epoch": 19, "kl_per_unit": [[0.02, 0.005, 4.0, NAN, -0.2], [NAN, 0.3]]},
+KL_EPOCHS = [
+    with_units([[0.02, 0.5, 0.1, NAN, -0.3], [1.0, 0.003]], 9),
+    with_units([[0.02, 0.005, 4.0, NAN, -0.2], [NAN, 0.3]], 19),
 ]
 SORTED = [
     # The last KL falls from row to row; what cannot be compared is last.
@@ -132,7 +147,7 @@ def expected_colour(kl: float) -> tuple[int, ...]:
 
 
 def test_units_are_sorted_by_their_last_kl_on_a_logarithmic_scale_the_unused_white(tmp_path):
-    figure = figures.kl_per_unit(KL_LINES)
+    figure = figures.kl_per_unit({"": KL_EPOCHS})
     image = pixels(figure)
     figures.write_png(tmp_path / "kl.png", figure)
     with Image.open(tmp_path / "kl.png") as opened:
@@ -149,7 +164,7 @@ def test_units_are_sorted_by_their_last_kl_on_a_logarithmic_scale_the_unused_whi
 
 
 def test_a_row_of_panels_a_layer_the_top_layer_uppermost_named_with_its_units():
-    figure = figures.kl_per_unit(KL_LINES)
+    figure = figures.kl_per_unit({"": KL_EPOCHS})
     pixels(figure)
     top, bottom, bar = figure.axes
     assert top.get_position().y0 > bottom.get_position().y1
@@ -164,7 +179,7 @@ def test_a_row_of_panels_a_layer_the_top_layer_uppermost_named_with_its_units():
 
 @pytest.mark.parametrize("layers", [[[0.5]], [[0.5, 2.0], [0.1]], [[0.5] * 64, [0.1] * 32]])
 def test_every_text_of_the_kl_of_units_lies_within_the_picture(layers):
-    figure = figures.kl_per_unit([{"epoch": 0, "kl_per_unit": layers}])
+    figure = figures.kl_per_unit({"": [with_units(layers)]})
     canvas = FigureCanvasAgg(figure)
     pixels(figure)
     width, height = canvas.get_width_height()
@@ -188,8 +203,7 @@ def test_every_text_of_the_kl_of_units_lies_within_the_picture(layers):
     ],
 )
 def test_a_kl_of_any_value_is_drawn(layers):
-    lines = [{"epoch": epoch, "kl_per_unit": layers} for epoch in (4, 9)]
-    figure = figures.kl_per_unit(lines)
+    figure = figures.kl_per_unit({"": [with_units(layers, number) for number in (4, 9)]})
     image = pixels(figure)
     panel = figure.axes[len(layers) - 1]  # of z_1
     for row, kl in enumerate(layers[0]):  # which fall
@@ -198,8 +212,8 @@ def test_a_kl_of_any_value_is_drawn(layers):
 
 
 def test_several_runs_stand_side_by_side_on_one_scale_of_colours():
-    runs = {"few": [KL_LINES[0]], "all": KL_LINES}
-    figure = figures.kl_per_unit_of_runs(runs)
+    runs = {"few": [KL_EPOCHS[0]], "all": KL_EPOCHS}
+    figure = figures.kl_per_unit(runs)
     image = pixels(figure)
     (few_top, all_top, few_bottom, all_bottom) = figure.axes[:4]
     assert [axes.get_title() for axes in figure.axes[:2]] == ["few", "all"]
@@ -215,7 +229,7 @@ def test_several_runs_stand_side_by_side_on_one_scale_of_colours():
 
 def test_bars_are_as_high_as_the_kl_of_the_layers_of_runs_of_different_depth():
     runs = {"deep": [5.0, 3.5, 0.25], "shallow": [8.0]}
-    figure = figures.kl_per_layer(runs)
+    figure = figures.kl_per_layer({name: with_layers(kl) for name, kl in runs.items()})
     (axes,) = figure.axes
     for (name, layers), bars in zip(runs.items(), axes.containers, strict=True):
         assert bars.get_label() == name
@@ -225,12 +239,12 @@ def test_bars_are_as_high_as_the_kl_of_the_layers_of_runs_of_different_depth():
     assert labels == ["$z_{1}$ (bottom)", "$z_{2}$", "$z_{3}$ (top)"]
     assert "nats" in axes.get_ylabel()
     assert legend_texts(figure) == ["deep", "shallow"]
-    assert legend_texts(figures.kl_per_layer({"": [1.0, 2.0]})) == []
+    assert legend_texts(figures.kl_per_layer({"": with_layers([1.0, 2.0])})) == []
 
 
 @pytest.mark.parametrize("layers", [[-0.5, 2.0], [NAN, 1.0], [NAN, NAN], [INF, 1.0], [0.0], [3.0]])
 def test_bars_of_any_kl_are_drawn(layers):
-    figure = figures.kl_per_layer({"": layers})
+    figure = figures.kl_per_layer({"": with_layers(layers)})
     assert np.ptp(pixels(figure)) > 0
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     np.testing.assert_array_equal(heights, [kl if np.isfinite(kl) else NAN for kl in layers])
@@ -241,17 +255,17 @@ def test_bars_of_any_kl_are_drawn(layers):
 
 def test_what_a_colour_tells_apart_a_marker_or_a_hatch_tells_apart_too():
     runs = 8
-    lines = lines_of([-3.0, -2.0], [-4.0, -3.0])
+    lines = epochs_of([-3.0, -2.0], [-4.0, -3.0])
     (axes,) = figures.learning_curves({f"run{i}": lines for i in range(runs)}).axes
     drawn = [curve for curve in axes.lines if len(curve.get_xdata())]
     assert len(drawn) == 2 * runs
     assert len({(curve.get_marker(), curve.get_linestyle()) for curve in drawn}) == 2 * runs
 
-    (axes,) = figures.kl_per_layer({f"run{i}": [1.0] for i in range(runs)}).axes
+    (axes,) = figures.kl_per_layer({f"run{i}": with_layers([1.0]) for i in range(runs)}).axes
     assert len({bar.get_hatch() for bar in axes.patches}) == runs
 
     # Of more runs than there are hatches, colour and hatch together still tell all apart.
-    (axes,) = figures.kl_per_layer({f"run{i}": [1.0] for i in range(40)}).axes
+    (axes,) = figures.kl_per_layer({f"run{i}": with_layers([1.0]) for i in range(40)}).axes
     assert len({(bar.get_hatch(), bar.get_facecolor()) for bar in axes.patches}) == 40
 
 
@@ -266,7 +280,7 @@ def test_the_two_colours_of_a_comparison_of_two_differ_in_grey_too():
 @pytest.mark.parametrize("count", [2, 3, 12])
 @pytest.mark.parametrize("draw", [figures.learning_curves, figures.kl_per_layer])
 def test_of_more_than_two_runs_the_legend_hides_nothing_that_is_drawn(draw, count):
-    of_one = lines_of([-3.0, -2.0]) if draw is figures.learning_curves else [2.0, 1.0]
+    of_one = epochs_of([-3.0, -2.0]) if draw is figures.learning_curves else with_layers([2.0, 1.0])
     figure = draw({f"run{i}": of_one for i in range(count)})
     pixels(figure)
     assert legend_texts(figure)[:count] == [f"run{i}" for i in range(count)]
@@ -280,9 +294,9 @@ def test_of_more_than_two_runs_the_legend_hides_nothing_that_is_drawn(draw, coun
 
 @pytest.mark.parametrize("name", ["_scratch", r"$\frac$", "a$b", "$x$", r"a\b"])
 def test_a_run_is_named_as_its_folder_is_whatever_matplotlib_makes_of_the_letters(name):
-    curves = figures.learning_curves({name: lines_of([-3.0])})
-    bars = figures.kl_per_layer({name: [1.0]})
-    units = figures.kl_per_unit_of_runs({name: [{"epoch": 0, "kl_per_unit": [[1.0]]}]})
+    curves = figures.learning_curves({name: epochs_of([-3.0])})
+    bars = figures.kl_per_layer({name: with_layers([1.0])})
+    units = figures.kl_per_unit({name: [with_units([[1.0]])]})
     for figure in (curves, bars, units):
         assert np.ptp(pixels(figure)) > 0
     for shown in (legend_texts(curves)[0], *legend_texts(bars), units.axes[0].get_title()):
@@ -389,7 +403,7 @@ def test_names_stand_beside_the_middle_of_their_rows():
 
 
 def test_a_figure_is_written_as_a_png_of_its_size(tmp_path):
-    figure = figures.learning_curves({"": lines_of([-3.0, -2.0])})
+    figure = figures.learning_curves({"": epochs_of([-3.0, -2.0])})
     figures.write_png(tmp_path / "new" / "a.png", figure)
     assert (tmp_path / "new" / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     with Image.open(tmp_path / "new" / "a.png") as image:
@@ -413,17 +427,16 @@ def test_no_figure_of_a_run_as_long_and_wide_as_mnists_is_larger_than_300_kb(tmp
     sizes, epochs = (64, 32, 16, 8, 4), np.arange(2000)
     elbos = -90 - 100 / (1 + epochs) + 0.3 * generator.standard_normal(2000)
     drawn = {
-        "learning_curves": figures.learning_curves({"": lines_of(elbos, elbos - 1, every=10)}),
+        "learning_curves": figures.learning_curves({"": epochs_of(elbos, elbos - 1, every=10)}),
         "kl_per_unit": figures.kl_per_unit(
-            [
-                {
-                    "epoch": int(epoch),
-                    "kl_per_unit": [np.exp(generator.normal(-3, 2, n)) for n in sizes],
-                }
-                for epoch in epochs[9::10]
-            ]
+            {
+                "": [
+                    with_units([np.exp(generator.normal(-3, 2, n)).tolist() for n in sizes], number)
+                    for number in range(9, 2000, 10)
+                ]
+            }
         ),
-        "kl_per_layer": figures.kl_per_layer({"": [11.0, 6.7, 4.2, 1.3, 2.9]}),
+        "kl_per_layer": figures.kl_per_layer({"": with_layers([11.0, 6.7, 4.2, 1.3, 2.9])}),
         "principal_components": figures.principal_components(
             [generator.standard_normal((2000, n)) for n in sizes], generator.integers(0, 10, 2000)
         ),
@@ -441,7 +454,7 @@ def test_no_figure_of_a_run_as_long_and_wide_as_mnists_is_larger_than_300_kb(tmp
 
 
 def test_the_same_figure_is_the_same_file(tmp_path):
-    runs = {"a": lines_of([-3.0, -2.0]), "b": lines_of([-4.0, -1.0])}
+    runs = {"a": epochs_of([-3.0, -2.0]), "b": epochs_of([-4.0, -1.0])}
     for file in ("one.png", "two.png"):
         figures.write_png(tmp_path / file, figures.learning_curves(runs))
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
@@ -462,33 +475,28 @@ def test_log_likelihoods_by_depth_are_drawn_by_model_beside_the_reference():
 
 
 def test_kl_by_layer_is_that_of_the_results_else_of_the_last_evaluation_else_of_the_last_epoch():
-    lines = [
-        {"epoch": 0, "kl_per_layer": [9.0, 8.0], "kl_per_unit": [[1.0, 0.5], [2.0]]},
-        {"epoch": 1, "kl_per_layer": [7.0, 6.0]},
+    epochs = [
+        with_units([[1.0, 0.5], [2.0]], kl_per_layer=[9.0, 8.0]),
+        records.epoch(1, kl_per_layer=[7.0, 6.0]),
     ]
-    assert figures.measured_kl_per_layer(lines, {"kl_per_unit": [[5.0, 1.0], [4.0]]}) == [
-        [6.0, 4.0]
-    ]
-    assert figures.measured_kl_per_layer(lines, None) == [[1.5, 2.0]]
-    assert figures.measured_kl_per_layer(lines[1:], None) == [[7.0, 6.0]]
+    results = records.run_results(kl_per_unit=[[5.0, 1.0], [4.0]])
+    assert results.kl_by_layer() == [(6.0, 4.0)]
+    assert epochs[0].kl_by_layer() == [(1.5, 2.0)]
+    assert epochs[1].kl_by_layer() == [(7.0, 6.0)]
+    assert Run(Path(), {}, epochs, results).measured == results
+    assert Run(Path(), {}, epochs, None).measured == epochs[0]
+    assert Run(Path(), {}, epochs[1:], None).measured is None
 
 
 # Replicas.
 
 
-def lines_of_replicas(train, test) -> list[dict]:
-    """Lines of metrics of replicas with these ELBOs, [replicas][epochs]."""
-    by_replica = [lines_of(*both) for both in zip(train, test, strict=True)]
+def epochs_of_replicas(train, test) -> list[EpochRecord]:
+    """Epochs of replicas with these ELBOs, [replicas][epochs]."""
+    by_replica = [epochs_of(*both) for both in zip(train, test, strict=True)]
     return [
-        {
-            "epoch": lines[0]["epoch"],
-            "train_elbo": float(np.mean([line["train_elbo"] for line in lines])),
-            "test_elbo": float(np.mean([line["test_elbo"] for line in lines])),
-            "replicas": [
-                {name: value for name, value in line.items() if name != "epoch"} for line in lines
-            ],
-        }
-        for lines in zip(*by_replica, strict=True)
+        records.epoch(i, *(epoch.replicas[0] for epoch in epochs))
+        for i, epochs in enumerate(zip(*by_replica, strict=True))
     ]
 
 
@@ -496,7 +504,7 @@ def test_learning_curves_of_replicas_are_their_mean_and_thin_each_of_them():
     train = [[-9.0, -5.0], [-7.0, -3.0], [-5.0, -1.0]]
     test = [[-9.5, -6.0], [-7.5, -4.0], [-5.5, -2.0]]
     figure = figures.learning_curves(
-        {"three": lines_of_replicas(train, test), "one": lines_of([-8.0, -7.0])}
+        {"three": epochs_of_replicas(train, test), "one": epochs_of([-8.0, -7.0])}
     )
     assert np.ptp(pixels(figure)) > 0
     (axes,) = figure.axes
@@ -523,14 +531,14 @@ def test_learning_curves_of_replicas_are_their_mean_and_thin_each_of_them():
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_replica_that_is_not_finite_leaves_the_others_to_be_seen(value):
     train = [[-9.0, -5.0], [-7.0, value]]
-    (axes,) = figures.learning_curves({"": lines_of_replicas(train, train)}).axes
+    (axes,) = figures.learning_curves({"": epochs_of_replicas(train, train)}).axes
     low, high = axes.get_ylim()
     assert low < -9.0 < -5.0 < high
 
 
 def test_the_bars_of_replicas_are_their_means_with_a_standard_deviation_up_and_down():
     kl = [[5.0, 3.0, 1.0], [7.0, 3.0, 2.0]]
-    figure = figures.kl_per_layer({"two": kl, "one": [4.0]})
+    figure = figures.kl_per_layer({"two": with_layers(kl), "one": with_layers([4.0])})
     assert np.ptp(pixels(figure)) > 0
     (axes,) = figure.axes
     two, one = (found for found in axes.containers if hasattr(found, "patches"))
@@ -547,7 +555,7 @@ def test_the_bars_of_replicas_are_their_means_with_a_standard_deviation_up_and_d
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_the_bar_of_a_layer_that_is_not_finite_in_a_replica_is_left_out(value):
-    figure = figures.kl_per_layer({"": [[5.0, value], [7.0, 3.0]]})
+    figure = figures.kl_per_layer({"": with_layers([[5.0, value], [7.0, 3.0]])})
     assert np.ptp(pixels(figure)) > 0
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     np.testing.assert_array_equal(heights, [6.0, NAN])
@@ -555,28 +563,18 @@ def test_the_bar_of_a_layer_that_is_not_finite_in_a_replica_is_left_out(value):
 
 def test_units_are_counted_and_kl_summed_in_each_replica_by_itself():
     # Unit by unit their mean would be 0.505 twice: two used units where each replica has one.
-    replicas = [{"kl_per_unit": [[1.0, 0.01]]}, {"kl_per_unit": [[0.01, 1.0]]}]
-    measured = {"replicas": replicas}
-    assert figures.used_units(measured) == [[1, 1]]
-    assert figures.used_units(replicas[0]) == [[1]]
-    lines = [{"epoch": 0, **measured}, {"epoch": 1, "replicas": [{"kl_per_layer": [9.0]}] * 2}]
-    assert figures.measured_kl_per_layer(lines, None) == [[1.01], [1.01]]
-    assert figures.measured_kl_per_layer(lines[1:], None) == [[9.0], [9.0]]
+    units = ([[1.0, 0.01]], [[0.01, 1.0]])
+    measured = records.epoch(0, *(records.replica_epoch(kl_per_unit=kl) for kl in units))
+    assert measured.used_units() == [(1,), (1,)]
+    assert measured.kl_by_layer() == [(1.01,), (1.01,)]
 
 
-def test_the_kl_of_units_is_drawn_of_the_first_replica_and_says_so(tmp_path, monkeypatch):
-    drawn = {}
-    original = figures.kl_per_unit
-    monkeypatch.setattr(
-        figures,
-        "kl_per_unit",
-        lambda lines, title: drawn.update(lines=lines, title=title) or original(lines, title),
-    )
-    one = {"train_elbo": -1.0, "kl_per_unit": [[1.0, 0.02]], "kl_per_layer": [1.02]}
-    other = {"train_elbo": -3.0, "kl_per_unit": [[0.02, 4.0]], "kl_per_layer": [4.02]}
-    lines = [{"epoch": 4, "train_elbo": -2.0, "replicas": [one, other]}]
-    drawing.draw_metrics(lines, None, tmp_path)
-    assert [line["kl_per_unit"] for line in drawn["lines"]] == [[[1.0, 0.02]]]
-    assert drawn["title"] == "the first of 2 replicas"
-    drawing.draw_metrics([{"epoch": 4, **one}], None, tmp_path)
-    assert drawn["title"] == ""
+def test_the_kl_of_units_is_drawn_of_the_first_replica_and_says_so():
+    first = records.replica_epoch(kl_per_unit=[[1.0, 0.02]])
+    other = records.replica_epoch(kl_per_unit=[[0.02, 4.0]])
+    both = figures.kl_per_unit({"": [records.epoch(4, first, other)]})
+    alone = figures.kl_per_unit({"": [records.epoch(4, first)]})
+    assert both.axes[0].get_title() == "the first of 2 replicas"
+    assert alone.axes[0].get_title() == ""
+    drawn = [figure.axes[0].collections[0].get_array() for figure in (both, alone)]
+    np.testing.assert_array_equal(*drawn)

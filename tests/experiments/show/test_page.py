@@ -5,9 +5,13 @@ import dataclasses
 import html
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import records
+from records import run_results
 
+from experiments.results import Run
 from experiments.settings import Settings
 from experiments.show import page
 
@@ -70,33 +74,25 @@ def config_of(dataset: str = "mnist", **settings) -> dict:
     }
 
 
-RESULTS = {
-    "dataset": "mnist", "model": "lvae", "epochs": 2000, "chosen_epoch": 2000, "seed": 0,
-    "test_elbo": -85.4321, "test_log_likelihood": -82.3456, "train_elbo": -83.2109,
-    "test_log_likelihood_standard_error": 0.2345, "eval_samples": 5000,
-    "effective_sample_size": 123.4,
-    "kl_per_unit": [[1.5, 0.25, 0.001], [2.0, 0.009], [3.0], [0.5], [0.0]],
-    "active_units": [3, 1, 1, 0, 0],
-    "training_seconds": 3600.4, "wall_seconds": 4000.6, "device": "1 x cpu (2 cores)",
-}  # fmt: skip
+RESULTS = run_results()
 
-LINES = [
-    {"epoch": 0, "train_elbo": -300.0},
-    {
-        "epoch": 1,
-        "train_elbo": -201.234,
-        "test_elbo": -202.0,
-        "kl_per_unit": [[0.75, 0.5], [0.002]],
-        "active_units": [2, 0],
-    },
-    {"epoch": 2, "train_elbo": -150.678},
-]
+EPOCHS = [
+    records.epoch(0, train_elbo=-300.0),
+    records.epoch(
+        1, train_elbo=-201.234, test_elbo=-202.0, kl_per_unit=[[0.75, 0.5], [0.002]],
+        active_units=[2, 0],
+    ),
+    records.epoch(2, train_elbo=-150.678),
+]  # fmt: skip
 
 IMAGES = {name: b"\x89PNG of " + name.encode() for name in page.CAPTIONS}
 
 
-def render(config=None, command="python -m experiments.mnist", results=RESULTS, images=IMAGES):
-    return page.render(config or config_of(), command, results, LINES, images)
+COMMAND = "python -m experiments.mnist"
+
+
+def render(config=None, command=COMMAND, results=RESULTS, images=IMAGES, epochs=EPOCHS):
+    return page.render(Run(Path("run"), config or config_of(), epochs, results), command, images)
 
 
 @pytest.mark.parametrize("results", [RESULTS, None])
@@ -114,8 +110,9 @@ def test_names_from_elsewhere_are_shown_as_they_are_and_make_no_element():
     config["settings"][EVIL] = EVIL
     config["versions"][EVIL] = EVIL
     config["device"] = config["data_sha256"] = EVIL
-    results = RESULTS | {"device": EVIL, "seed": EVIL, "eval_samples": EVIL, "epochs": EVIL}
-    text = page.render(config, f"python {EVIL}", results, LINES, IMAGES)
+    names = ("device", "seed", "eval_samples", "epochs")
+    results = dataclasses.replace(RESULTS, **dict.fromkeys(names, EVIL))
+    text = render(config, f"python {EVIL}", results)
     parsed = Page(text)
     assert "script" not in parsed.tags
     assert EVIL not in text
@@ -181,7 +178,7 @@ def test_results_and_settings_and_data_are_shown():
 
 
 def test_an_epoch_chosen_by_validation_is_named():
-    table = Page(render(results=RESULTS | {"chosen_epoch": 1400})).table()
+    table = Page(render(results=run_results(chosen_epoch=1400))).table()
     assert table["evaluated after epoch"] == ["1400, by validation"]
 
 
@@ -190,9 +187,8 @@ def test_kl_and_units_of_every_layer_are_counted():
     assert table["z_1 (bottom)"] == ["1.75", "3", "3", "2"]
     assert table["z_2"] == ["2.01", "2", "1", "1"]
     assert table["z_5 (top)"] == ["0.00", "1", "0", "0"]
-    one = RESULTS | {"kl_per_unit": [[1.0]], "active_units": [1]}
-    config = config_of(depth=1)
-    parsed = Page(page.render(config, None, one, LINES, {}))
+    one = run_results(kl_per_unit=[[1.0]], active_units=[1])
+    parsed = Page(render(config_of(depth=1), results=one))
     assert [row[0] for row in parsed.rows if row[0].startswith("z_")] == ["z_1 (top)"]
     assert "Ladder VAE with 1 layer on mnist" in parsed.of("h1")
 
@@ -227,7 +223,7 @@ def test_an_unfinished_run_says_how_far_it_is_and_shows_its_last_evaluation():
     assert parsed.table()["z_1 (bottom)"] == ["1.25", "2", "2", "2"]
     assert parsed.table()["z_2 (top)"] == ["0.00", "1", "0", "0"]
     # Before the first evaluation there are no layers to show.
-    text = page.render(config, None, None, LINES[:1], {})
+    text = render(config, None, None, {}, EPOCHS[:1])
     assert "Layers" not in Page(text).of("h2")
     assert "Not finished: 1 of 2000 epochs." in text
 
@@ -241,9 +237,8 @@ def test_a_page_is_written_whole_with_the_figures_of_its_folder(tmp_path):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "samples.png").write_bytes(b"the samples")
     (tmp_path / "figures" / "of_my_own.png").write_bytes(b"another")
-    lines = ['{"epoch": 0, "train_elbo": -9.5, "kl_per_unit": [[0.5]], "active_units": [1]}']
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"epoch": 1, "tra')
-    page.write(tmp_path, config_of("ÄÖ", depth=1), None, None)
+    epochs = [records.epoch(0, kl_per_unit=[[0.5]])]
+    page.write(Run(tmp_path, config_of("ÄÖ", depth=1), epochs, None), None)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     parsed = Page(text)
     assert parsed.of("h3") == [
@@ -258,23 +253,20 @@ def test_a_page_is_written_whole_with_the_figures_of_its_folder(tmp_path):
 
 
 REPLICAS = [
-    {
-        "seed": seed, "test_log_likelihood": -82.0 - seed, "test_elbo": -85.5 - seed,
-        "test_log_likelihood_standard_error": 0.25, "train_elbo": -83.0 + 2 * seed,
-        "effective_sample_size": 120.0, "chosen_epoch": 2000, "active_units": [2 + seed, 1],
-        "kl_per_unit": [[1.5, 0.25, 0.02 * seed], [2.0 + seed, 0.009]],
-    }
+    records.replica_results(
+        seed=seed, test_log_likelihood=-82.0 - seed, test_elbo=-85.5 - seed,
+        test_log_likelihood_standard_error=0.25, train_elbo=-83.0 + 2 * seed,
+        active_units=[2 + seed, 1],
+        kl_per_unit=[[1.5, 0.25, 0.02 * seed], [2.0 + seed, 0.009]],
+    )
     for seed in (0, 1)
 ]  # fmt: skip
 
-SEVERAL = {
-    name: value for name, value in RESULTS.items() if name not in ("kl_per_unit", "active_units")
-} | {"test_log_likelihood": -82.5, "replicas": REPLICAS, "eval_images": 500}
+SEVERAL = run_results(*REPLICAS)
 
 
-def several(results=SEVERAL, lines=LINES, **settings) -> str:
-    config = config_of(depth=2, replicas=2, **settings)
-    return page.render(config, "python -m experiments.mnist", results, lines, IMAGES)
+def several(results=SEVERAL, epochs=EPOCHS, **settings) -> str:
+    return render(config_of(depth=2, replicas=2, **settings), results=results, epochs=epochs)
 
 
 def test_replicas_are_shown_by_mean_and_deviation_and_a_row_each():
@@ -302,7 +294,7 @@ def test_replicas_are_shown_by_mean_and_deviation_and_a_row_each():
 
 
 def test_what_replicas_differ_in_besides_the_seed_stands_in_their_rows():
-    results = SEVERAL | {"replicas": [REPLICAS[0], REPLICAS[1] | {"chosen_epoch": 1400}]}
+    results = run_results(REPLICAS[0], dataclasses.replace(REPLICAS[1], chosen_epoch=1400))
     text = several(results, beta=(1.0, 0.5), learning_rate=(1e-3, 5e-4))
     parsed = Page(text)
     assert "which differ in: seed, beta, learning_rate." in text
@@ -323,11 +315,15 @@ def test_figures_say_what_they_show_of_replicas():
 
 
 def test_an_unfinished_run_with_replicas_shows_their_mean_and_last_evaluation():
-    lines = [
-        {"epoch": 0, "replicas": REPLICAS},
-        {"epoch": 1, "replicas": [{"train_elbo": -4.0}, {"train_elbo": -6.0}]},
+    units = [replica.kl_per_unit for replica in REPLICAS]
+    active = [replica.active_units for replica in REPLICAS]
+    evaluated = [
+        records.replica_epoch(kl_per_unit=kl, active_units=count)
+        for kl, count in zip(units, active, strict=True)
     ]
-    parsed = Page(several(None, lines))
+    trained = [records.replica_epoch(train_elbo=elbo) for elbo in (-4.0, -6.0)]
+    epochs = [records.epoch(0, *evaluated), records.epoch(1, *trained)]
+    parsed = Page(several(None, epochs))
     assert parsed.of("p")[0] == (
         "Not finished: 2 of 2000 epochs. Train ELBO of the last one -5.00 ± 1.41 nats (mean and "
         "standard deviation over replicas)."
@@ -337,28 +333,21 @@ def test_an_unfinished_run_with_replicas_shows_their_mean_and_last_evaluation():
 
 def test_a_likelihood_of_part_of_the_test_set_says_so():
     for images, shown in ((1000, "the first 1,000 test images"), (700, "all test images")):
-        text = render(config_of(eval_subset=1000), results=RESULTS | {"eval_images": images})
+        text = render(config_of(eval_subset=1000), results=run_results(eval_images=images))
         assert f"importance-sampled, over {shown}; the standard error is over the images" in text
-    assert "over all test images;" in render(results=RESULTS | {"eval_images": 10_000})
+    assert "over all test images;" in render(results=run_results(eval_images=10_000))
 
 
 def test_of_one_test_image_there_is_no_standard_error():
-    one = {"test_log_likelihood_standard_error": None, "eval_images": 1}
-    text = render(config_of(eval_subset=1), results=RESULTS | one)
+    alone = run_results(test_log_likelihood_standard_error=None, eval_images=1)
+    text = render(config_of(eval_subset=1), results=alone)
     assert Page(text).of("strong") == ["-82.35 nats"]
     assert "over the first test image; of a single image there is no standard error." in text
-    replicas = [replica | one for replica in REPLICAS]
-    text = several(SEVERAL | one | {"replicas": replicas}, eval_subset=1)
+    replicas = [
+        dataclasses.replace(replica, test_log_likelihood_standard_error=None)
+        for replica in REPLICAS
+    ]
+    text = several(run_results(*replicas, eval_images=1), eval_subset=1)
     assert "None" not in text
     assert ["0", "-82.00", "-85.50", "-83.00"] in Page(text).rows
     assert "standard error" not in text
-
-
-def test_a_run_of_a_version_without_replicas_or_subsets_is_shown_as_ever():
-    config = config_of()
-    for name in ("replicas", "eval_subset", "beta"):
-        del config["settings"][name]
-    parsed = Page(render(config))
-    assert parsed.of("strong") == ["-82.35 ± 0.23 nats"]
-    assert parsed.of("h1") == ["Ladder VAE with 5 layers on mnist"]
-    assert "Replicas" not in parsed.of("h2")

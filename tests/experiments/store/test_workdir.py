@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import records
 
 from experiments.store.workdir import (
     FORMAT,
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.faults
 
 ROOT = Path(__file__).parents[3]
 CONFIG = {"dataset": "stripes", "settings": {"seed": 0}}
+RESULTS = records.run_results()
 OTHER = {"dataset": "stripes", "settings": {"seed": 1}}
 
 
@@ -47,10 +49,10 @@ def run_of(path: Path, config: dict = CONFIG) -> Path:
     workdir = Workdir(path, config)
     workdir.create()
     for epoch in (0, 1):
-        workdir.append_metrics({"epoch": epoch, "seconds": 1.0})
+        workdir.append_metrics(records.epoch(epoch))
         workdir.save(state_of(3 * epoch + 3), 3 * epoch + 3)
     workdir.save_chosen(state_of(3), 3)
-    workdir.write_results({"test_elbo": -90.0})
+    workdir.write_results(RESULTS)
     for name in ("tensorboard/events", "figures/samples.png", "report.html"):
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text("of the run")
@@ -74,8 +76,8 @@ def test_what_was_saved_is_found_again(run):
     assert (step, int(state.step), state.params["w"].tolist()) == (6, 6, [6.0] * 3)
     state, step = workdir.restore_chosen(state_of(0))
     assert (step, state.params["w"].tolist()) == (3, [3.0] * 3)
-    assert [line["epoch"] for line in workdir.truncate_metrics(2)] == [0, 1]
-    assert workdir.results() == {"test_elbo": -90.0}
+    assert [record.epoch for record in workdir.truncate_metrics(2)] == [0, 1]
+    assert workdir.results() == RESULTS
     assert read_config(run) == {"format": FORMAT, **CONFIG}
     workdir.close()
     params, step = read_trained(run)
@@ -121,7 +123,7 @@ def test_overwrite_removes_what_the_run_made_and_nothing_else(run):
     assert (elsewhere / "file").read_text() == "precious"
     assert read_config(run)["settings"] == {"seed": 1}
     assert workdir.restore(state_of(0)) is None
-    workdir.append_metrics({"epoch": 0})
+    workdir.append_metrics(records.epoch(0))
     workdir.create()  # the run's own files are not removed by a second call
     assert len(read_metrics(run)) == 1
     workdir.close()
@@ -167,7 +169,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(overwrite, run):
                 "wait for it, stop it, or give another --workdir"
             )
             assert contents_of(run) == before
-            assert Workdir(run, CONFIG).results() == {"test_elbo": -90.0}  # without the lock
+            assert Workdir(run, CONFIG).results() == RESULTS  # without the lock
         finally:
             first.send_signal(signal.SIGKILL)
     second.create()
@@ -202,8 +204,8 @@ def test_a_process_that_does_not_write_leaves_all_as_it_is(run):
     workdir.create()
     assert workdir.restore(state_of(0))[1] == 6
     assert len(workdir.truncate_metrics(1)) == 1
-    workdir.append_metrics({"epoch": 1})
-    workdir.write_results({})
+    workdir.append_metrics(records.epoch(1))
+    workdir.write_results(RESULTS)
     workdir.close()
     assert contents_of(run) == before
 
@@ -216,7 +218,7 @@ def old(run) -> Path:
 
 
 def test_a_finished_run_of_the_old_format_can_still_be_told_of(old):
-    assert Workdir(old, CONFIG).results() == {"test_elbo": -90.0}
+    assert Workdir(old, CONFIG).results() == RESULTS
     assert read_config(old) == CONFIG
     assert len(read_metrics(old)) == 2
 
@@ -279,13 +281,17 @@ import resource, sys
 from pathlib import Path
 from experiments.errors import WorkdirError
 from experiments.store.workdir import Workdir
+import records
 workdir = Workdir(Path(sys.argv[1]), {"dataset": "stripes", "settings": {"seed": 0}})
 workdir.create()
 size = (workdir.path / "metrics.jsonl").stat().st_size
 resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
-for write in (workdir.append_metrics, workdir.write_results):
+results = records.run_results(device="x" * 10000)
+for write, record in (
+    (workdir.append_metrics, records.epoch(2)), (workdir.write_results, results)
+):
     try:
-        write({"epoch": 2, "more": "x" * 10000})
+        write(record)
     except WorkdirError as error:
         print(error)
 """
@@ -294,7 +300,11 @@ for write in (workdir.append_metrics, workdir.write_results):
 def test_a_file_that_cannot_grow_is_a_line_and_the_next_start_goes_on(run):
     before = contents_of(run)
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(run)], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", LIMITED, str(run)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
@@ -318,7 +328,7 @@ def test_a_line_of_metrics_cut_anywhere_is_dropped(length, run):
     workdir.create()
     kept = workdir.truncate_metrics(2)
     workdir.close()
-    assert [values["epoch"] for values in kept] == [0, 1]
+    assert [record.epoch for record in kept] == [0, 1]
     assert (run / "metrics.jsonl").read_bytes() == whole
 
 
