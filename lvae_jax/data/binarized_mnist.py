@@ -10,47 +10,25 @@ from pathlib import Path
 
 import numpy as np
 
-from lvae_jax.data.dataset import DataError, Dataset
+from lvae_jax.data.dataset import Dataset
 from lvae_jax.data.prepared import load_arrays
 from lvae_jax.data.source import File, Source, Splits, open_content
 
 VALIDATION_SIZE = 10_000
 """Number of images in the validation file; they are the last of the training images."""
 
-_SEPARATORS = np.frombuffer(b" " * 783 + b"\n", np.uint8)
-
 
 def read_amat(path: Path) -> np.ndarray:
-    """Reads a file of rows of 784 zeros and ones, with single spaces between them.
+    """Reads an `.amat` file, packed with gzip or not, as uint8 images [n, 28, 28] of 0 and 255.
 
-    Args:
-      path: The `.amat` file, packed with gzip or not.
-
-    Returns:
-      uint8 images [n, 28, 28], each pixel 0 or 255.
+    Each row has 784 zeros and ones with a space between them and a line feed at the end.
 
     Raises:
-      DataError: The file is missing, cut short or of another kind.
+      DataError: The file is missing, cut short or damaged.
     """
     with open_content(path) as file:
-        content = file.read()
-
-    row_size = 2 * len(_SEPARATORS)
-    if not content or len(content) % row_size:
-        raise DataError(
-            f"{path} holds {len(content)} characters; expected a multiple of {row_size}, rows of "
-            "784 zeros and ones with a space between them: download it again"
-        )
-    rows = np.frombuffer(content, np.uint8).reshape(-1, row_size)
-    pixels, separators = rows[:, 0::2], rows[:, 1::2]
-    ones = pixels == ord("1")
-    right = np.all(ones | (pixels == ord("0")), 1) & np.all(separators == _SEPARATORS, 1)
-    if not np.all(right):
-        raise DataError(
-            f"{path}: row {np.argmin(right) + 1} is not 784 zeros and ones with a space between "
-            "them; download it again"
-        )
-    return (ones * np.uint8(255)).reshape(-1, 28, 28)
+        characters = np.frombuffer(file.read(), np.uint8).reshape(-1, 28, 28, 2)
+    return (characters[..., 0] == ord("1")) * np.uint8(255)
 
 
 def _read(paths: Mapping[str, Path]) -> Splits:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -32,56 +32,43 @@ RESIZED = {
 IMAGE_SHAPE = (32, 32)
 Cameras = Literal["one", "both"]
 
-_UINT8, _INT32 = 0x1E3D4C55, 0x1E3D4C54
 _PAIRS_AT_ONCE = 500  # 9 MB; all of them are 448 MB
 _TRAIN = "smallnorb-5x46789x9x18x6x2x96x96-training-{}.mat.gz"
 _TEST = "smallnorb-5x01235x9x18x6x2x96x96-testing-{}.mat.gz"
 
 
 def read_pairs(path: Path) -> np.ndarray:
-    """Reads a `-dat` file and reduces its images.
-
-    Args:
-      path: The file, packed with gzip or not, of uint8 images [n, 2, 96, 96].
+    """Reads a `-dat` file of uint8 images [n, 2, 96, 96] and reduces them.
 
     Returns:
       uint8 images [n, 2, 32, 32], each pixel the rounded mean of 3×3.
-
-    Raises:
-      DataError: The file is missing, cut short or of another kind.
     """
     with open_content(path) as file:
-        number = _read_header(file, path, _UINT8, [2, 96, 96])
-        reduced = np.empty((number, 2, *IMAGE_SHAPE), np.uint8)
-        for start in range(0, number, _PAIRS_AT_ONCE):
+        shape = _read_sizes(file)
+        reduced = np.empty((*shape[:2], *IMAGE_SHAPE), np.uint8)
+        for start in range(0, len(reduced), _PAIRS_AT_ONCE):
             part = reduced[start : start + _PAIRS_AT_ONCE]
-            full = _read_values(file, path, np.uint8, (len(part), 2, 96, 96))
+            content = file.read(len(part) * math.prod(shape[1:]))
+            full = np.frombuffer(content, np.uint8).reshape(len(part), *shape[1:])
             triples = full[:, :, 0::3].astype(np.uint16) + full[:, :, 1::3] + full[:, :, 2::3]
             sums = triples[..., 0::3] + triples[..., 1::3] + triples[..., 2::3]
             part[...] = (sums + 4) // 9  # a ninth is never halfway between two whole numbers
-        _check_end(file, path)
     return reduced
 
 
 def read_categories(path: Path) -> np.ndarray:
-    """Reads a `-cat` file.
-
-    Args:
-      path: The file, packed with gzip or not, of int32 categories [n].
-
-    Returns:
-      The categories, 0 to 4.
-
-    Raises:
-      DataError: The file is missing, cut short or of another kind.
-    """
+    """Reads a `-cat` file: categories 0 to 4, int32 [n]."""
     with open_content(path) as file:
-        number = _read_header(file, path, _INT32, [])
-        categories = _read_values(file, path, np.dtype("<i4"), (number,))
-        _check_end(file, path)
-    if not np.all((categories >= 0) & (categories < NUM_CATEGORIES)):
-        raise DataError(f"{path} holds categories other than 0 to 4; download it again")
-    return categories
+        _read_sizes(file)
+        return np.frombuffer(file.read(), "<i4")
+
+
+def _read_sizes(file: BufferedIOBase) -> tuple[int, ...]:
+    """Reads the header of a NORB matrix and returns its shape."""
+    _, ndim = struct.unpack("<2i", file.read(8))
+    number = max(3, ndim)  # sizes beyond the dimensions mean nothing
+    sizes: tuple[int, ...] = struct.unpack(f"<{number}i", file.read(4 * number))
+    return sizes[:ndim]
 
 
 def read_resized(folder: Path) -> Splits:
@@ -115,56 +102,11 @@ def read_resized(folder: Path) -> Splits:
     return splits
 
 
-def _read_header(file: BufferedIOBase, path: Path, magic: int, sizes: list[int]) -> int:
-    """Reads the header of a matrix [n, *sizes] and returns n."""
-    start = file.read(8)
-    if start != struct.pack("<2i", magic, 1 + len(sizes)):
-        raise DataError(
-            f"{path} starts with the bytes {start.hex() or '(none)'}; expected "
-            f"{struct.pack('<2i', magic, 1 + len(sizes)).hex()}, a NORB matrix of "
-            f"{1 + len(sizes)} dimensions of {'uint8' if magic == _UINT8 else 'int32'}: download "
-            "it again"
-        )
-    number_of_sizes = max(3, 1 + len(sizes))  # those beyond the dimensions mean nothing
-    size_bytes = file.read(4 * number_of_sizes)
-    if len(size_bytes) < 4 * number_of_sizes:
-        raise DataError(f"{path} ends within its header; download it again")
-    number, *given = struct.unpack(f"<{number_of_sizes}i", size_bytes)[: 1 + len(sizes)]
-    if number < 1 or given != sizes:
-        expected = ", ".join(map(str, ["n", *sizes]))
-        raise DataError(
-            f"{path} has the sizes {[number, *given]}; expected [{expected}]: download it again"
-        )
-    return number
-
-
-def _read_values(
-    file: BufferedIOBase, path: Path, dtype: Any, shape: tuple[int, ...]
-) -> np.ndarray:
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    content = file.read(size)
-    if len(content) != size:
-        raise DataError(f"{path} has fewer values than its header says; download it again")
-    return np.frombuffer(content, dtype).reshape(shape)
-
-
-def _check_end(file: BufferedIOBase, path: Path) -> None:
-    if file.read(1):
-        raise DataError(f"{path} has more values than its header says; download it again")
-
-
 def _read(paths: Mapping[str, Path]) -> Splits:
-    splits = {}
-    for split, name in (("train", _TRAIN), ("test", _TEST)):
-        pair_path, category_path = paths[name.format("dat")], paths[name.format("cat")]
-        pairs, categories = read_pairs(pair_path), read_categories(category_path)
-        if len(pairs) != len(categories):
-            raise DataError(
-                f"{pair_path} holds {len(pairs)} pairs of images but {category_path} "
-                f"{len(categories)} categories; download both again"
-            )
-        splits[split] = pairs, categories
-    return splits
+    return {
+        split: (read_pairs(paths[name.format("dat")]), read_categories(paths[name.format("cat")]))
+        for split, name in (("train", _TRAIN), ("test", _TEST))
+    }
 
 
 SOURCE = Source(

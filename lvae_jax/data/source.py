@@ -43,7 +43,8 @@ class Source:
       homepage: A page about it.
       url: The address of the folder that holds the files, ending in "/".
       files: The original files.
-      read: Reads the files, given the path of each by its name in `files`.
+      read: Reads the files, given the path of each by its name in `files`. It is given verified
+        files alone, so it need not check their content.
       image_shape: Shape of one image.
       num_classes: Number of different labels.
       image_dtype: uint8 or float32.

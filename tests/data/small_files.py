@@ -39,16 +39,13 @@ def idx_bytes(array: np.ndarray) -> bytes:
     return header + b"".join(struct.pack(">I", n) for n in array.shape) + array.tobytes()
 
 
-def write_mnist(folder: Path, num_train_labels: int = NUM_TRAIN) -> Path:
+def write_mnist(folder: Path) -> Path:
     """MNIST, and Fashion-MNIST too, whose files are alike."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
-    for prefix, images, labels in (
-        ("train", NUM_TRAIN, num_train_labels),
-        ("t10k", NUM_TEST, NUM_TEST),
-    ):
-        grey = generator.integers(0, 256, (images, 28, 28), np.uint8)
-        digit = (np.arange(labels) * 7 % 10).astype(np.uint8)
+    for prefix, number in (("train", NUM_TRAIN), ("t10k", NUM_TEST)):
+        grey = generator.integers(0, 256, (number, 28, 28), np.uint8)
+        digit = (np.arange(number) * 7 % 10).astype(np.uint8)
         for kind, array in (("images-idx3", grey), ("labels-idx1", digit)):
             content = gzip.compress(idx_bytes(array), mtime=0)
             (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(content)

@@ -109,42 +109,6 @@ def test_a_packed_file_is_checked_too(data_dir, tmp_path, monkeypatch, damage):
 ROW = " ".join("01" * 392) + "\n"
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            "",
-            "holds 0 characters; expected a multiple of 1568, rows of 784 zeros and ones with a "
-            "space between them: download it again",
-        ),
-        (
-            ROW[:-1],
-            "holds 1567 characters; expected a multiple of 1568, rows of 784 zeros and ones with a "
-            "space between them: download it again",
-        ),
-        (
-            ROW + "2" + ROW[1:],
-            ": row 2 is not 784 zeros and ones with a space between them; download it again",
-        ),
-        (
-            ROW[:-1] + " ",
-            ": row 1 is not 784 zeros and ones with a space between them; download it again",
-        ),
-        (
-            ROW + ROW + ROW[:1] + "\n" + ROW[2:],
-            ": row 3 is not 784 zeros and ones with a space between them; download it again",
-        ),
-    ],
-    ids=["empty", "cut", "a-two", "no-newline", "no-space"],
-)
-def test_a_file_that_is_not_amat_is_named(tmp_path, content, message):
-    path = tmp_path / "images.amat"
-    path.write_text(content)
-    with pytest.raises(DataError) as caught:
-        read_amat(path)
-    assert str(caught.value) == f"{path}" + (message if message[0] == ":" else f" {message}")
-
-
 def test_zeros_and_ones_become_black_and_full_pixels(tmp_path):
     path = tmp_path / "images.amat"
     path.write_text(ROW + ROW.replace("0", "1"))

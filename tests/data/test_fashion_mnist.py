@@ -1,10 +1,16 @@
+"""The real files are tested too where LVAE_JAX_TEST_DATA names a folder with fashion_mnist/."""
+
 import gzip
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small_files import small_source, write_mnist
 
 from lvae_jax.data import DataError, fashion_mnist
+
+DATA = os.environ.get("LVAE_JAX_TEST_DATA")
 
 
 @pytest.fixture
@@ -22,6 +28,16 @@ def test_fashion_mnist_is_the_original_files_in_their_order(data_dir, tmp_path, 
     grey = np.frombuffer(content[16:], np.uint8).reshape(20, 28, 28)
     np.testing.assert_array_equal(dataset.test_images, grey, strict=True)
     assert dataset.train_labels[:5].tolist() == [0, 7, 4, 1, 8]
+
+
+@pytest.mark.skipif(not DATA, reason="LVAE_JAX_TEST_DATA is not set")
+def test_the_real_files_hold_as_many_images_of_every_class(tmp_path):
+    dataset = fashion_mnist.load(Path(DATA) / "fashion_mnist", tmp_path)
+    assert np.bincount(dataset.train_labels).tolist() == [6000] * 10
+    assert np.bincount(dataset.test_labels).tolist() == [1000] * 10
+    # The mean and deviation of a training pixel, as published with the data set.
+    pixels = dataset.train_images / 255
+    assert (round(pixels.mean(), 4), round(pixels.std(), 4)) == (0.2860, 0.3530)
 
 
 def test_files_of_mnist_are_refused_although_their_names_are_right(data_dir, tmp_path):

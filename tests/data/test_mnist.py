@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_files
 
-from lvae_jax.data import DataError, mnist
+from lvae_jax.data import mnist
 
 # A digit's number of images. The small ones are 7 i modulo 10, i = 0..29 and 0..19.
 COUNTS = {
@@ -81,27 +81,3 @@ def test_mnist_is_binary_and_binarised_dynamically(files):
     assert dataset.name == "mnist"
     assert dataset.data_dim == 784
     assert (dataset.observation, dataset.binarisation) == ("bernoulli", "dynamic")
-
-
-def test_a_file_that_is_not_idx_is_refused(small_dir, tmp_path, monkeypatch):
-    path = small_dir / "train-labels-idx1-ubyte.gz"
-    path.write_bytes(gzip.compress(b"<html>"))
-    monkeypatch.setattr(mnist, "SOURCE", small_files.small_source(small_dir))
-    with pytest.raises(DataError) as caught:
-        mnist.load(small_dir, tmp_path / "tfds")
-    assert str(caught.value) == (
-        f"{path} starts with the bytes 3c68746d; expected 00000801, IDX with 1 dimensions of "
-        "uint8: download it again"
-    )
-    assert not (tmp_path / "tfds" / "lvae_mnist" / "1.0.0").exists()
-
-
-def test_images_without_labels_are_refused(tmp_path, monkeypatch):
-    folder = small_files.write_mnist(tmp_path / "original", num_train_labels=29)
-    monkeypatch.setattr(mnist, "SOURCE", small_files.small_source(folder))
-    with pytest.raises(DataError) as caught:
-        mnist.load(folder, tmp_path / "tfds")
-    assert str(caught.value) == (
-        f"{folder}/train-images-idx3-ubyte.gz holds 30 images but "
-        f"{folder}/train-labels-idx1-ubyte.gz 29 labels; download both again"
-    )
