@@ -4,7 +4,7 @@ A pair is one toy seen by two cameras. The original files are in NORB's own form
 little-endian int32s for the type, the number of dimensions and the sizes, of which there are at
 least three, then the values in row-major order. Their images are reduced by means of 3×3 pixels.
 
-The paper's authors used other files, MATLAB's, of images resized bicubically. Where a user has
+The paper used other files: MATLAB files of images that were resized bicubically. Where a user has
 them, they are read instead and the data set is called "small_norb-resized".
 """
 
@@ -24,12 +24,14 @@ from lvae_jax.data.prepared import as_arrays, load_arrays
 from lvae_jax.data.source import File, Source, Splits, open_content, user_path
 
 NUM_CATEGORIES = 5
-RESIZED = {
-    "train": ("smallnorb_train_x.mat", "smallnorb_train_t.mat"),
-    "test": ("smallnorb_test_x.mat", "smallnorb_test_t.mat"),
-}
-"""The authors' files of images and categories, under the names that their code gives them."""
 IMAGE_SHAPE = (32, 32)
+RESIZED = {
+    "smallnorb-5x46789x9x18x6x2x32x32-training-dat-matlab-bicubic.mat": "smallnorb_train_x.mat",
+    "smallnorb-5x46789x9x18x6x2x96x96-training-cat-matlab.mat": "smallnorb_train_t.mat",
+    "smallnorb-5x01235x9x18x6x2x32x32-testing-dat-matlab-bicubic.mat": "smallnorb_test_x.mat",
+    "smallnorb-5x01235x9x18x6x2x96x96-testing-cat-matlab.mat": "smallnorb_test_t.mat",
+}
+"""The paper's files at github.com/gwtaylor/convnet_matlab, and their names in the authors' code."""
 Cameras = Literal["one", "both"]
 
 _PAIRS_AT_ONCE = 500  # 9 MB; all of them are 448 MB
@@ -72,12 +74,12 @@ def _read_sizes(file: BufferedIOBase) -> tuple[int, ...]:
 
 
 def read_resized(folder: Path) -> Splits:
-    """Reads the authors' four MATLAB files.
+    """Reads the four MATLAB files of resized images.
 
     Args:
-      folder: Holds the files of `RESIZED`. Images are `traindata` and `testdata` [1024, 2, n], grey
-        values 0..255, each image in column-major order; categories are `trainlabels` and
-        `testlabels`, 0 to 4.
+      folder: Holds the files of `RESIZED`, under either name. Images are `traindata` and
+        `testdata` [1024, 2, n], grey values 0..255, each image in row-major order; categories 0 to
+        4 are `trainlabels` and `testlabels`.
 
     Returns:
       uint8 images [n, 2, 32, 32], rounded to whole grey values, and categories [n].
@@ -85,21 +87,27 @@ def read_resized(folder: Path) -> Splits:
     Raises:
       DataError: A file is missing, cut short or of another kind.
     """
+    paths = iter(_find_resized(folder, name) for name in RESIZED)
     splits = {}
-    for split, (image_file, category_file) in RESIZED.items():
-        (values,) = read_matrices(folder / image_file, {f"{split}data": (1024, 2, "n")})
-        (categories,) = read_matrices(folder / category_file, {f"{split}labels": ("n", "n")})
+    for split in ("train", "test"):
+        image_path, category_path = next(paths), next(paths)
+        (values,) = read_matrices(image_path, {f"{split}data": (math.prod(IMAGE_SHAPE), 2, "n")})
+        (categories,) = read_matrices(category_path, {f"{split}labels": ("n", "n")})
         categories = categories.reshape(-1)
         if not np.all((values >= 0) & (values <= 255)):
-            raise DataError(f"{folder / image_file} has values outside [0, 255]; get it again")
+            raise DataError(f"{image_path} has values outside [0, 255]; get it again")
         if len(categories) != values.shape[2] or not set(np.unique(categories)) <= set(range(5)):
             raise DataError(
-                f"{folder / category_file} does not hold a category 0 to 4 for each of "
-                f"{values.shape[2]} pairs; get it again"
+                f"{category_path} does not hold a category 0 to 4 for each of {values.shape[2]} "
+                "pairs; get it again"
             )
         images = np.rint(values.T).astype(np.uint8).reshape(-1, 2, *IMAGE_SHAPE)
-        splits[split] = np.ascontiguousarray(images.swapaxes(2, 3)), categories
+        splits[split] = images, categories
     return splits
+
+
+def _find_resized(folder: Path, name: str) -> Path:
+    return folder / name if (folder / name).is_file() else folder / RESIZED[name]
 
 
 def _read(paths: Mapping[str, Path]) -> Splits:
@@ -173,8 +181,8 @@ def load(
         )
     name = "small_norb"
     folder = None if data_dir is None else user_path(data_dir)
-    (first_resized, _) = RESIZED["train"]
-    if folder is not None and not SOURCE.find(folder) and (folder / first_resized).is_file():
+    first = next(iter(RESIZED))
+    if folder is not None and not SOURCE.find(folder) and _find_resized(folder, first).is_file():
         name, pairs = "small_norb-resized", as_arrays(read_resized(folder))
     else:
         pairs = load_arrays(SOURCE, folder, tfds_dir)

@@ -118,7 +118,7 @@ RESIZED = np.random.default_rng(2).integers(0, 256, (1024, 2, 7), np.uint8)
 
 
 def write_resized(folder, **changes):
-    """The files as the authors' code stores them: a column per image, MATLAB's order of pixels."""
+    """The files as the authors' code stores them: a column of row-major pixels per image."""
     labels = np.arange(7.0)[:, None] % 5
     content = {"traindata": RESIZED, "trainlabels": labels, "testdata": RESIZED[..., :4]}
     content |= {"testlabels": labels[:4]} | changes
@@ -137,13 +137,19 @@ def test_the_authors_resized_files_are_read_where_a_user_has_them(tmp_path):
     assert dataset.name == "small_norb-resized"
     assert dataset.train_images.dtype == np.uint8
     assert (len(dataset.train_images), len(dataset.test_images)) == (7, 4)
-    upright = RESIZED[:, 0, 3].reshape(32, 32, order="F")
-    np.testing.assert_array_equal(dataset.train_images[3], upright)
+    np.testing.assert_array_equal(dataset.train_images[3], RESIZED[:, 0, 3].reshape(32, 32))
     assert dataset.train_labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
     assert dataset.dequantisation == 1 / 256
     both = small_norb.load(tmp_path, tmp_path / "tfds", cameras="both")
     assert both.name == "small_norb-resized-both"
-    np.testing.assert_array_equal(both.test_images[5], RESIZED[:, 1, 2].reshape(32, 32).T)
+    np.testing.assert_array_equal(both.test_images[5], RESIZED[:, 1, 2].reshape(32, 32))
+
+
+def test_resized_files_are_read_under_their_own_names_too(tmp_path):
+    expected = small_norb.load(write_resized(tmp_path))
+    for name, other in small_norb.RESIZED.items():
+        (tmp_path / other).rename(tmp_path / name)
+    assert small_norb.load(tmp_path).sha256() == expected.sha256()
 
 
 @pytest.mark.parametrize(
