@@ -1,9 +1,9 @@
-"""Data sets as host arrays, and what turns their images into what the model sees.
+"""Data sets as host arrays, and the functions that turn their images into `x`.
 
 Each data set is a module whose `load()` returns a `Dataset`; `arrays.load()` makes one of your own
-files. `Dataset.preprocess`, which is `binarise` or one of its neighbours, turns a batch of its
-images into `x`, [batch, data_dim]. Importing this package imports neither tensorflow-datasets nor
-scikit-learn: a data set asks for them when it is first prepared.
+files. `Dataset.preprocess`, for instance `binarise`, turns a batch of images into `x`
+[batch, data_dim]. Importing this package imports neither tensorflow-datasets nor scikit-learn: a
+data set imports them when they are first needed.
 """
 
 from lvae_jax.data import (

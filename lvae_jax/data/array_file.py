@@ -1,7 +1,7 @@
-"""Arrays kept in one file, so that a prepared data set loads in a fraction of a second.
+"""Arrays in one file, so that a prepared data set loads in a fraction of a second.
 
-The file is a copy of what the data set's records hold: whenever it is missing or cannot be read,
-it is written again from them.
+The file is a cache of the data set's records: if it is missing or cannot be read, it is written
+again from them.
 """
 
 import os
@@ -31,7 +31,7 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray] | N
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes the arrays; `path` is either what it was before or holds all of them.
+    """Writes the arrays atomically: `path` holds all of them or is unchanged.
 
     Raises:
       OSError: The folder cannot be written to.

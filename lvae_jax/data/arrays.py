@@ -124,7 +124,8 @@ def _leaves(images: np.ndarray, others: np.ndarray, widths: float) -> bool:
     low, high = float(others.min()), float(others.max())
     margin = widths * (high - low)
     axes = tuple(range(1, images.ndim))
-    outside = (images.min(axes) < low - margin) | (images.max(axes) > high + margin)
+    least, most = images.min(axes).astype(np.float64), images.max(axes).astype(np.float64)
+    outside = (least < low - margin) | (most > high + margin)
     return bool(outside.mean() > 0.5)
 
 

@@ -1,4 +1,4 @@
-"""From images to what the model observes: grey values, and zeros and ones drawn from them.
+"""From images to `x`, which the model observes: grey values, or zeros and ones drawn from them.
 
 The paper's MNIST and OMNIGLOT are binary: a pixel is 1 with the probability of its grey value.
 Training images are drawn anew every epoch (`binarise`); test images are drawn once
@@ -38,21 +38,21 @@ def to_unit(images: Images) -> GreyImages:
 
 
 def flatten(images: Images) -> Float32[Array, "batch data_dim"]:
-    """The images as rows of `x`, in [0, 1] if they are uint8: for data that is not binarised.
+    """The images as rows of `x`, in [0, 1] if they are uint8.
 
-    Also right for images that came binarised (`Dataset.binarisation == "fixed"`).
+    For data that is not binarised, or binary already (`Dataset.binarisation == "fixed"`).
 
     Args:
       images: uint8 values 0..255, or float32.
 
     Returns:
-      `to_unit(images)`, one row an image.
+      `to_unit(images)`, one row per image.
     """
     return to_unit(images).reshape(images.shape[0], -1)
 
 
 def as_stored(_: Key[Array, ""], images: Images) -> Float32[Array, "batch data_dim"]:
-    """`flatten`, where a function of a key and images is asked for, as `binarise` is one."""
+    """`flatten` with the signature of `binarise`; the key is not used."""
     return flatten(images)
 
 
@@ -67,7 +67,11 @@ def binarise(key: Key[Array, ""], images: Images) -> Float32[Array, "batch data_
       images: Grey images, uint8 values 0..255 or float32 in [0, 1].
 
     Returns:
-      Zeros and ones, one row an image.
+      Zeros and ones, one row per image.
+
+    Example:
+      >>> binarise(jax.random.key(0), np.array([[0, 255], [255, 0]], np.uint8)).tolist()
+      [[0.0, 1.0], [1.0, 0.0]]
     """
     grey: Float[Array, "batch data_dim"] = flatten(images)
     uniform = jax.random.uniform(key, grey.shape, jnp.float32)  # in [0, 1): below 1, never below 0
@@ -78,8 +82,8 @@ def binarise_once(images: np.ndarray) -> np.ndarray:
     """The fixed binarisation of test images, always the same for the same images.
 
     Drawn with NumPy's legacy generator, whose stream is frozen: JAX's depends on its settings and
-    may change between versions. The draws run over images in order, so the first n images are
-    binarised alike however many follow.
+    may change between versions. The draws run over images in order, so the first n images do not
+    depend on those that follow.
 
     Args:
       images: Grey test images [n, *image_shape], uint8 values 0..255 or float32 in [0, 1].

@@ -19,11 +19,11 @@ Binarisation = Literal["dynamic", "fixed", "none"]
 
 
 class DataError(ValueError):
-    """A data set cannot be had; one line says what was given, what was expected and what to do."""
+    """A data set cannot be loaded or used; the message is one line and says what to do."""
 
 
 def shown_range(images: np.ndarray) -> str:
-    """The least and the largest value, with as many digits as tell neighbours apart.
+    """The smallest and the largest value, with enough digits to tell close values apart.
 
     Example:
       >>> shown_range(np.array([0.1, 1.0000001], np.float32))
@@ -45,15 +45,15 @@ class Dataset:
     grey values in [0, 1].
 
     Attributes:
-      name: What results are reported under, such as "mnist".
+      name: The name in reported results, such as "mnist".
       train_images: [n_train, *image_shape].
       train_labels: int32 [n_train].
       test_images: [n_test, *image_shape], of the same dtype as `train_images`.
       test_labels: int32 [n_test].
       observation: The distribution p(x | z_1).
       binarisation: "dynamic": the images are grey, training images are binarised anew every epoch
-        and test images once. "fixed": they came binarised, every pixel is 0 or full (255 in uint8,
-        1.0 in float32). "none": the model sees the values as they are.
+        and test images once. "fixed": the images are binary, every pixel is 0 or full (255 in
+        uint8, 1.0 in float32). "none": the model sees the values as they are.
       dequantisation: Distance between two grey levels in x, for a Gaussian observation: training
         images get uniform noise of that width anew every epoch and test images once. 1/256 puts
         uint8 images into [0, 1]. 0: no noise.
@@ -83,10 +83,10 @@ class Dataset:
 
     @property
     def preprocess(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """What makes `x` [batch, data_dim] of a key and training images, each epoch anew.
+        """The function from a key and training images to `x` [batch, data_dim].
 
-        A pure JAX function; the same object for data sets that are treated alike, so that a program
-        compiled for one serves the next.
+        A pure JAX function, called with a new key every epoch. Data sets that are treated alike
+        share one object, so that a compiled program is reused.
         """
         if self.binarisation == "dynamic":
             return binarise
@@ -101,9 +101,9 @@ class Dataset:
         return np.asarray(flatten(jnp.asarray(self.test_images)))
 
     def sha256(self) -> str:
-        """SHA-256 of the training images, then the test images: what identifies the data.
+        """SHA-256 of the training images, followed by the test images: the data's identity.
 
-        Neither names nor paths count; labels do not either, since no model sees them.
+        Names, paths and labels do not count.
         """
         data = hashlib.sha256()
         for images in (self.train_images, self.test_images):
@@ -160,7 +160,7 @@ class Dataset:
         if labels.shape != images.shape[:1]:
             raise DataError(
                 f"{self.name}: {split}_labels have the shape {list(labels.shape)}; expected "
-                f"[{images.shape[0]}], one label an image"
+                f"[{images.shape[0]}], one label per image"
             )
         if images.dtype == np.float32:
             low, high = float(images.min()), float(images.max())  # NaN if any value is NaN

@@ -14,8 +14,8 @@ def read_matrices(path: Path, shapes: dict[str, Sequence[int | str]]) -> list[np
 
     Args:
       path: The file, packed with gzip or not.
-      shapes: The name of each matrix and its expected shape; a text stands for any size of at
-        least 1.
+      shapes: The name of each matrix and its expected shape, where a string stands for any size of
+        at least 1.
 
     Returns:
       The matrices in that order.

@@ -117,11 +117,11 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def open_content(path: Path) -> Iterator[BufferedIOBase]:
-    """Opens a file for reading; what is packed with gzip is unpacked, whatever the file's name.
+    """Opens a file for reading; a gzip file is unpacked, whatever its name.
 
     Raises:
-      DataError: The file is missing, cut short or damaged, found on opening or while reading
-        within the `with` statement.
+      DataError: The file is missing, cut short or damaged, on opening or while reading within
+        the `with` statement.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Holding out training images for validation: for choosing, never for reporting."""
+"""Holding out training images for validation: to choose by, never to report."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 from lvae_jax.data.dataset import DataError, Dataset
 
 VALIDATION_SEED = 1509
-"""Seed of which images are held out; it is no run's seed, so that all runs hold out the same."""
+"""Seed of the choice of images; independent of a run's seed, so all runs hold out the same ones."""
 
 
 def hold_out(dataset: Dataset, number: int) -> tuple[Dataset, Dataset]:
@@ -15,14 +15,14 @@ def hold_out(dataset: Dataset, number: int) -> tuple[Dataset, Dataset]:
 
     Args:
       dataset: The data set.
-      number: How many training images to hold out, drawn at random and always the same ones.
+      number: How many training images to hold out: a random choice, the same in every run.
 
     Returns:
-      The data set without them, in the order it had; and one that has them in the place of its
-      test images, so that they are binarised or dequantised once, as test images are.
+      The data set without them, in the same order; and one with them in place of its test images,
+      so that they are binarised or dequantised once, like test images.
 
     Raises:
-      DataError: There are not that many, or none would be left.
+      DataError: `number` is not at least 1 and below the number of training images.
     """
     images = len(dataset.train_images)
     if not 0 < number < images:

@@ -396,6 +396,10 @@ def test_images_on_two_scales_are_refused_unless_told(save, train, test):
     arrays.load(*paths, "gaussian", check_scale=False)
 
 
+def test_the_largest_values_of_float32_are_compared_too(save):
+    arrays.load(save(UNIT * 3e38), save(UNIT * 3e38, "b.npy"), "gaussian")
+
+
 def test_zeros_and_ones_are_not_grey_values(save):
     assert "runs from 0 to 1 but" in failure(save(BINARY), save(GREY, "b.npy"))
 

@@ -168,7 +168,7 @@ def test_preprocess_is_one_object_so_that_nothing_is_compiled_twice():
         ),
         (
             {"train_labels": np.zeros((5, 1), np.int32)},
-            "toy: train_labels have the shape [5, 1]; expected [5], one label an image",
+            "toy: train_labels have the shape [5, 1]; expected [5], one label per image",
         ),
         (
             {"test_images": np.zeros((4, 3, 2), np.uint8)},
