@@ -208,7 +208,10 @@ class Settings:
         changes_results=False,
     )
     data_dir: str = setting(
-        "", SOURCE, "folder with the data set's original files as downloaded", changes_results=False
+        "",
+        SOURCE,
+        "folder with the data set's original files, packed or not",
+        changes_results=False,
     )
     tfds_dir: str = setting(
         "",

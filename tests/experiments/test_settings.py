@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from docs import make_flags
 from experiments.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -112,12 +113,18 @@ def test_the_table_of_flags_names_every_flag_with_the_default_of_mnist():
         if line.startswith("| `--")
     }
     settings = Settings()
-    assert rows.keys() == {f"--{name}" for name in Settings.__dataclass_fields__}
+    assert set(rows) == {f"--{name}" for name in Settings.__dataclass_fields__}
     for name, field in Settings.__dataclass_fields__.items():
         default = getattr(settings, name)
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
         assert f"| {shown and f'`{shown}`'} |" in rows[f"--{name}"]
         assert field.metadata["help"] in rows[f"--{name}"]
+
+
+def test_the_page_of_flags_is_as_the_settings_are_now():
+    page = make_flags.PAGE.read_text("utf-8")
+    assert make_flags.updated(page) == page, "run python -m docs.make_flags"
+    assert "| `experiments.norb` | `--cameras` | `one` |" in page
 
 
 def test_depth_keeps_the_lowest_layers():
