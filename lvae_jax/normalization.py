@@ -1,8 +1,12 @@
 """Batch normalisation as pure functions, with its gradient written out.
 
 Statistics run over every axis but the last: over samples and batch together where there are both.
+Sums over the batch are what an accelerator launches most kernels for, and a mesh most collectives.
+How they are best taken depends on the device: `moments` and `_paired_sums` choose.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,10 +28,96 @@ class Moments(NamedTuple):
 
 
 def moments(y: Float[Array, "*batch units"]) -> Moments:
-    """Mean and variance over all axes but the last, in two passes: E[y^2] - E[y]^2 would cancel."""
+    """Mean and variance over all axes but the last, without the cancellation of E[y^2] - E[y]^2.
+
+    A CPU takes two passes over y, other devices one. Where `jax.set_mesh` splits the batch over
+    accelerators, each takes its part's moments, and one collective pools them.
+    """
     rows = y.reshape(-1, y.shape[-1])
+    parts = _parts_of(rows.shape[0])
+    tpu, gpu = _in_one_pass(_variadic_sums), _in_one_pass(_stacked_sums)
+    if parts > 1:
+        tpu = gpu = functools.partial(_pooled, parts)
+    found = jax.lax.platform_dependent(rows, cpu=_in_two_passes, tpu=tpu, default=gpu)
+    return Moments(*found)
+
+
+def _in_two_passes(rows: Float[Array, "rows units"]) -> Moments:
     mean = jnp.mean(rows, axis=0)
     return Moments(mean, jnp.mean((rows - mean[None]) ** 2, axis=0))
+
+
+PairedSums = Callable[[Array, Array], tuple[Array, Array]]
+"""The sums over the rows of two arrays of one shape."""
+
+
+def _in_one_pass(sums: PairedSums) -> Callable[[Float[Array, "rows units"]], Moments]:
+    """Mean and variance by the sums of d and d^2, d = y - y[0].
+
+    No row is further than sqrt(rows - 1) deviations from the mean, whatever the mean is. What
+    E[d^2] - E[d]^2 cancels is therefore at most a factor of the number of rows, and a unit that is
+    constant has a variance of exactly zero.
+    """
+
+    def of_rows(rows: Float[Array, "rows units"]) -> Moments:
+        count = jnp.float32(rows.shape[0])
+        d = rows - rows[:1]
+        total, squares = sums(d, d * d)
+        mean = total / count
+        return Moments(rows[0] + mean, jnp.maximum(squares / count - mean**2, 0.0))
+
+    return of_rows
+
+
+def _parts_of(rows: int) -> int:
+    """Over how many devices `jax.set_mesh` splits the rows of a batch, by its axis "data"."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    parts = mesh.shape["data"] if kinds.get("data") == jax.sharding.AxisType.Auto else 1
+    return parts if rows % parts == 0 else 1
+
+
+def _pooled(parts: int, rows: Float[Array, "rows units"]) -> Moments:
+    """Moments of as many parts of the rows, pooled: their moments are all that devices exchange.
+
+    Relative to a row of each part, so that the rounding of a large mean is in none of them.
+    """
+    of_parts = rows.reshape(parts, -1, rows.shape[-1])
+    first = of_parts[:, 0]
+    local = jnp.stack([first, *jax.vmap(_in_two_passes)(of_parts - first[:, None])])
+    everywhere = jax.lax.with_sharding_constraint(local, jax.sharding.PartitionSpec())
+    first, mean, variance = everywhere
+    pooled = pool(Moments((first - first[:1]) + mean, variance))
+    return Moments(first[0] + pooled.mean, pooled.variance)
+
+
+def _separate_sums(a: Array, b: Array) -> tuple[Array, Array]:
+    return jnp.sum(a, axis=0), jnp.sum(b, axis=0)
+
+
+def _stacked_sums(a: Array, b: Array) -> tuple[Array, Array]:
+    """One kernel on a GPU, which computes a and b as it reads them."""
+    first, second = jnp.sum(jnp.stack([a, b]), axis=1)
+    return first, second
+
+
+def _variadic_sums(a: Array, b: Array) -> tuple[Array, Array]:
+    """One kernel on a TPU."""
+
+    def add(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
+        return x[0] + y[0], x[1] + y[1]
+
+    zero = jnp.zeros((), a.dtype)
+    first, second = jax.lax.reduce((a, b), (zero, zero), add, (0,))
+    return first, second
+
+
+def _paired_sums(a: Array, b: Array) -> tuple[Array, Array]:
+    """As few kernels as the device needs; CPU and TPU fuse separate sums by themselves."""
+    first, second = jax.lax.platform_dependent(
+        a, b, cpu=_separate_sums, tpu=_separate_sums, default=_stacked_sums
+    )
+    return first, second
 
 
 def pool(batches: Moments) -> Moments:
@@ -99,8 +189,7 @@ def _backward(residuals: tuple[Array, Moments, Array], g: Array) -> tuple[Array,
     inverse_std = jax.lax.rsqrt(statistics.variance + EPSILON)
     rows, g_rows = (a.reshape(-1, a.shape[-1]) for a in (y, g))
     y_hat = (rows - statistics.mean[None]) * inverse_std[None]
-    d_shift = jnp.sum(g_rows, axis=0)
-    d_scale = jnp.sum(g_rows * y_hat, axis=0)
+    d_shift, d_scale = _paired_sums(g_rows, g_rows * y_hat)
     count = jnp.float32(rows.shape[0])
     d_y = (scale * inverse_std)[None] * (
         g_rows - (d_shift / count)[None] - y_hat * (d_scale / count)[None]

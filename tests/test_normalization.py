@@ -11,6 +11,17 @@ from lvae_jax.normalization import EPSILON, Moments
 SHAPES = [(16, 3), (4, 5, 3)]
 
 
+@pytest.fixture(autouse=True, params=["cpu", "cuda", "tpu"])
+def platform(request, monkeypatch):
+    """Every test runs the code of each platform, on whichever this is."""
+    monkeypatch.setattr(
+        jax.lax,
+        "platform_dependent",
+        lambda *a, default, **known: known.get(request.param, default)(*a),
+    )
+    return request.param
+
+
 def float32(a):
     return jnp.asarray(a, jnp.float32)
 
@@ -76,7 +87,46 @@ def test_moments_are_the_mean_and_biased_variance_even_far_from_zero(shape, mean
     actual = normalization.moments(jnp.asarray(y))
     # A one-pass variance, E[y^2] - E[y]^2, would be off by several units at a mean of 1e4.
     np.testing.assert_allclose(actual.mean, rows.mean(axis=0), rtol=1e-6, atol=1e-6 * std)
-    np.testing.assert_allclose(actual.variance, rows.var(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(actual.variance, rows.var(axis=0), rtol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [16, 256, 4096])
+@pytest.mark.parametrize("outlier", [1e2, 1e4, -1e6])
+def test_moments_hold_where_the_first_row_is_an_outlier(rows, outlier, platform):
+    y = np.float32(np.random.default_rng(0).normal(3.0, 1.0, (rows, 5)))
+    y[0] = outlier
+    actual = normalization.moments(jnp.asarray(y))
+    exact = y.astype(np.float64)
+    # Shifted by the outlier, E[d^2] is up to `rows` variances, and its rounding that of a sum: on
+    # this machine XLA adds in blocks, but the operands of a variadic sum one after the other.
+    chain = rows if platform == "tpu" else 8 + np.sqrt(rows)
+    rtol = rows * chain * 2**-24
+    np.testing.assert_allclose(actual.variance, exact.var(axis=0), rtol=rtol)
+    deviation = exact.std(axis=0)
+    np.testing.assert_allclose(
+        (actual.mean - exact.mean(axis=0)) / deviation, np.zeros(5), atol=rtol + 1e-5
+    )
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e-30, 3.7, -1e12])
+def test_the_variance_of_a_constant_unit_is_its_rounding_at_most(constant, platform):
+    y = jnp.full((256, 3), np.float32(constant))
+    mean, variance = normalization.moments(y)
+    np.testing.assert_allclose(mean, y[0], rtol=2**-20)
+    assert np.all(np.abs(variance) <= (2**-20 * constant) ** 2)
+    if platform != "cpu":
+        assert np.array_equal(mean, y[0])
+        assert not np.any(variance)
+
+
+def test_moments_within_a_mesh_are_those_of_the_whole_batch(platform):
+    y = np.float32(np.random.default_rng(0).normal([5.0, -1e4, 0.0], [1.0, 1.0, 1e-3], (64, 3)))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        assert normalization._parts_of(64) == 1
+        actual = jax.jit(lambda y: normalization._pooled(4, y))(y)
+    np.testing.assert_allclose(actual.mean, np.float64(y).mean(axis=0), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(actual.variance, np.float64(y).var(axis=0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(6, 20, 3), (6, 4, 5, 3)])
@@ -117,7 +167,8 @@ def test_normalize_uses_the_statistics_it_is_given(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_batch_normalize_is_the_definition(shape, transform):
     y, scale, shift, _ = random_inputs(shape)
-    actual = transform(normalization.batch_normalize)(y, scale, shift)
+    # A function of its own: JAX keeps traces by function, and the fixture changes what is traced.
+    actual = transform(lambda *inputs: normalization.batch_normalize(*inputs))(y, scale, shift)
     expected = batch_normalize_in_float64(y, scale, shift)
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
