@@ -83,13 +83,12 @@ def likelihood_ratio(
         terms = cast(Terms, model.apply(variables, x[None], num_samples, rngs=rngs))
         kl = [layer[:, 0] for layer in bounds.sum_units(bounds.kl_per_unit(terms))]
 
-        z = terms.z[above][:, 0]
+        z = list(terms.z)
         for layer in range(above, 0, -1):
-            p: Any = model.apply(variables, layer, z, method="prior")
-            z = distributions.sample(jax.random.fold_in(prior_key, layer), p)
-        observed: Any = model.apply(variables, z, method="observe")
-        log_px_above = distributions.sum_log_prob(observed, x[None])
-        return terms.log_px[:, 0] - sum(kl), log_px_above - sum(kl[above:])
+            prior: Any = model.apply(variables, layer, z[layer], method="prior")
+            z[layer - 1] = distributions.sample(jax.random.fold_in(prior_key, layer), prior)
+        redrawn = cast(Terms, model.apply(variables, x[None], z, method="densities"))
+        return terms.log_px[:, 0] - sum(kl), redrawn.log_px[:, 0] - sum(kl[above:])
 
     images = (jnp.arange(x.shape[0]), x)
     elbo, elbo_above = jax.lax.map(of_image, images, batch_size=batch_size)

@@ -1,0 +1,82 @@
+"""By how many nats the estimated log-likelihood can be off: `python -m experiments.certify RUN`.
+
+On images drawn from the model, where bidirectional Monte Carlo bounds log p(x) from both sides.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from experiments import cli, finished
+from experiments.finished import UseSettings
+from experiments.settings import setting, whole
+from experiments.show import uses
+from lvae_jax import evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class CertifySettings(UseSettings):
+    """How many images, and how much is spent on their bounds."""
+
+    images: int = setting(100, whole(2), "images drawn from the model")
+    samples: int = setting(5000, whole(1), "importance samples of the estimate to be certified")
+    temperatures: int = setting(500, whole(2), "between the prior and the posterior")
+    chains: int = setting(1, whole(1), "per image and direction")
+    leapfrog_steps: int = setting(10, whole(1), "per temperature")
+    batch: int = setting(50, whole(1), "images at a time")
+
+
+def certify(settings: CertifySettings, *workdirs: str) -> None:
+    """Prints the bounds, and writes them and their picture into the run's folder."""
+    run = finished.read(settings, "certify", workdirs)
+    keys = finished.image_keys(settings.seed, settings.images)
+    bounds, estimates = [], []
+    for rows in finished.chunks("annealing, image", settings.images, settings.batch):
+        found = evaluation.bidirectional(
+            run.model,
+            run.variables,
+            keys[rows],
+            temperatures=settings.temperatures,
+            chains=settings.chains,
+            leapfrog_steps=settings.leapfrog_steps,
+        )
+        bounds.append([np.float64(a) for a in (found.lower, found.upper, found.acceptance)])
+        result = evaluation.log_likelihood_program()(
+            run.model, run.variables, found.x, keys[rows], settings.samples
+        )
+        estimates.append(np.float64(result.log_likelihood))
+    lower, upper, acceptance = np.concatenate(bounds, axis=1)
+    estimate = np.concatenate(estimates)
+    name = f"L_{settings.samples}"
+    numbers = {
+        "lower bound of log p(x)": lower,
+        "upper bound of log p(x)": upper,
+        "upper less lower bound": upper - lower,
+        name: estimate,
+        f"lower bound less {name}": lower - estimate,
+        f"upper bound less {name}": upper - estimate,
+    }
+    summary = {key: finished.mean_and_error(values) for key, values in numbers.items()}
+    print(uses.table(["nats", "mean"], [[k, uses.with_error(v)] for k, v in summary.items()]))
+    off = summary[f"upper bound less {name}"]
+    print(
+        f"In the mean over {settings.images} images drawn from the model, {name} is below "
+        f"log p(x) by at most {uses.with_error(off)} nats; ± the standard error over the images. "
+        f"{acceptance.mean():.0%} of the Hamiltonian proposals were accepted."
+    )
+    results = {
+        "images": settings.images,
+        "samples": settings.samples,
+        "temperatures": settings.temperatures,
+        "chains": settings.chains,
+        "leapfrog_steps": settings.leapfrog_steps,
+        "seed": settings.seed,
+        "acceptance": float(acceptance.mean()),
+        "nats": summary,
+    }
+    figure = uses.certify(upper - estimate, lower - estimate, settings.samples)
+    finished.write(run, "certify", results, figure)
+
+
+if __name__ == "__main__":
+    cli.start(certify, CertifySettings(), arguments="RUN")

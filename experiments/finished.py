@@ -1,0 +1,147 @@
+"""A trained model and its data, as `probe`, `outliers`, `impute` and `certify` read them.
+
+The model comes from `lvae_jax.load` alone, so that a folder that somebody sent works as a run does.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import lvae_jax
+from experiments import registry
+from experiments.errors import SettingsError, WorkdirError
+from experiments.progress import Progress
+from experiments.settings import MOST_SEEDS, PATH, Settings, choice, setting, whole
+from experiments.show.figures import write_png
+from experiments.store.files import read_json, write_json, writing
+from lvae_jax.data import DataError, Dataset
+from lvae_jax.models import HierarchicalVAE
+from lvae_jax.trained import ModelFolderError
+
+
+@dataclasses.dataclass(frozen=True)
+class UseSettings:
+    """What every command on a trained model takes."""
+
+    data: str = setting(
+        "", choice("", *registry.EXPERIMENTS), "data set, where no config.json names it"
+    )
+    data_dir: str = setting("", PATH, "folder of the data set's files, if not that of the run")
+    tfds_dir: str = setting("", PATH, "folder of prepared data sets, if not that of the run")
+    seed: int = setting(0, whole(0, MOST_SEEDS - 1), "seed of every random draw of this command")
+
+
+class Finished(NamedTuple):
+    """A trained model with the data it was trained on."""
+
+    path: Path
+    model: HierarchicalVAE
+    variables: dict[str, Any]
+    dataset: Dataset
+
+    def train_x(self) -> np.ndarray:
+        """x of the training images, binarised or dequantised once, as test images are."""
+        return self.as_test_images(self.dataset.train_images, self.dataset.train_labels).test_x()
+
+    def as_test_images(self, images: np.ndarray, labels: np.ndarray, name: str = "") -> Dataset:
+        """The data set with other test images, to be treated alike.
+
+        Raises:
+          DataError: the images have another shape or dtype.
+        """
+        return dataclasses.replace(
+            self.dataset,
+            name=name or self.dataset.name,
+            test_images=images,
+            test_labels=labels,
+        )
+
+
+def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finished:
+    """The model of a finished run, or of a folder made by `lvae_jax.save`, and its data.
+
+    Args:
+      settings: where the data are, if the run does not say.
+      command: its name, for the message.
+      workdirs: what was given; it has to be one.
+
+    Raises:
+      SettingsError: not one folder was given.
+      WorkdirError: there is no model, nothing says which data, or the data do not fit the model.
+      DataError: the data cannot be read.
+    """
+    if len(workdirs) != 1:
+        raise SettingsError(f"give one run's folder: python -m experiments.{command} RUN")
+    path = Path(workdirs[0])
+    try:
+        model, variables = lvae_jax.load(path)
+    except ModelFolderError as error:
+        raise WorkdirError(str(error)) from error
+    # A model of one of several replicas lies in RUN/model/0.
+    configs = (read_json(folder / "config.json") for folder in (path, *list(path.parents)[:2]))
+    config: dict[str, Any] = next((found for found in configs if found), {"settings": {}})
+    config |= {"experiment": settings.data} if settings.data else {}
+    name = config.get("experiment")
+    if not name:
+        raise WorkdirError(f"{path} does not say which data it was trained on; give --data")
+    given = {name: getattr(settings, name) for name in ("data_dir", "tfds_dir")}
+    given = {name: value for name, value in given.items() if value}
+    dataset = load_data(name, registry.settings_of(config, **given))
+    if dataset.data_dim != model.data_dim:
+        raise WorkdirError(
+            f"the images of {dataset.name} have {dataset.data_dim} values, but the model of "
+            f"{path} takes {model.data_dim}; give the data set that it was trained on with --data"
+        )
+    if config.get("data_sha256", dataset.sha256()) != dataset.sha256() and not settings.data:
+        raise DataError(
+            f"{dataset.name} is not the data that {path} was trained on; give its --data_dir"
+        )
+    return Finished(path, model, variables, dataset)
+
+
+def load_data(name: str, settings: Settings) -> Dataset:
+    """The data set of an experiment."""
+    return registry.experiment(name).load(settings)
+
+
+def first_images(run: Finished, number: int) -> np.ndarray:
+    """x of the first test images, or of all there are."""
+    return run.dataset.test_x()[:number]
+
+
+def chunks(description: str, total: int, size: int) -> Iterator[np.ndarray]:
+    """Row numbers, `size` at a time, with progress; the last ones may be fewer."""
+    with Progress(description, total) as progress:
+        for start in range(0, total, size):
+            rows = np.arange(start, min(start + size, total))
+            yield rows
+            progress.update(int(rows[-1]) + 1)
+
+
+def image_keys(seed: int, total: int) -> jax.Array:
+    """A key for every image."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(total))
+
+
+def mean_and_error(values: np.ndarray) -> dict[str, float]:
+    """The mean over images and its standard error, for JSON."""
+    values = values.astype(np.float64)
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return {"mean": float(values.mean()), "standard_error": float(error)}
+
+
+def write(run: Finished, name: str, results: Any, figure: Figure) -> None:
+    """Writes NAME.json and figures/NAME.png into the run's folder, and says so.
+
+    Raises:
+      WorkdirError: the folder cannot be written to.
+    """
+    with writing(run.path):
+        write_json(run.path / f"{name}.json", results)
+        write_png(run.path / "figures" / f"{name}.png", figure)
+    print(f"{run.path} holds this as {name}.json and figures/{name}.png.")

@@ -1,0 +1,237 @@
+"""Fills in what is missing: `python -m experiments.impute RUN --missing=0.5|bottom|FILE.npy`.
+
+Beside what independent pixels and the nearest training images give.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import cli, finished
+from experiments.errors import SettingsError
+from experiments.finished import Finished, UseSettings
+from experiments.settings import TEXT, setting, whole
+from experiments.show import pictures, uses
+from experiments.show.figures import labelled_rows
+from lvae_jax import evaluation
+from lvae_jax.distributions import Bernoulli, Gaussian
+from lvae_jax.imputation import masked_log_prob
+
+LEAST_VARIANCE = 1e-4
+"""Of a pixel that never varies, in the comparisons."""
+
+SHOWN = 10
+SHOWN_DRAWS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ImputeSettings(UseSettings):
+    """What is missing, and how much is spent on it."""
+
+    missing: str = setting(
+        "0.5",
+        TEXT,
+        "a share of the values, at random; bottom: the lower half; or an .npy file of the images' "
+        "shape, or [n, *shape], that is true where values are missing",
+    )
+    images: int = setting(100, whole(2), "test images: the first N")
+    samples: int = setting(1024, whole(32), "importance samples, a multiple of 32")
+    rounds: int = setting(5, whole(0), "of Metropolis-within-Gibbs, at most")
+    neighbours: int = setting(10, whole(1), "nearest training images of the comparison")
+
+
+def observed_entries(missing: str, shape: tuple[int, ...], images: int, seed: int) -> np.ndarray:
+    """Where images are observed: bool [images, data_dim].
+
+    Raises:
+      SettingsError: `missing` says nothing of these images, or leaves all or no values.
+    """
+    if missing == "bottom":
+        gone = np.zeros(shape, bool)
+        gone[shape[0] // 2 :] = True
+        gone = np.broadcast_to(gone, (images, *shape))
+    elif missing.endswith(".npy"):
+        try:
+            given = np.load(missing, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"--missing={missing} cannot be read ({error})") from error
+        if given.shape not in (shape, (images, *shape)):
+            raise SettingsError(
+                f"--missing={missing} has the shape {list(given.shape)}; give {list(shape)}, or "
+                f"{[images, *shape]} for one per image"
+            )
+        gone = np.broadcast_to(given != 0, (images, *shape))
+    else:
+        try:
+            share = float(missing)
+        except ValueError:
+            share = -1.0
+        if not 0 < share < 1:
+            raise SettingsError(
+                f"--missing={missing} is neither a share between 0 and 1, nor bottom, nor an .npy "
+                "file"
+            )
+        gone = np.random.default_rng(seed).random((images, *shape)) < share
+    gone = gone.reshape(images, -1)
+    if not np.all(gone.any(1) & ~gone.all(1)):
+        raise SettingsError(f"--missing={missing} leaves an image with all or no values; change it")
+    return ~gone
+
+
+def independent(train_x: np.ndarray, observation: str) -> Bernoulli | Gaussian:
+    """Every pixel by itself: the training images' mean, or mean and variance; [1, data_dim]."""
+    if observation == "gaussian":
+        return Gaussian(train_x.mean(0)[None], train_x.var(0)[None] + LEAST_VARIANCE)
+    return Bernoulli(_logit(_smoothed_mean(train_x))[None])
+
+
+def of_neighbours(
+    x: np.ndarray, observed: np.ndarray, train_x: np.ndarray, number: int, observation: str
+) -> Bernoulli | Gaussian:
+    """Independent pixels of the nearest training images and of one average image beside them.
+
+    Nearest by the squared distance over what is observed; the average image keeps probabilities and
+    variances from 0.
+    """
+    distances = observed @ (train_x**2).T - 2 * np.where(observed, x, 0) @ train_x.T
+    nearest = train_x[np.argpartition(distances, number - 1, axis=1)[:, :number]]
+    if observation == "gaussian":
+        mean = (nearest.sum(1) + train_x.mean(0)) / (number + 1)
+        square = ((nearest**2).sum(1) + (train_x**2).mean(0)) / (number + 1)
+        return Gaussian(mean, square - mean**2 + LEAST_VARIANCE)
+    return Bernoulli(_logit((nearest.sum(1) + _smoothed_mean(train_x)) / (number + 1)))
+
+
+def _smoothed_mean(train_x: np.ndarray) -> np.ndarray:
+    """Laplace's rule of succession for every pixel: never 0 or 1."""
+    return (train_x.sum(0) + 1) / (len(train_x) + 2)
+
+
+def _logit(p: np.ndarray) -> Any:
+    return np.log(p) - np.log1p(-p)
+
+
+def wrong(mean: np.ndarray, x: np.ndarray, observed: np.ndarray, observation: str) -> np.ndarray:
+    """Of every image, the share of missing pixels guessed wrong, or the root mean squared error."""
+    if observation == "gaussian":
+        error = np.where(observed, 0, (mean - x) ** 2).sum(1) / (~observed).sum(1)
+        return np.sqrt(error)
+    return np.sum(~observed & ((mean > 0.5) != (x > 0.5)), axis=1) / np.sum(~observed, axis=1)
+
+
+def draw(
+    run: Finished,
+    x: np.ndarray,
+    observed: np.ndarray,
+    filling: np.ndarray,
+    settings: ImputeSettings,
+) -> tuple[evaluation.Imputation, evaluation.ConditionalLogLikelihood]:
+    """Imputations and conditional log-likelihoods of all images, a few at a time."""
+    effort = evaluation.Conditioning(num_samples=settings.samples, rounds=settings.rounds)
+    imputed, likelihoods = [], []
+    for rows in finished.chunks("imputed, image", len(x), 10):
+        key = jax.random.fold_in(jax.random.key(settings.seed), int(rows[0]))
+        arguments = (
+            run.model,
+            run.variables,
+            jnp.asarray(x[rows]),
+            jnp.asarray(observed[rows]),
+            jnp.asarray(filling),
+        )
+        found = evaluation.impute(
+            *arguments, jax.random.fold_in(key, 0), num_draws=SHOWN_DRAWS, effort=effort
+        )
+        imputed.append(found._replace(draws=jnp.swapaxes(found.draws, 0, 1)))
+        likelihoods.append(
+            evaluation.conditional_log_likelihood(
+                *arguments, jax.random.fold_in(key, 1), effort=effort
+            )
+        )
+    together = jax.tree.map(lambda *parts: np.concatenate(parts), *imputed)
+    return together, jax.tree.map(lambda *parts: np.concatenate(parts), *likelihoods)
+
+
+def impute(settings: ImputeSettings, *workdirs: str) -> None:
+    """Prints the table, and writes it and the pictures into the run's folder."""
+    if settings.samples % 32:
+        raise SettingsError(f"--samples={settings.samples}; give a multiple of 32")
+    run = finished.read(settings, "impute", workdirs)
+    observation = run.dataset.observation
+    train_x, x = run.train_x(), finished.first_images(run, settings.images)
+    observed = observed_entries(settings.missing, run.dataset.image_shape, len(x), settings.seed)
+    filling = train_x.mean(0)
+    found, likelihood = draw(run, x, observed, filling, settings)
+
+    neighbours = min(settings.neighbours, len(train_x))
+    others = {
+        f"{neighbours} nearest training images": of_neighbours(
+            x, observed, train_x, neighbours, observation
+        ),
+        "independent pixels": independent(train_x, observation),
+    }
+    means: dict[str, np.ndarray] = {"model": np.asarray(found.mean)}
+    nats = {"model": np.asarray(likelihood.log_likelihood)}
+    for name, p in others.items():
+        mean = p.mean if isinstance(p, Gaussian) else 1 / (1 + np.exp(-p.logits))
+        means[name] = np.broadcast_to(mean, x.shape)
+        full: Any = jax.tree.map(lambda a: jnp.float32(np.broadcast_to(a, x.shape)), p)
+        nats[name] = np.asarray(masked_log_prob(full, jnp.asarray(x), jnp.asarray(~observed)))
+    what = "RMSE of the mean" if observation == "gaussian" else "missing pixels wrong, %"
+    scale = 1 if observation == "gaussian" else 100
+    numbers = {
+        name: {
+            "nats": finished.mean_and_error(nats[name]),
+            "error": finished.mean_and_error(scale * wrong(means[name], x, observed, observation)),
+        }
+        for name in nats
+    }
+    rows = [[name, *map(uses.with_error, of.values())] for name, of in numbers.items()]
+    print(uses.table(["", "nats of the missing given the observed", what], rows))
+    monte_carlo = float(np.sqrt(np.sum(np.float64(likelihood.standard_error) ** 2)) / len(x))
+    size = np.float64(found.effective_sample_size)
+    print(
+        f"{len(x)} test images of {run.dataset.name}, {(~observed).mean():.0%} of the values "
+        f"missing; ± the standard error over the images. The importance samples add "
+        f"{monte_carlo:.2f} nats to the model's; their effective size is {np.median(size):.0f} of "
+        f"{settings.samples} in the median and {size.min():.0f} at least, after "
+        f"{np.mean(found.rounds):.1f} rounds."
+    )
+    stem = Path(settings.missing).stem if settings.missing.endswith(".npy") else settings.missing
+    results = {
+        "dataset": run.dataset.name,
+        "missing": settings.missing,
+        "images": len(x),
+        "samples": settings.samples,
+        "seed": settings.seed,
+        "numbers": numbers,
+        "monte_carlo_standard_error": monte_carlo,
+        "effective_sample_size": {"median": float(np.median(size)), "min": float(size.min())},
+        "rounds": float(np.mean(found.rounds)),
+    }
+    figure = _pictures(
+        run, x, observed, [*np.moveaxis(np.asarray(found.draws), 1, 0), *means.values()]
+    )
+    finished.write(run, f"impute-{stem}", results, figure)
+
+
+def _pictures(
+    run: Finished, x: np.ndarray, observed: np.ndarray, filled: list[np.ndarray]
+) -> Figure:
+    """The first images, what is observed of them, and what each has put in its place."""
+    low, high = float(x.min()), float(x.max())
+    rows = [x, np.where(observed, x, (low + high) / 2)]
+    rows += [np.where(observed, x, one) for one in filled]
+    names = ["image", "observed", *["draw"] * SHOWN_DRAWS, "mean", "nearest images", "independent"]
+    columns = min(SHOWN, len(x))
+    together = np.concatenate([row[:columns] for row in rows])
+    drawn = pictures.as_pictures(together, run.dataset.image_shape)
+    return labelled_rows(pictures.grid(drawn, columns, low, high), names)
+
+
+if __name__ == "__main__":
+    cli.start(impute, ImputeSettings(), arguments="RUN")

@@ -1,0 +1,187 @@
+"""Is an image unusual for a model? `python -m experiments.outliers RUN --against=fashion_mnist`.
+
+Compares log-likelihood, ELBO and the likelihood ratios as scores, between the run's test images and
+others that are treated alike.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import cli, finished, registry
+from experiments.errors import SettingsError
+from experiments.finished import Finished, UseSettings
+from experiments.settings import PATH, TEXT, setting, whole
+from experiments.show import uses
+from lvae_jax import evaluation
+from lvae_jax.data import DataError, arrays
+from lvae_jax.data.binarisation import to_unit
+
+RESAMPLES = 100
+TRUE_POSITIVES = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class OutlierSettings(UseSettings):
+    """Which images to tell from the run's own, and how well to estimate the scores."""
+
+    against: str = setting("", TEXT, "the other images: a data set's name, or an .npy or .npz file")
+    against_dir: str = setting("", PATH, "folder of the other data set's files")
+    images: int = setting(1000, whole(2), "test images of each data set: the first N")
+    samples: int = setting(500, whole(1), "importance samples of the log-likelihood")
+    elbo_samples: int = setting(16, whole(2), "samples of the ELBO and of the ratios")
+
+
+def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
+    """x of the other data set's images, made as the run's own test images are.
+
+    Raises:
+      SettingsError: nothing was named.
+      DataError: the images cannot be read, or have another shape.
+    """
+    name = settings.against
+    if not name:
+        raise SettingsError("name the other images: --against=fashion_mnist or --against=FILE.npy")
+    if name in registry.EXPERIMENTS and name != "arrays":
+        folders = {"data_dir": settings.against_dir, "tfds_dir": settings.tfds_dir}
+        config = {"experiment": name, "settings": folders}
+        images = finished.load_data(name, registry.settings_of(config)).test_images
+    elif Path(name).suffix in (".npy", ".npz"):
+        other = arrays.load(name, observation=run.dataset.observation)
+        images = np.concatenate([other.train_images, other.test_images])
+    else:
+        raise SettingsError(
+            f"--against={name} is neither one of {', '.join(registry.EXPERIMENTS)} nor an .npy or "
+            ".npz file"
+        )
+    shape = run.dataset.image_shape
+    if images.shape[1:] != shape:
+        raise DataError(
+            f"{name} has images of {list(images.shape[1:])}, but {run.dataset.name} of "
+            f"{list(shape)}; bring them to that shape"
+        )
+    images = images[: settings.images]
+    if run.dataset.observation == "bernoulli" and run.dataset.train_images.dtype == np.float32:
+        images = np.asarray(to_unit(jnp.asarray(images)))
+    return run.as_test_images(images, np.full(len(images), -1, np.int32), name).test_x()
+
+
+def scores(
+    run: Finished, x: np.ndarray, settings: OutlierSettings, name: str
+) -> dict[str, np.ndarray]:
+    """Log-likelihood, ELBO and the ratio for every k, in nats, of every image."""
+    model, variables = run.model, run.variables
+    keys = finished.image_keys(settings.seed, len(x))
+    likelihoods = []
+    for rows in finished.chunks(f"log-likelihood of {name}, image", len(x), 100):
+        result = evaluation.log_likelihood_program()(
+            model, variables, x[rows], keys[rows], settings.samples
+        )
+        likelihoods.append(result.log_likelihood)
+    found = {f"L_{settings.samples}": np.concatenate(likelihoods)}
+    key = jax.random.key(settings.seed)
+    for k in range(1, model.depth):
+        result = evaluation.likelihood_ratio(
+            model, variables, jnp.asarray(x), key, above=k, num_samples=settings.elbo_samples
+        )
+        found.setdefault("ELBO", np.asarray(result.elbo))
+        found[f"L - L^>{k}"] = np.asarray(result.ratio)
+    return found
+
+
+def detection(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
+    """AUROC, AUPRC and the false-positive rate at 80 % true positives; outliers are the positives.
+
+    Args:
+      inside: of the run's own images, lower where they are more usual.
+      outside: of the others.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+    score = np.concatenate([inside, outside])
+    is_outside = np.repeat([0, 1], [len(inside), len(outside)])
+    false_positives, true_positives, _ = roc_curve(is_outside, score, drop_intermediate=False)
+    return {
+        "auroc": float(roc_auc_score(is_outside, score)),
+        "auprc": float(average_precision_score(is_outside, score)),
+        "fpr80": float(false_positives[np.searchsorted(true_positives, TRUE_POSITIVES)]),
+    }
+
+
+def with_standard_errors(
+    inside: np.ndarray, outside: np.ndarray, rng: np.random.Generator
+) -> dict[str, dict[str, float]]:
+    """`detection` of all images, with the deviation over bootstrap samples of them."""
+    drawn = [
+        detection(rng.choice(inside, len(inside)), rng.choice(outside, len(outside)))
+        for _ in range(RESAMPLES)
+    ]
+    return {
+        name: {
+            "mean": value,
+            "standard_error": float(np.std([one[name] for one in drawn], ddof=1)),
+        }
+        for name, value in detection(inside, outside).items()
+    }
+
+
+def _unusual(name: str, values: np.ndarray) -> np.ndarray:
+    """A score that is larger for outliers: of a likelihood, its negative."""
+    return values if name.startswith("L - ") else -values
+
+
+def outliers(settings: OutlierSettings, *workdirs: str) -> None:
+    """Prints the table, and writes it and the histograms into the run's folder."""
+    run = finished.read(settings, "outliers", workdirs)
+    other_x = other_images(run, settings)
+    names = (run.dataset.name, Path(settings.against).stem)
+    inside, outside = (
+        scores(run, x, settings, name)
+        for x, name in zip(
+            (finished.first_images(run, settings.images), other_x), names, strict=True
+        )
+    )
+    counts = [len(next(iter(of.values()))) for of in (inside, outside)]
+    rng = np.random.default_rng(settings.seed)
+    rows: list[list[str]] = []
+    by_score: dict[str, Mapping[str, object]] = {}
+    for score in inside:
+        found = with_standard_errors(
+            _unusual(score, inside[score]), _unusual(score, outside[score]), rng
+        )
+        means = [finished.mean_and_error(of[score]) for of in (inside, outside)]
+        by_score[score] = {**found, names[0]: means[0], "other": means[1]}
+        rows.append([score, *(uses.with_error(n, 3) for n in found.values())])
+        rows[-1] += [uses.with_error(n) for n in means]
+    header = [
+        "score",
+        "AUROC",
+        "AUPRC",
+        "FPR at 80 % TPR",
+        f"{names[0]}, nats",
+        f"{names[1]}, nats",
+    ]
+    print(uses.table(header, rows))
+    print(
+        f"{counts[0]} test images of {names[0]} against {counts[1]} of {names[1]}, the "
+        f"outliers; ± the standard error over the images ({RESAMPLES} bootstrap samples)."
+    )
+    results = {
+        "dataset": names[0],
+        "against": settings.against,
+        "images": counts,
+        "samples": settings.samples,
+        "elbo_samples": settings.elbo_samples,
+        "seed": settings.seed,
+        "scores": by_score,
+    }
+    figure = uses.outliers({s: (inside[s], outside[s]) for s in inside}, names)
+    finished.write(run, f"outliers-{names[1]}", results, figure)
+
+
+if __name__ == "__main__":
+    cli.start(outliers, OutlierSettings(), arguments="RUN")

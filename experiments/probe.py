@@ -1,0 +1,200 @@
+"""What each layer knows of the class: `python -m experiments.probe RUN`.
+
+Classifiers on the frozen latents of every layer, beside pixels and principal components.
+"""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import cli, finished
+from experiments.errors import WorkdirError
+from experiments.finished import Finished, UseSettings
+from experiments.progress import Progress
+from experiments.settings import setting, whole
+from experiments.show import uses
+from lvae_jax import latents
+
+LABELS = (100, 1000, 0)
+"""Labelled images to learn from; 0: all."""
+BINS = 32
+
+PUBLISHED = (
+    "Published test errors on MNIST with 100 labels, of models that learn from the labels and the "
+    "unlabelled images together: M1+M2 3.33 % (Kingma et al., 2014), ADGM 0.96 % (Maaløe et al., "
+    "2016). Here the latents have never seen a label."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeSettings(UseSettings):
+    """How much is learned from, and how often."""
+
+    draws: int = setting(10, whole(2), "random choices of the 100 and of the 1,000 labelled images")
+    neighbours: int = setting(5, whole(1), "k of the k-nearest-neighbour classifier")
+    subset: int = setting(0, whole(0), "use the first N training images; 0: all")
+
+
+def representations(
+    run: Finished, train_x: np.ndarray, test_x: np.ndarray
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[int]]:
+    """Training and test features by name, and how many units of each layer are active.
+
+    Latents are posterior means along the means, see `latents.encode`.
+    """
+    train, test = (
+        latents.encode(run.model, run.variables, jnp.asarray(x)) for x in (train_x, test_x)
+    )
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(train.z, test.z, strict=True)]
+    found = {f"z_{i}": pair for i, pair in enumerate(pairs, 1)}
+    if len(pairs) > 1:
+        found["all z"] = (
+            np.concatenate([a for a, _ in pairs], 1),
+            np.concatenate([b for _, b in pairs], 1),
+        )
+    sizes = sorted({pair[0].shape[1] for pair in found.values()}, reverse=True)
+    found["pixels"] = (train_x, test_x)
+    mean = train_x.mean(0)
+    _, directions = np.linalg.eigh(np.cov(train_x.T))  # from the smallest variance up
+    for size in sizes:
+        chosen = directions[:, ::-1][:, :size]
+        found[f"PCA {size}"] = ((train_x - mean) @ chosen, (test_x - mean) @ chosen)
+    return found, [int(np.sum(active)) for active in train.active]
+
+
+def unit_information(z: np.ndarray, labels: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """Mutual information of every unit with the class, in nats.
+
+    Units are cut into quantiles; the plug-in estimate less its bias of first order (Miller, 1955),
+    so that it is about zero for a unit that knows nothing. A lower bound of what the unit knows.
+
+    Args:
+      z: [images, units].
+      labels: [images].
+      bins: quantiles of a unit.
+
+    Returns:
+      [units].
+    """
+    classes, label = np.unique(labels, return_inverse=True)
+
+    def entropy(counts: np.ndarray) -> float:
+        counts = counts[counts > 0]
+        p = counts / counts.sum()
+        return float(-np.sum(p * np.log(p)) + (len(p) - 1) / (2 * counts.sum()))
+
+    def of_unit(unit: np.ndarray) -> float:
+        edges = np.quantile(unit, np.linspace(0, 1, bins + 1)[1:-1])
+        joint = np.zeros((bins, len(classes)))
+        np.add.at(joint, (np.searchsorted(edges, unit), label), 1)
+        return entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint.ravel())
+
+    return np.array([of_unit(unit) for unit in z.T])
+
+
+def labelled(labels: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of `number` images, as equally many of each class as the classes allow; 0: all rows."""
+    if not number:
+        return np.arange(len(labels))
+    order = rng.permutation(len(labels))
+    # The first of each class, then the second ones, ...
+    rank = np.empty(len(labels), int)
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        rank[rows] = np.arange(len(rows))
+    return order[np.argsort(rank[order], kind="stable")][:number]
+
+
+def error_rates(
+    features: tuple[np.ndarray, np.ndarray],
+    labels: tuple[np.ndarray, np.ndarray],
+    choices: list[np.ndarray],
+    neighbours: int,
+) -> dict[str, dict[str, float]]:
+    """Test errors in per cent, of both classifiers; over several choices with their deviation.
+
+    Features are standardised by the training images. The standard error of one choice is that over
+    the test images.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    train, test = features
+    mean, deviation = train.mean(0), train.std(0)
+    deviation = np.where(deviation > 0, deviation, 1)
+    train, test = (train - mean) / deviation, (test - mean) / deviation
+    found: dict[str, list[float]] = {"knn": [], "logistic": []}
+    for rows in choices:
+        k = min(neighbours, len(rows))
+        for name, classifier in (
+            ("knn", KNeighborsClassifier(k, algorithm="brute")),
+            ("logistic", LogisticRegression(max_iter=100)),
+        ):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # an optimiser that stops at its last iteration
+                classifier.fit(train[rows], labels[0][rows])
+            found[name].append(100 * float(np.mean(classifier.predict(test) != labels[1])))
+    results = {}
+    for name, errors in found.items():
+        rate = float(np.mean(errors))
+        over_images = np.sqrt(rate * (100 - rate) / len(test))
+        error = np.std(errors, ddof=1) if len(errors) > 1 else over_images
+        results[name] = {"mean": rate, "standard_error": float(error)}
+    return results
+
+
+def probe(settings: ProbeSettings, *workdirs: str) -> None:
+    """Prints the table, and writes it and its picture into the run's folder.
+
+    Raises:
+      WorkdirError: the folder holds no model, or the data have no labels.
+    """
+    run = finished.read(settings, "probe", workdirs)
+    rows = slice(settings.subset or None)
+    labels = (run.dataset.train_labels[rows], run.dataset.test_labels)
+    if len(np.unique(labels[0])) < 2:
+        raise WorkdirError(
+            f"{run.dataset.name} has no labels to probe for; give --data with labels"
+        )
+    train_x, test_x = run.train_x()[rows], run.dataset.test_x()
+    features, active = representations(run, train_x, test_x)
+
+    rng = np.random.default_rng(settings.seed)
+    numbers = [n for n in LABELS if n < len(train_x)]
+    choices = {
+        n or len(train_x): [labelled(labels[0], n, rng) for _ in range(settings.draws if n else 1)]
+        for n in numbers
+    }
+    results: dict[str, Any] = {
+        "dataset": run.dataset.name,
+        "train_images": len(train_x),
+        "test_images": len(test_x),
+        "draws": settings.draws,
+        "neighbours": settings.neighbours,
+        "seed": settings.seed,
+        "active_units": active,
+        "representations": [],
+    }
+    with Progress("probe, representation", len(features)) as progress:
+        for done, (name, pair) in enumerate(features.items(), 1):
+            entry: dict[str, Any] = {"name": name, "units": pair[0].shape[1], "errors": {}}
+            for number, chosen in choices.items():
+                rates = error_rates(pair, labels, chosen, settings.neighbours)
+                entry["errors"][str(number)] = rates
+            if name.startswith("z_"):
+                entry["information"] = unit_information(pair[0], labels[0]).tolist()
+            results["representations"].append(entry)
+            progress.update(done, name)
+
+    print(uses.probe_table(results))
+    print(uses.probe_note(results))
+    if run.dataset.name == "mnist":
+        print(PUBLISHED)
+    finished.write(run, "probe", results, uses.probe(results))
+
+
+if __name__ == "__main__":
+    cli.start(probe, ProbeSettings(), arguments="RUN")

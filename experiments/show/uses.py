@@ -1,0 +1,133 @@
+"""What a trained model is used for, shown: tables and figures of probe, outliers and certify."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from experiments.show.figures import STYLE
+
+CLASSIFIERS = {"knn": "k-nearest neighbours", "logistic": "logistic regression"}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns are aligned, which reads well on a console too."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in (header, ["-" * width for width in widths], *rows)
+    )
+
+
+def with_error(number: Mapping[str, float], digits: int = 2) -> str:
+    """`mean ± standard error`."""
+    return f"{number['mean']:.{digits}f} ± {number['standard_error']:.{digits}f}"
+
+
+def probe_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of probe's table: test errors in per cent."""
+    header = ["representation", "units", "best unit, nats"]
+    numbers = list(results["representations"][0]["errors"])
+    header += [f"{name}, {int(n):,} labels" for name in ("k-NN", "logistic") for n in numbers]
+    rows = []
+    for entry in results["representations"]:
+        information = entry.get("information")
+        row = [
+            entry["name"],
+            str(entry["units"]),
+            f"{max(information):.2f}" if information else "",
+        ]
+        row += [with_error(entry["errors"][n][name]) for name in CLASSIFIERS for n in numbers]
+        rows.append(row)
+    return header, rows
+
+
+def probe_table(results: Mapping[str, Any]) -> str:
+    """Probe's table for a console."""
+    return table(*probe_rows(results))
+
+
+def probe_note(results: Mapping[str, Any]) -> str:
+    """What the numbers of probe's table are."""
+    return (
+        f"Test errors in per cent, ± the deviation over {results['draws']} choices of the labelled "
+        "images, with all labels the standard error over the test images. Best unit: mutual "
+        f"information with the class. Active units by layer: {results['active_units']}."
+    )
+
+
+def probe(results: Mapping[str, Any]) -> Figure:
+    """Test errors of both classifiers by representation, one line a number of labels."""
+    entries = results["representations"]
+    names = [f"{entry['name']} ({entry['units']})" for entry in entries]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 0.3 * len(names) + 1.2))
+        for axes, (key, title) in zip(
+            figure.subplots(1, 2, sharey=True), CLASSIFIERS.items(), strict=True
+        ):
+            for number in entries[0]["errors"]:
+                errors = [entry["errors"][number][key] for entry in entries]
+                axes.errorbar(
+                    [error["mean"] for error in errors],
+                    range(len(names)),
+                    xerr=[error["standard_error"] for error in errors],
+                    fmt="o",
+                    markersize=4,
+                    label=f"{int(number):,} labels",
+                )
+            axes.set_title(title)
+            axes.set_xlabel("test error, %")
+            axes.set_xlim(left=0)
+            axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.legend()
+    return figure
+
+
+def outliers(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, str]) -> Figure:
+    """A histogram of every score, of the run's test images and of the others.
+
+    Args:
+      scores: by name, of both data sets; in nats.
+      names: of the data sets.
+    """
+    columns = min(4, len(scores))
+    rows = -(-len(scores) // columns)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * columns, 2.2 * rows))
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (title, pair) in zip(grid, scores.items(), strict=False):
+            low, high = np.quantile(np.concatenate(pair), [0.005, 0.995])
+            edges = np.linspace(low, high, 40)
+            for values, name in zip(pair, names, strict=True):
+                axes.hist(values, edges, alpha=0.6, density=True, label=name)
+            axes.set_title(title)
+            axes.set_xlabel("nats")
+            axes.set_yticks([])
+        for axes in grid[len(scores) :]:
+            axes.set_visible(False)
+        grid[0].legend()
+    return figure
+
+
+def certify(above: np.ndarray, below: np.ndarray, samples: int) -> Figure:
+    """By image, how far both bounds of log p(x) lie above the importance-sampled estimate.
+
+    Args:
+      above: upper bound less L_K, of every image, in nats.
+      below: lower bound less L_K.
+      samples: K.
+    """
+    order = np.argsort(above)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6, 3))
+        axes = figure.subplots()
+        axes.plot(above[order], ".", label="upper bound")
+        axes.plot(below[order], ".", label="lower bound")
+        axes.axhline(0, linewidth=1, color="black")
+        axes.set_xlabel("images, in order of the upper bound")
+        axes.set_ylabel(f"nats above $L_{{{samples}}}$")
+        axes.legend()
+    return figure

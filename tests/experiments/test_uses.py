@@ -1,0 +1,267 @@
+"""The commands on a trained model, on the digits, and their numbers against other computations."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from random_parameters import random_params
+from scipy import stats
+
+import lvae_jax
+from experiments import certify, finished, impute, outliers, probe
+from experiments.errors import SettingsError, WorkdirError
+from lvae_jax import LadderVAE
+from lvae_jax.data import DataError, digits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What somebody might send: a tiny model of the digits, and no run's files."""
+    model = LadderVAE(64, (3, 2), (6, 5), batch_norm=False)
+    path = tmp_path_factory.mktemp("sent")
+    lvae_jax.save(path, model, {"params": random_params(model, scale=0.3)})
+    return path
+
+
+def results(folder, name):
+    assert (folder / "figures" / f"{name}.png").stat().st_size > 1000
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+# The folder and its data
+
+
+def test_a_run_names_its_data_itself(folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run / "model")
+    config = {"format": 2, "experiment": "digits", "settings": {"continuous": False}}
+    (run / "config.json").write_text(json.dumps(config))
+    for path in (run, run / "model"):
+        found = finished.read(finished.UseSettings(), "probe", [str(path)])
+        np.testing.assert_array_equal(found.dataset.test_labels, digits.load().test_labels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "workdirs", "message"),
+    [
+        ({}, [], "give one run's folder: python -m experiments.probe RUN"),
+        ({}, ["nowhere"], "nowhere is not a folder"),
+        ({}, ["FOLDER"], "does not say which data it was trained on; give --data"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(settings, workdirs, message, folder):
+    paths = [str(folder) if path == "FOLDER" else path for path in workdirs]
+    with pytest.raises((SettingsError, WorkdirError), match=message):
+        finished.read(finished.UseSettings(**settings), "probe", paths)
+
+
+def test_data_of_another_size_are_refused(tmp_path):
+    model = LadderVAE(9, (2,), (3,), batch_norm=False)
+    lvae_jax.save(tmp_path, model, {"params": random_params(model)})
+    with pytest.raises(WorkdirError, match=r"have 64 values, but the model of .* takes 9"):
+        finished.read(finished.UseSettings(data="digits"), "probe", [str(tmp_path)])
+
+
+# probe
+
+
+def test_probe_reports_every_representation(folder, capsys):
+    settings = probe.ProbeSettings(data="digits", draws=2, subset=300)
+    probe.probe(settings, str(folder))
+    found = results(folder, "probe")
+    names = ["z_1", "z_2", "all z", "pixels", "PCA 5", "PCA 3", "PCA 2"]
+    assert [entry["name"] for entry in found["representations"]] == names
+    errors = found["representations"][3]["errors"]
+    assert list(errors) == ["100", "300"]
+    # Pixels tell binarised digits apart, if not well from 300; chance is 90 per cent.
+    assert max(rate["mean"] for rate in errors["300"].values()) < 45
+    assert "| pixels " in capsys.readouterr().out
+
+
+def test_error_rates_are_those_of_the_nearest_standardised_neighbour():
+    rng = np.random.default_rng(0)
+    train, test = rng.normal(size=(60, 3)), rng.normal(size=(200, 3))
+    train, test = (x * [1, 10, 0.1] + [5, 0, 0] for x in (train, test))
+    labels = np.int32(train[:, 1] > 0), np.int32(test[:, 1] > 0)
+    rows = np.arange(10, 50)
+    found = probe.error_rates((train, test), labels, [rows], neighbours=1)["knn"]
+    scaled = [(x - train.mean(0)) / train.std(0) for x in (train, test)]
+    distance = np.sum((scaled[1][:, None] - scaled[0][None, rows]) ** 2, axis=-1)
+    wrong = np.mean(labels[0][rows][distance.argmin(1)] != labels[1])
+    assert found["mean"] == pytest.approx(100 * wrong)
+    assert found["standard_error"] == pytest.approx(100 * np.sqrt(wrong * (1 - wrong) / 200))
+
+
+def test_information_is_that_of_a_discrete_unit_and_none_of_noise():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 40_000)
+    noisy = np.where(rng.random(len(labels)) < 0.9, labels, rng.integers(0, 4, len(labels)))
+    joint = np.full((4, 4), 0.1 / 16) + np.eye(4) * 0.9 / 4
+    exact = np.sum(joint * np.log(joint * 16))
+    # The copies are moved apart, so that every quantile lies within one of the four.
+    z = np.stack([labels, noisy, rng.integers(0, 4, len(labels))], 1) + 0.5 * rng.random(
+        (40_000, 3)
+    )
+    found = probe.unit_information(z, labels)
+    # The error of a plug-in estimate is about sqrt(var(log ratio) / n): below 0.01 nats.
+    np.testing.assert_allclose(found, [np.log(4), exact, 0], atol=0.03)
+
+
+def test_labelled_images_are_balanced_and_drawn_anew():
+    labels = np.repeat(np.arange(5), [10, 20, 30, 40, 2])
+    rng = np.random.default_rng(0)
+    one, other = (probe.labelled(labels, 10, rng) for _ in range(2))
+    assert np.bincount(labels[one]).tolist() == [2] * 5
+    assert set(one) != set(other)
+    # A class of two images gives two; the others share the rest.
+    assert np.bincount(labels[probe.labelled(labels, 22, rng)]).tolist() == [5, 5, 5, 5, 2]
+    assert probe.labelled(labels, 0, rng).tolist() == list(range(102))
+
+
+def test_images_without_labels_cannot_be_probed(folder, monkeypatch):
+    read = finished.read
+
+    def without_labels(*arguments):
+        run = read(*arguments)
+        run.dataset.train_labels[:] = -1
+        return run
+
+    monkeypatch.setattr(finished, "read", without_labels)
+    with pytest.raises(WorkdirError, match="has no labels to probe for"):
+        probe.probe(probe.ProbeSettings(data="digits"), str(folder))
+
+
+# outliers
+
+
+def test_detection_is_that_of_pairs_of_images():
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(0, 1, 300), rng.normal(1, 1, 400)
+    found = outliers.detection(inside, outside)
+    assert found["auroc"] == pytest.approx(np.mean(outside[:, None] > inside), abs=1e-12)
+    threshold = np.sort(outside)[80]  # 320 of 400 are at least as large
+    assert found["fpr80"] == pytest.approx(np.mean(inside >= threshold), abs=1e-12)
+    order = np.argsort(-np.concatenate([inside, outside]))
+    hits = np.repeat([0, 1], [300, 400])[order]
+    precision = np.cumsum(hits) / np.arange(1, 701)
+    assert found["auprc"] == pytest.approx(np.sum(precision * hits) / 400, abs=1e-12)
+    # The standard error of an AUROC, from the placements of every image (DeLong et al., 1988).
+    placed = (outside[:, None] > inside).astype(float)
+    expected = np.sqrt(placed.mean(0).var(ddof=1) / 300 + placed.mean(1).var(ddof=1) / 400)
+    stated = outliers.with_standard_errors(inside, outside, rng)["auroc"]["standard_error"]
+    assert stated == pytest.approx(expected, rel=0.4)  # 100 resamples: five times 1/sqrt(200)
+
+
+def test_outliers_tell_noise_from_digits(folder, tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(0, 17, (40, 8, 8)).astype(np.uint8) * 15
+    np.save(tmp_path / "noise.npy", noise)
+    settings = outliers.OutlierSettings(
+        data="digits", against=str(tmp_path / "noise.npy"), images=30, samples=8, elbo_samples=2
+    )
+    outliers.outliers(settings, str(folder))
+    found = results(folder, "outliers-noise")
+    assert list(found["scores"]) == ["L_8", "ELBO", "L - L^>1"]
+    assert found["images"] == [30, 30]
+    assert "| ELBO " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        ("", "name the other images: --against=fashion_mnist"),
+        ("emnist", "--against=emnist is neither one of mnist, "),
+        ("other.npy", r"has images of \[4, 4\], but digits of \[8, 8\]"),
+    ],
+)
+def test_other_images_that_cannot_be_compared_are_one_line(against, message, folder, tmp_path):
+    if against.endswith(".npy"):
+        against = str(tmp_path / against)
+        np.save(against, np.random.default_rng(0).integers(0, 255, (20, 4, 4)).astype(np.uint8))
+    settings = outliers.OutlierSettings(data="digits", against=against)
+    with pytest.raises((SettingsError, DataError), match=message):
+        outliers.outliers(settings, str(folder))
+
+
+# impute
+
+
+def test_masks_are_as_asked():
+    shape = (4, 6)
+    bottom = ~impute.observed_entries("bottom", shape, 3, 0).reshape(3, *shape)
+    assert bottom[:, 2:].all()
+    assert not bottom[:, :2].any()
+    share = ~impute.observed_entries("0.25", (100, 100), 20, 0)
+    # Five standard errors of 200,000 draws.
+    assert abs(share.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / share.size)
+    assert not np.array_equal(share[0], share[1])
+
+
+def test_a_mask_may_be_a_file(tmp_path):
+    gone = np.eye(4, 6, dtype=bool)
+    np.save(tmp_path / "mask.npy", gone)
+    observed = impute.observed_entries(str(tmp_path / "mask.npy"), (4, 6), 2, 0)
+    np.testing.assert_array_equal(observed.reshape(2, 4, 6), [~gone, ~gone])
+    for missing, message in [
+        (str(tmp_path / "none.npy"), "cannot be read"),
+        ("1.5", "neither a share between 0 and 1"),
+        ("top", "neither a share between 0 and 1"),
+    ]:
+        with pytest.raises(SettingsError, match=message):
+            impute.observed_entries(missing, (4, 6), 2, 0)
+    with pytest.raises(SettingsError, match=r"has the shape \[4, 6\]; give \[6, 4\]"):
+        impute.observed_entries(str(tmp_path / "mask.npy"), (6, 4), 2, 0)
+    np.save(tmp_path / "mask.npy", np.ones((4, 6)))
+    with pytest.raises(SettingsError, match="leaves an image with all or no values"):
+        impute.observed_entries(str(tmp_path / "mask.npy"), (4, 6), 2, 0)
+
+
+def test_neighbours_are_the_nearest_by_what_is_observed():
+    rng = np.random.default_rng(0)
+    train_x = (rng.random((50, 12)) < 0.4).astype(np.float32)
+    x = (rng.random((5, 12)) < 0.4).astype(np.float32)
+    observed = rng.random((5, 12)) < 0.7
+    found = impute.of_neighbours(x, observed, train_x, 1, "bernoulli")
+    average = (train_x.sum(0) + 1) / 52
+    probability = 1 / (1 + np.exp(-found.logits))
+    for i in range(5):
+        distance = np.sum((train_x - x[i])[:, observed[i]] ** 2, axis=1)
+        candidates = (train_x[distance == distance.min()] + average) / 2
+        assert np.abs(candidates - probability[i]).max(1).min() < 1e-6
+    everyone = impute.of_neighbours(x, observed, train_x, 50, "gaussian")
+    np.testing.assert_allclose(everyone.mean, np.tile(train_x.mean(0), (5, 1)), rtol=1e-5)
+    np.testing.assert_allclose(everyone.variance, np.tile(train_x.var(0), (5, 1)) + 1e-4, rtol=1e-4)
+
+
+def test_impute_compares_three_ways(folder, capsys):
+    settings = impute.ImputeSettings(
+        data="digits", missing="bottom", images=3, samples=32, rounds=1, neighbours=5
+    )
+    impute.impute(settings, str(folder))
+    found = results(folder, "impute-bottom")
+    assert list(found["numbers"]) == ["model", "5 nearest training images", "independent pixels"]
+    # The independent model's number is a sum of logarithms over the lower half.
+    dataset = digits.load()
+    run = finished.read(finished.UseSettings(data="digits"), "impute", [str(folder)])
+    p = (run.train_x().sum(0) + 1) / (len(dataset.train_images) + 2)
+    log_p = stats.bernoulli.logpmf(dataset.test_x()[:3], p)[:, 32:].sum(1)
+    number = found["numbers"]["independent pixels"]["nats"]
+    assert number["mean"] == pytest.approx(log_p.mean(), rel=1e-5)
+    assert number["standard_error"] == pytest.approx(stats.sem(log_p), rel=1e-4)
+    assert "50% of the values missing" in capsys.readouterr().out
+    with pytest.raises(SettingsError, match="--samples=33; give a multiple of 32"):
+        impute.impute(impute.ImputeSettings(data="digits", samples=33), str(folder))
+
+
+# certify
+
+
+def test_certify_states_both_bounds(folder, capsys):
+    settings = certify.CertifySettings(
+        data="digits", images=6, samples=10, temperatures=20, leapfrog_steps=2, batch=4
+    )
+    certify.certify(settings, str(folder))
+    nats = results(folder, "certify")["nats"]
+    gap = nats["upper bound of log p(x)"]["mean"] - nats["L_10"]["mean"]
+    assert nats["upper bound less L_10"]["mean"] == pytest.approx(gap, abs=1e-4)
+    assert "L_10 is below log p(x) by at most" in capsys.readouterr().out
