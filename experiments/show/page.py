@@ -9,7 +9,8 @@ import jinja2
 
 from experiments import published
 from experiments.results import USED_KL, Run, RunResults
-from experiments.show import drawing, numbers
+from experiments.show import drawing, numbers, uses
+from experiments.store.files import read_json
 
 NAME = "report.html"
 
@@ -70,13 +71,19 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-def render(run: Run, command: str | None, images: Mapping[str, bytes]) -> str:
+def render(
+    run: Run,
+    command: str | None,
+    images: Mapping[str, bytes],
+    probe: Mapping[str, Any] | None = None,
+) -> str:
     """The page.
 
     Args:
       run: what is shown.
       command: that makes the run; None if it was not made by one.
-      images: PNG files by the names of `CAPTIONS`.
+      images: PNG files by the names of `CAPTIONS`, and "probe".
+      probe: what `experiments.probe` found; None where it has not been run.
 
     Returns:
       HTML. Everything that comes from outside this module is escaped.
@@ -89,6 +96,7 @@ def render(run: Run, command: str | None, images: Mapping[str, bytes]) -> str:
         command=command,
         figures=_figures(run, images),
         layers=_layers(run),
+        probe=probe and _probe(probe, images),
         used_kl=USED_KL,
         several=several,
         over_replicas=numbers.OVER_REPLICAS,
@@ -201,6 +209,12 @@ def _figures(run: Run, images: Mapping[str, bytes]) -> list[dict[str, str]]:
     ]
 
 
+def _probe(probe: Mapping[str, Any], images: Mapping[str, bytes]) -> dict[str, Any]:
+    header, rows = uses.probe_rows(probe)
+    picture = base64.b64encode(images["probe"]).decode() if "probe" in images else None
+    return {"header": header, "rows": rows, "note": uses.probe_note(probe), "data": picture}
+
+
 def _layers(run: Run) -> list[tuple[Any, ...]]:
     if run.measured is None:
         return []
@@ -228,7 +242,8 @@ def write(run: Run, command: str | None) -> None:
     drawing.draw_metrics(run, folder)
     images = {
         name: (folder / f"{name}.png").read_bytes()
-        for name in CAPTIONS
+        for name in (*CAPTIONS, "probe")
         if (folder / f"{name}.png").exists()
     }
-    (run.path / NAME).write_text(render(run, command, images), encoding="utf-8")
+    probe = read_json(run.path / "probe.json")
+    (run.path / NAME).write_text(render(run, command, images, probe), encoding="utf-8")

@@ -228,6 +228,34 @@ def test_an_unfinished_run_says_how_far_it_is_and_shows_its_last_evaluation():
     assert "Not finished: 1 of 2000 epochs." in text
 
 
+RATES = {"mean": 12.345, "standard_error": 0.5}
+PROBE = {
+    "draws": 10,
+    "active_units": [3],
+    "representations": [
+        {
+            "name": name,
+            "units": 3,
+            "errors": {"100": {"knn": RATES, "logistic": RATES}},
+            "information": [0.25, 1.5],
+        }
+        for name in ("z_1", EVIL)
+    ],
+}
+
+
+def test_what_a_probe_found_is_a_section_with_its_table_and_picture():
+    run = Run(Path("run"), config_of(), EPOCHS, RESULTS)
+    text = page.render(run, COMMAND, {"probe": b"PNG of probe"}, PROBE)
+    parsed = Page(text)
+    assert "What each layer knows of the class" in parsed.of("h2")
+    assert parsed.table()["z_1"] == ["3", "1.50", "12.35 ± 0.50", "12.35 ± 0.50"]
+    assert base64.b64encode(b"PNG of probe").decode() in text
+    assert EVIL not in text
+    assert parsed.tags.count("img") == 1
+    assert "knows of the class" not in render()
+
+
 def test_without_a_command_none_is_shown():
     assert "Command" in Page(render()).of("h2")
     assert "Command" not in Page(render(command=None)).of("h2")
