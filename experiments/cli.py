@@ -58,6 +58,7 @@ def start(command: Callable[..., None], defaults: Any, arguments: str = "") -> N
 
 def _start(command: Callable[..., None], defaults: Any, arguments: str) -> None:
     _open_standard_streams()
+    os.environ["MPLBACKEND"] = "agg"  # figures are files; a notebook's own may not be installed
     define_flags(defaults)
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments import cli
 from experiments.errors import SettingsError, WorkdirError
 from experiments.results import Run
-from experiments.settings import PATH, setting, whole
+from experiments.settings import SOURCE, TEXT, setting, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +20,11 @@ class ReportSettings:
     layer: int = setting(
         0, whole(0), "layer that interpolations are made in, 1 for the bottom one; 0: the top"
     )
-    experiment: str = setting(
-        "", PATH, "such as mnist, where the run's config.json does not name it"
-    )
-    data_dir: str = setting(
-        "", PATH, "where the original files are now, if not where they were for the run"
-    )
-    tfds_dir: str = setting(
-        "", PATH, "where the prepared data set is now, if not where it was for the run"
-    )
+    experiment: str = setting("", TEXT, "such as mnist, if the run's config.json does not name it")
+    data_dir: str = setting("", SOURCE, "folder of the original files, if they have moved")
+    tfds_dir: str = setting("", SOURCE, "folder of the prepared data set, if it has moved")
+    train: str = setting("", SOURCE, "own arrays that were trained on, if they have moved")
+    test: str = setting("", SOURCE, "own arrays that were tested on, if they have moved")
 
 
 def report(path: Path, layer: int | None = None, **changed: str) -> None:
@@ -49,11 +45,8 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
 
     from experiments import registry
     from experiments.run import devices
-    from experiments.run.setup import (
-        evaluation_variables,
-        make_experiment,
-        steps_per_epoch,
-    )
+    from experiments.run.evaluation import evaluation_variables
+    from experiments.run.setup import make_experiment
     from experiments.show import drawing, page
     from experiments.store.workdir import (
         read_chosen_epochs,
@@ -81,14 +74,23 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
         dataset = registry.experiment(config["experiment"]).load(settings)
         if config["data_sha256"] != dataset.sha256():
             raise DataError(
-                f"{dataset.name} is not the data that {path} was trained on; give its --data_dir"
+                f"{dataset.name} is not the data that {path} was trained on; name those by "
+                "--data_dir, --tfds_dir, or --train and --test"
             )
         experiment = make_experiment(settings, dataset)
         first = devices.put(jax.tree.map(lambda leaf: leaf[0], params), experiment.mesh)
         chosen = read_chosen_epochs(path)
-        epoch = chosen[0] if chosen else step // steps_per_epoch(experiment)
+        epoch = chosen[0] if chosen else step // experiment.steps_per_epoch
         variables = evaluation_variables(experiment, first, epoch)
-        drawing.draw_model(experiment, jax.device_get(variables), path / "figures", layer)
+        drawing.draw_model(
+            experiment.model,
+            jax.device_get(variables),
+            experiment.dataset,
+            experiment.test_x,
+            experiment.key(0, "figures"),
+            path / "figures",
+            layer,
+        )
     run = Run(path, config, read_metrics(path), read_results(path))
     page.write(run, registry.command(config, path))
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.results import Run
-from experiments.run.setup import Experiment
 from experiments.show import figures, pictures
+from lvae_jax.data import Dataset
+from lvae_jax.models import HierarchicalVAE
 
 RECONSTRUCTED = 40
 PROJECTED = 2000
@@ -32,26 +33,31 @@ def draw_metrics(run: Run, folder: Path) -> None:
 
 
 def draw_model(
-    experiment: Experiment,
+    model: HierarchicalVAE,
     variables: Mapping[str, Any],
+    dataset: Dataset,
+    test_x: np.ndarray,
+    key: jax.Array,
     folder: Path,
     layer: int | None = None,
 ) -> None:
     """Writes the figures that the model makes.
 
     Args:
-      experiment: of the run; of several replicas the first is drawn.
-      variables: of its model, for evaluation, as NumPy arrays.
+      model: of the run.
+      variables: of the model, for evaluation, as NumPy arrays.
+      dataset: that it was trained on.
+      test_x: the test images as the model sees them, [n, D].
+      key: of all draws.
       folder: for NAME.png.
       layer: the one that interpolations are made in; the top one where it is not given.
     """
-    model, dataset = experiment.model, experiment.dataset
     layer = layer or model.depth
-    images = experiment.test_x[:PROJECTED]
+    images = test_x[:PROJECTED]
     labels = dataset.test_labels[: len(images)]
     shown = images[: min(RECONSTRUCTED, len(images) // 10 * 10) or len(images)]  # whole rows of ten
     firsts = images[pictures.one_of_each(labels)]
-    draws = pictures.draw(model, variables, images, firsts, experiment.key(0, "figures"), layer)
+    draws = pictures.draw(model, variables, images, firsts, key, layer)
     draws = jax.tree.map(np.asarray, draws)
 
     # Grey values are those of the test images: 0 to 1 if they are binary, else their range.

@@ -14,6 +14,9 @@ from experiments.errors import WorkdirError
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used-up quota, a limit on the size of a file."""
 
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)
+"""Errors of systems that cannot do it; an error of the disk is another."""
+
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -35,10 +38,21 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Returns once a file's content, or a folder's list of names, is on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Returns once a file's content, or a folder's list of names, is on the disk itself.
+
+    As far as the system gives it: Windows opens no folders, and some file systems sync none.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():
+            return
+        raise
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
@@ -46,10 +60,8 @@ def sync(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all; it is on the disk when this returns."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
     temporary.replace(path)
     sync(path.parent)
 
@@ -66,7 +78,7 @@ def read_json(path: Path) -> Any:
       WorkdirError: the file is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,14 @@ from experiments.store.files import (
     write_text,
     writing,
 )
+from experiments.store.locks import LOCK, lock
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.training import TrainState
-
-try:
-    import fcntl
-except ImportError:  # Windows: there a second process on a workdir goes unnoticed
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "FORMAT",
     "Workdir",
     "WorkdirError",
-    "is_old",
     "read_chosen_epochs",
     "read_config",
     "read_metrics",
@@ -45,10 +39,9 @@ __all__ = [
 ]
 
 FORMAT = 2
-"""Of a workdir; that of lvae_jax 0.1 is 1, and its config.json does not say so."""
+"""Of a run's folder; config.json says it."""
 
-_LOCK = "lock"
-_BEFORE_CONFIG = {_LOCK, "config.json.tmp"}  # of a start that was killed at once
+_BEFORE_CONFIG = {LOCK, "config.json.tmp"}  # of a start that was killed at once
 
 _MADE_BY_A_RUN = (
     "results.json",  # first: a run that is being removed is not finished
@@ -87,6 +80,8 @@ class Workdir:
         self.path, self.config = path, {"format": FORMAT, **config}
         self._overwrite, self.writes = overwrite, writes
         self._lock: int | None = None
+        self._checkpoints = Checkpoints(path / "checkpoints")
+        self._chosen = Checkpoints(path / "chosen", keep=1)
         self._check()
 
     def _check(self) -> dict[str, Any] | None:
@@ -101,46 +96,51 @@ class Workdir:
             return None
         _refuse_what_is_no_runs(self.path, existing)
         if not self._overwrite:
-            _refuse_a_newer_format(self.path, existing)
+            _refuse_another_format(self.path, existing)
             _refuse_another_run(self.path, existing, self.config)
         return existing
 
+    def lock(self) -> None:
+        """Makes the folder and locks it until `close`, and writes nothing else.
+
+        Raises:
+          WorkdirError: the folder cannot be written, is being written by another process, or
+            belongs to another run.
+        """
+        by_first_process(self._make_and_lock)
+
     def create(self) -> None:
-        """Locks the folder, creates what is missing, and opens the checkpoints.
+        """Writes what is missing, of a folder that is locked, before the first checkpoint.
 
         With `overwrite`, the files of the run that is there are removed.
 
         Raises:
-          WorkdirError: the folder cannot be written, is being written by another process, or is
-            that of an unfinished run of an older format.
+          WorkdirError: the folder cannot be written.
         """
-        # Only one process does this, and the others learn from it that they may go on.
+        self.lock()
         by_first_process(self._create)
-        self._checkpoints = Checkpoints(self.path / "checkpoints")
-        self._chosen = Checkpoints(self.path / "chosen", keep=1)
+
+    def _make_and_lock(self) -> int:
+        if self.writes and self._lock is None:
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = lock(self.path)
+            try:
+                self._check()  # another process may have been here before the lock was taken
+            except WorkdirError:
+                self.close()
+                raise
+        return 0
 
     def _create(self) -> int:
-        if not self.writes:
-            return 0
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            if self._lock is None:
-                self._lock = _lock(self.path)
-        try:
-            # Another process may have been here before the lock was taken.
-            existing = self._check()
+        if self.writes:
             with writing(self.path):
-                if existing is not None and self._overwrite:
+                if self._overwrite:
                     for name in _MADE_BY_A_RUN:
                         remove(self.path / name)
-                    existing, self._overwrite = None, False
-                if existing is None:
+                    self._overwrite = False
+                if not (self.path / "config.json").exists():
                     write_json(self.path / "config.json", self.config)
-                elif is_old(existing):
-                    raise _old_format(self.path)
-        except BaseException:
-            self._unlock()
-            raise
         return 0
 
     def results(self) -> RunResults | None:
@@ -244,42 +244,16 @@ class Workdir:
         """
         if self.writes:
             path = self.path / "metrics.jsonl"
-            with writing(path), path.open("a") as file:
+            with writing(path), path.open("a", encoding="utf-8") as file:
                 file.write(_line(record))
 
     def close(self) -> None:
         """Gives the folder to other processes."""
         self._checkpoints.close()
         self._chosen.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-
-def _lock(path: Path) -> int:
-    """Locks a workdir until the descriptor that is returned is closed, as a killed process's is.
-
-    The file stays: to remove it would let two processes lock two files of its name.
-    """
-    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # closed by exec
-    try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    except BlockingIOError as error:
-        holder = os.read(descriptor, 300).decode(errors="replace").strip() or "another process"
-        os.close(descriptor)
-        raise WorkdirError(
-            f"{path} is in use by {holder}; wait for it, stop it, or give another --workdir"
-        ) from error
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _line(record: EpochRecord) -> str:
@@ -303,7 +277,7 @@ def read_metrics(path: Path) -> list[EpochRecord]:
     """
     epochs = []
     if path.joinpath("metrics.jsonl").exists():
-        for line in path.joinpath("metrics.jsonl").read_text().splitlines():
+        for line in path.joinpath("metrics.jsonl").read_text(encoding="utf-8").splitlines():
             try:
                 values = json.loads(line)
             except json.JSONDecodeError:
@@ -335,7 +309,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """config.json of a run.
 
     Raises:
-      WorkdirError: there is none, or it is of a newer version.
+      WorkdirError: there is none, or it is of another format.
     """
     config = read_json(path / "config.json")
     if config is None:
@@ -343,23 +317,17 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path} holds no config.json, so it is no run's; give a run's --workdir"
         )
     _refuse_what_is_no_runs(path, config)
-    _refuse_a_newer_format(path, config)
+    _refuse_another_format(path, config)
     return config
-
-
-def is_old(config: dict[str, Any]) -> bool:
-    """Whether a run is of an older format: its JSON files can be read, its checkpoints cannot."""
-    return config.get("format", 1) < FORMAT
 
 
 def read_trained(path: Path) -> tuple[Any, int]:
     """The parameters of a run, those chosen by validation, else the newest, and their step.
 
     Raises:
-      WorkdirError: there are none, or they are of an older or newer format.
+      WorkdirError: there are none, or they are of another format.
     """
-    if is_old(read_config(path)):
-        raise _old_format(path)
+    read_config(path)
     for folder in (path / "chosen", path / "checkpoints"):
         checkpoints = Checkpoints(folder)
         trained = checkpoints.read("params")
@@ -383,13 +351,6 @@ def read_chosen_epochs(path: Path) -> list[int] | None:
     return None if found is None else found[0].tolist()
 
 
-def _old_format(path: Path) -> WorkdirError:
-    return WorkdirError(
-        f"{path} is of lvae_jax 0.1's format, whose checkpoints cannot be read any more; "
-        "give another --workdir, or --overwrite to start again"
-    )
-
-
 def _refuse_what_is_no_runs(path: Path, config: Any) -> None:
     settings = config.get("settings") if isinstance(config, dict) else None
     if not isinstance(settings, dict) or "dataset" not in config:
@@ -399,12 +360,12 @@ def _refuse_what_is_no_runs(path: Path, config: Any) -> None:
         )
 
 
-def _refuse_a_newer_format(path: Path, config: dict[str, Any]) -> None:
+def _refuse_another_format(path: Path, config: dict[str, Any]) -> None:
     version = config.get("format", 1)
-    if not isinstance(version, int) or version > FORMAT:
+    if version != FORMAT:
         raise WorkdirError(
-            f"{path} is of format {version}, and this version of lvae_jax reads up to {FORMAT}; "
-            "install a newer one, or give another --workdir"
+            f"{path} is of format {version}, and this version of lvae_jax reads format {FORMAT}; "
+            "install another version, or give another --workdir"
         )
 
 
@@ -412,10 +373,16 @@ def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, 
     # A run of an earlier version lacks the settings that came later; it had their defaults.
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     now, was = (
-        {"dataset": c["dataset"], "data_sha256": c.get("data_sha256", "")[:12], **c["settings"]}
+        # The data are the same if their checksum is, whatever their file is named.
+        {"data_sha256": c["data_sha256"][:12], **c["settings"]}
+        if "data_sha256" in existing.keys() & config.keys()
+        else {"dataset": c["dataset"], **c["settings"]}
         for c in (config, existing)
     )
     was = {name: defaults[name] for name in now.keys() & defaults.keys()} | was
+    for settings in (was, now):  # earlier versions stored a relative path
+        if settings.get("init_from"):
+            settings["init_from"] = str(Path(settings["init_from"]).absolute())
     differences = [
         f"{name} was {was.get(name)} and is now {now.get(name)}"
         for name in sorted(was.keys() | now.keys())

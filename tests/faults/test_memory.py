@@ -13,7 +13,9 @@ from experiments.errors import SettingsError
 from experiments.run import memory
 from experiments.run import setup as experiment
 from experiments.run.loop import run
+from experiments.run.program import training_program
 from experiments.settings import Settings
+from experiments.store.workdir import Workdir
 from lvae_jax import training
 from lvae_jax.data import Dataset
 
@@ -74,7 +76,7 @@ def test_a_step_that_does_not_fit_is_refused_before_training(tmp_path, monkeypat
     settings = dataclasses.replace(SMALL, workdir=str(tmp_path / "run"), mc_samples=100)
     state = memory.size(experiment.state_like(experiment.make_experiment(SMALL, noise())))
     monkeypatch.setattr(memory, "available", lambda device: 3 * state)
-    experiment.training_program(experiment.make_experiment(SMALL, noise()))
+    training_program(experiment.make_experiment(SMALL, noise()))
     with pytest.raises(SettingsError) as refusal:
         run(settings, noise())
     assert re.fullmatch(
@@ -82,6 +84,11 @@ def test_a_step_that_does_not_fit_is_refused_before_training(tmp_path, monkeypat
         r"MB are available; give a smaller --batch_size, --mc_samples, --iw_samples or --replicas",
         str(refusal.value),
     )
+    # Nothing says that the folder is this run's: other settings may use it.
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+    other = Workdir(tmp_path / "run", {"dataset": "noise", "settings": {}})
+    other.create()
+    other.close()
 
 
 def test_a_million_columns_are_refused_before_anything_is_allocated(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.errors import Interrupted
 from experiments.run import loop as run_lib
-from experiments.run import setup as experiment
+from experiments.run import program
 from experiments.run.signals import Interruption
 from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints
@@ -56,7 +56,7 @@ def files_of(workdir: Path) -> tuple:
 def test_a_run_stopped_after_every_single_step_equals_one_that_was_not(
     replicas, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setitem(experiment.CALL_FLOP, "cpu", 0.0)  # a step a call
+    monkeypatch.setitem(program.CALL_FLOP, "cpu", 0.0)  # a step a call
     run_lib.run(settings_of(tmp_path / "whole", replicas), stripes())
     assert "the first 1 step took" in capsys.readouterr().err
 

@@ -1,10 +1,12 @@
 """A run's folder: whose it is, who may write it, and what of it survives what."""
 
+import errno
 import json
 import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +17,12 @@ import numpy as np
 import pytest
 import records
 
+from experiments.errors import WorkdirError
+from experiments.store import locks
+from experiments.store.files import write_json
 from experiments.store.workdir import (
     FORMAT,
     Workdir,
-    WorkdirError,
     read_config,
     read_metrics,
     read_trained,
@@ -210,45 +214,90 @@ def test_a_process_that_does_not_write_leaves_all_as_it_is(run):
     assert contents_of(run) == before
 
 
-@pytest.fixture
-def old(run) -> Path:
-    """A finished run of the format before this one."""
-    (run / "config.json").write_text(json.dumps(CONFIG))
-    return run
-
-
-def test_a_finished_run_of_the_old_format_can_still_be_told_of(old):
-    assert Workdir(old, CONFIG).results() == RESULTS
-    assert read_config(old) == CONFIG
-    assert len(read_metrics(old)) == 2
-
-
-def test_an_unfinished_run_of_the_old_format_is_not_gone_on_with(old):
-    (old / "results.json").unlink()
-    before = contents_of(old)
-    workdir = Workdir(old, CONFIG)
-    for use in (workdir.create, lambda: read_trained(old)):
-        with pytest.raises(WorkdirError) as refusal:
+@pytest.mark.parametrize("version", [FORMAT + 1, "new", None])
+def test_another_format_is_refused_but_to_overwrite_it(version, run):
+    found = CONFIG if version is None else {"format": version, **CONFIG}  # the first said nothing
+    (run / "config.json").write_text(json.dumps(found))
+    shown = 1 if version is None else version
+    for use in (lambda: Workdir(run, CONFIG), lambda: read_config(run), lambda: read_trained(run)):
+        with pytest.raises(WorkdirError, match=f"is of format {shown}, and this version"):
             use()
-        assert str(refusal.value) == (
-            f"{old} is of lvae_jax 0.1's format, whose checkpoints cannot be read any more; "
-            "give another --workdir, or --overwrite to start again"
-        )
-    assert contents_of(old).items() - before.items() <= {
-        (str(old / "lock"), (old / "lock").read_bytes())
-    }
-    again = Workdir(old, CONFIG, overwrite=True)
+    again = Workdir(run, CONFIG, overwrite=True)
     again.create()
     again.close()
-    assert read_config(old)["format"] == FORMAT
+    assert read_config(run)["format"] == FORMAT
 
 
-@pytest.mark.parametrize("version", [FORMAT + 1, "new"])
-def test_a_newer_format_is_refused(version, run):
-    (run / "config.json").write_text(json.dumps({"format": version, **CONFIG}))
-    for use in (lambda: Workdir(run, CONFIG), lambda: read_config(run), lambda: read_trained(run)):
-        with pytest.raises(WorkdirError, match=f"is of format {version}, and this version"):
-            use()
+def test_the_same_data_by_another_name_are_the_same_run(tmp_path):
+    config = {"dataset": "mine", "data_sha256": 64 * "a", "settings": {"seed": 0}}
+    first = Workdir(tmp_path / "run", config)
+    first.create()
+    first.close()
+    Workdir(tmp_path / "run", config | {"dataset": "moved"})
+    with pytest.raises(WorkdirError, match="data_sha256 was aaaaaaaaaaaa and is now bbbbbbbbbbbb"):
+        Workdir(tmp_path / "run", config | {"data_sha256": 64 * "b"})
+
+
+# File systems that cannot do everything
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_used_with_a_warning(number, tmp_path, monkeypatch, capsys):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    run_of(tmp_path / "run")
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path / 'run'} cannot be locked ({os.strerror(number)}); let no other "
+        "command write to it\n"
+    )
+    assert len(read_metrics(tmp_path / "run")) == 2
+
+
+def test_a_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(locks, "fcntl", None)  # Windows
+    run_of(tmp_path / "run")
+    assert "cannot be locked (this system has no locks)" in capsys.readouterr().err
+
+
+def test_folders_that_cannot_be_synced_are_written_all_the_same(tmp_path, monkeypatch):
+    synced = os.fsync
+    files = []
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        files.append(descriptor)
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run_of(tmp_path / "run")
+    assert files
+    assert read_trained(tmp_path / "run")[1] == 3  # what was chosen
+
+
+def test_folders_that_cannot_be_opened_are_written_all_the_same(tmp_path, monkeypatch):
+    opened = os.open
+
+    def open_files(path, flags, *mode, **options):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, flags, *mode, **options)
+
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "open", open_files)
+        write_json(tmp_path / "file.json", {"a": 1})
+    assert json.loads((tmp_path / "file.json").read_text()) == {"a": 1}
+
+
+def test_an_error_of_the_disk_is_none_of_the_file_system(tmp_path, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(WorkdirError, match="Input/output error"):
+        run_of(tmp_path / "run")
 
 
 def test_lines_of_metrics_that_are_missing_are_noticed(run):

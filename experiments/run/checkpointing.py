@@ -1,0 +1,73 @@
+"""When a run saves its state, and how it ends on a signal: between two calls, its state saved."""
+
+import time
+
+from experiments.errors import Interrupted
+from experiments.run import devices
+from experiments.run.setup import Experiment
+from experiments.run.signals import Interruption
+from experiments.store.workdir import Workdir
+from lvae_jax.training import TrainState
+
+
+class Checkpointing:
+    """Saves a run's state every --checkpoint_seconds, at its end, and before it obeys a signal."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: Workdir,
+        interruption: Interruption,
+        command: str | None,
+    ):
+        """Starts the clock.
+
+        Args:
+          experiment: of the run.
+          workdir: where to save.
+          interruption: of the process.
+          command: the command line that resumes the run, if there is one.
+        """
+        self._workdir, self._interruption = workdir, interruption
+        self._seconds = experiment.settings.checkpoint_seconds
+        self._last_step = experiment.settings.epochs * experiment.steps_per_epoch
+        self._resume = f"resume with: {command}" if command else "the same command resumes it"
+        self._saved = time.monotonic()
+
+    def after(self, state: TrainState, step: int, score: float | None) -> None:
+        """Saves the state after a step if it is time.
+
+        Args:
+          state: after the step.
+          step: counted over the whole run.
+          score: how good the state is, the higher the better; None if it was not measured.
+
+        Raises:
+          Interrupted: a signal asked the run to end, and the state is saved.
+          WorkdirError: the disk is full, or cannot be written.
+        """
+        finished = step == self._last_step
+        waited = time.monotonic() - self._saved
+        received, due = devices.agree(
+            self._interruption.received, finished or waited >= self._seconds
+        )
+        if received or due:
+            self._workdir.save(state, step, score)
+            self._saved = time.monotonic()
+        if received and not finished:
+            raise Interrupted(
+                int(received),
+                f"stopped after step {step}, which is saved in {self._workdir.path}; "
+                f"{self._resume}",
+            )
+
+    def stop_if_interrupted(self) -> None:
+        """Ends an evaluation that a signal asked to end.
+
+        Raises:
+          Interrupted: it was asked to.
+        """
+        self._interruption.check(
+            f"stopped while evaluating; training is done and saved in {self._workdir.path}; "
+            f"{self._resume}"
+        )

@@ -1,0 +1,228 @@
+"""Evaluation of an experiment: what is measured after an epoch, and at the end."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.progress import Progress
+from experiments.results import EpochRecord, ReplicaEpoch, ReplicaResults
+from experiments.run import devices
+from experiments.run.program import scheduled
+from experiments.run.setup import Experiment
+from lvae_jax import evaluation
+from lvae_jax.data import as_stored
+from lvae_jax.training import MESH_AXES, Metrics, Preprocess, TrainState
+
+EVAL_BATCH_SIZE = 250
+"""Images at a time in evaluation; no result depends on it."""
+
+
+def measure_epoch(
+    experiment: Experiment, state: TrainState, metrics: Metrics, step: int, started: float
+) -> EpochRecord:
+    """What an epoch found: its means in training and, every few epochs, an evaluation.
+
+    Args:
+      experiment: of the run.
+      state: after the epoch.
+      metrics: of the epoch.
+      step: number of steps taken so far.
+      started: when the epoch began, by `time.monotonic`.
+    """
+    settings, mesh = experiment.settings, experiment.mesh
+    epochs = step // experiment.steps_per_epoch
+    due = settings.eval_every and epochs % settings.eval_every == 0
+    replicas = trained_replicas(experiment, metrics, epochs - 1)
+    if due or epochs == settings.epochs:
+        for i, trained in enumerate(replicas):
+            params = devices.replica_of(state.params, i, mesh)
+            variables = evaluation_variables(experiment, params, epochs, i)
+            replicas[i] = dataclasses.replace(trained, **evaluate(experiment, variables, epochs, i))
+    skipped = None
+    if settings.on_nonfinite == "skip":
+        skipped = int(np.sum(devices.fetch(state.nonfinite, mesh)))
+    return EpochRecord(
+        epoch=epochs - 1,
+        step=step,
+        replicas=tuple(replicas),
+        seconds=time.monotonic() - started,
+        skipped_updates=skipped,
+    )
+
+
+def trained_replicas(experiment: Experiment, metrics: Metrics, epoch: int) -> list[ReplicaEpoch]:
+    """What training found in an epoch, for every replica."""
+    host = devices.fetch(metrics, experiment.mesh)
+    beta, learning_rate = scheduled(experiment.settings, epoch)
+
+    def number(mean: np.ndarray) -> float | None:
+        return None if np.isnan(mean) else float(mean)  # no update was made
+
+    return [
+        ReplicaEpoch(
+            beta=beta[i],
+            learning_rate=learning_rate[i],
+            train_elbo=number(host.train_elbo[i]),
+            log_px=number(host.log_px[i]),
+            kl_per_layer=tuple(map(number, host.kl_per_layer[i])),
+        )
+        for i in range(experiment.settings.replicas)
+    ]
+
+
+def evaluation_variables(
+    experiment: Experiment, params: Any, epoch: int, replica: int = 0
+) -> dict[str, Any]:
+    """The parameters after `epoch` epochs with batch-norm statistics of the training set.
+
+    Args:
+      experiment: of the run.
+      params: of one replica, on the devices.
+      epoch: number of epochs that led to them.
+      replica: which.
+    """
+    with jax.set_mesh(experiment.mesh):
+        return evaluation.reestimate_batch_stats(
+            experiment.model,
+            params,
+            experiment.preprocess,
+            experiment.train_images,
+            devices.put(experiment.key(replica, "batch_stats", epoch), experiment.mesh),
+            batch_size=experiment.settings.batch_size,
+        )
+
+
+def _elbo(
+    experiment: Experiment,
+    variables: dict[str, Any],
+    preprocess: Preprocess,
+    images: Any,
+    key: jax.Array,
+) -> evaluation.ElboResult:
+    """L_1 of images on the devices."""
+    mesh = experiment.mesh
+    with jax.set_mesh(mesh):
+        result = evaluation.elbo(
+            experiment.model,
+            variables,
+            preprocess,
+            images if isinstance(images, jax.Array) else devices.put(images, mesh),
+            devices.put(key, mesh),
+            batch_size=eval_batch_size(mesh),
+        )
+        return devices.fetch(result, mesh)
+
+
+def eval_batch_size(mesh: Mesh) -> int:
+    """`EVAL_BATCH_SIZE`, or what more the devices need to have equal parts."""
+    return -(-EVAL_BATCH_SIZE // mesh.size) * mesh.size
+
+
+def evaluate(
+    experiment: Experiment, variables: dict[str, Any], epoch: int, replica: int = 0
+) -> dict[str, Any]:
+    """What is evaluated every few epochs: L_1 of the test set, KL and activity of every unit."""
+    results: dict[str, Any] = {}
+    if experiment.validation_x is not None:
+        key = experiment.key(replica, "validation_elbo", epoch)
+        validation = _elbo(experiment, variables, as_stored, experiment.validation_x, key)
+        results["validation_elbo"] = float(validation.elbo)
+    key = experiment.key(replica, "test_elbo", epoch)
+    test = _elbo(experiment, variables, as_stored, experiment.test_x, key)
+    return results | {
+        "test_elbo": float(test.elbo),
+        "active_units": tuple(int(np.sum(active)) for active in test.active),
+        "kl_per_unit": tuple(tuple(kl.tolist()) for kl in test.kl_per_unit),
+    }
+
+
+def evaluate_fully(
+    experiment: Experiment,
+    variables: dict[str, Any],
+    epoch: int,
+    replica: int = 0,
+    between_batches: Callable[[], None] = lambda: None,
+) -> ReplicaResults:
+    """What is evaluated at the end, the test log-likelihood and the training set's L_1 included.
+
+    The validation ELBO is left out: what has been chosen by is no result.
+
+    Args:
+      experiment: of the run.
+      variables: of one replica.
+      epoch: number of epochs that led to them.
+      replica: which.
+      between_batches: called now and then; may raise.
+    """
+    experiment = experiment._replace(validation_x=None)
+    test = evaluate(experiment, variables, epoch, replica)
+    key = experiment.key(replica, "train_elbo", epoch)
+    train = _elbo(experiment, variables, experiment.preprocess, experiment.train_images, key)
+    log_likelihood, effective_sample_size = test_log_likelihood(
+        experiment, variables, replica, between_batches
+    )
+    images = len(log_likelihood)
+    # Of one image there is no standard error; null in JSON.
+    error = (
+        float(np.std(np.float64(log_likelihood), ddof=1) / math.sqrt(images))
+        if images > 1
+        else None
+    )
+    return ReplicaResults(
+        chosen_epoch=epoch,
+        test_log_likelihood=float(np.mean(log_likelihood)),
+        test_log_likelihood_standard_error=error,
+        effective_sample_size=float(np.mean(effective_sample_size)),
+        train_elbo=float(train.elbo),
+        kl_per_layer=tuple(sum(layer) for layer in test["kl_per_unit"]),
+        seed=experiment.settings.seed + replica,
+        **test,
+    )
+
+
+def test_log_likelihood(
+    experiment: Experiment,
+    variables: dict[str, Any],
+    replica: int,
+    between_batches: Callable[[], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """L_K and the effective sample size of the test images, with progress."""
+    settings, mesh = experiment.settings, experiment.mesh
+    test_x = experiment.test_x[: settings.eval_subset or None]
+    num_samples, n = settings.eval_samples, len(test_x)
+    key = experiment.key(replica, "log_likelihood")
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(n))
+    batch_size = eval_batch_size(mesh)
+    # The least that any process has the memory for: all of them run one program.
+    chunk_size = -int(
+        devices.agree(-evaluation.default_chunk_size(experiment.model, batch_size // mesh.size))[0]
+    )
+    program = evaluation.log_likelihood_program()
+    estimates, sizes = [], []
+    which = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
+    description = f"test log-likelihood{which}, K = {num_samples}, image"
+    with jax.set_mesh(mesh), Progress(description, n, shown=devices.writes()) as progress:
+        for start in range(0, n, batch_size):
+            # A smaller last batch is filled up with the first images: one program serves all.
+            rows = np.arange(start, start + batch_size) % n
+            result = program(
+                experiment.model,
+                variables,
+                devices.put(test_x[rows], mesh, MESH_AXES),
+                devices.put(keys[rows], mesh, MESH_AXES),
+                num_samples,
+                chunk_size,
+            )
+            result = devices.fetch(result, mesh)
+            estimates.append(result.log_likelihood)
+            sizes.append(result.effective_sample_size)
+            done = min(start + batch_size, n)
+            progress.update(done, f"{np.mean(np.concatenate(estimates)[:done]):.2f} nats")
+            between_batches()
+    return np.concatenate(estimates)[:n], np.concatenate(sizes)[:n]

@@ -1,0 +1,172 @@
+"""The training program: some steps of an epoch, of all replicas, as one compiled call."""
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from experiments.run import devices, memory
+from experiments.run.setup import (
+    MATMUL_PRECISION,
+    Experiment,
+    new_state,
+    objective_of,
+    shape_of,
+    state_like,
+    state_shapes,
+)
+from experiments.settings import Settings
+from lvae_jax import compilation, schedules, training
+from lvae_jax.models import HierarchicalVAE
+from lvae_jax.objective import Objective
+from lvae_jax.training import Metrics, Preprocess, TrainState
+
+CALL_FLOP = {"cpu": 1e11, "gpu": 5e12, "tpu": 5e12}
+"""Arithmetic of one call of the training program: about a second, after which the run checks for
+signals and checkpoints. A longer epoch is taken in equal parts."""
+
+
+class TrainingProgram(NamedTuple):
+    """See `training_program`."""
+
+    take_steps: Callable[[TrainState, int], tuple[TrainState, Metrics]]
+    """From a state, which is donated, and the number of its epoch: the state some steps later, and
+    the epoch's metrics so far."""
+    steps: int
+    """How many steps a call takes."""
+
+
+def scheduled(settings: Settings, epoch: int) -> tuple[list[float], list[float]]:
+    """beta and the learning rate of an epoch, for every replica."""
+    beta = [
+        beta * float(schedules.warm_up(epoch, warmup_epochs))
+        for beta, warmup_epochs in zip(
+            settings.by_replica("beta"), settings.by_replica("warmup_epochs"), strict=True
+        )
+    ]
+    learning_rate = [
+        float(schedules.learning_rate(settings.schedule, initial, epoch, settings.epochs))
+        for initial in settings.by_replica("learning_rate")
+    ]
+    return beta, learning_rate
+
+
+def most_nonfinite(settings: Settings) -> int:
+    """How many updates may be left out because a number was not finite."""
+    return settings.max_nonfinite if settings.on_nonfinite == "skip" else 0
+
+
+def compile_and_initialise(experiment: Experiment) -> tuple[TrainingProgram, TrainState]:
+    """The training program and the state before the first step, made at the same time.
+
+    Raises:
+      SettingsError: the program needs more memory than is available.
+    """
+    state_like(experiment)  # traced here, once, for both threads
+    with ThreadPoolExecutor(1) as beside:
+        compiling = beside.submit(training_program, experiment)
+        state = new_state(experiment)
+        return compiling.result(), state
+
+
+def training_program(experiment: Experiment) -> TrainingProgram:
+    """The compiled program that takes some steps of an epoch.
+
+    Returns:
+      A function of what changes from call to call. It is compiled for good: what would need another
+      program is an error.
+
+    Raises:
+      SettingsError: it needs more memory than is available.
+    """
+    settings, mesh = experiment.settings, experiment.mesh
+    program, steps = _training_program(
+        experiment.model,
+        experiment.optimizer,
+        experiment.preprocess,
+        shape_of(experiment.train_images),
+        shape_of(experiment.keys),
+        mesh,
+        settings.matmul_precision,
+        batch_size=settings.batch_size,
+        objective=objective_of(settings),
+    )
+    memory.check_program(program, memory.available(mesh.local_devices[0]))
+
+    def take_steps(state: TrainState, epoch: int) -> tuple[TrainState, Metrics]:
+        numbers = tuple(np.asarray(values, np.float32) for values in scheduled(settings, epoch))
+        beta, learning_rate = devices.put(numbers, mesh, "replica")
+        most = np.int32(most_nonfinite(settings))
+        return jax.block_until_ready(
+            program(state, experiment.train_images, experiment.keys, beta, learning_rate, most)
+        )
+
+    return TrainingProgram(take_steps, steps)
+
+
+@functools.lru_cache(maxsize=8)
+def _training_program(
+    model: HierarchicalVAE,
+    optimizer: optax.GradientTransformation,
+    preprocess: Preprocess,
+    images: jax.ShapeDtypeStruct,
+    keys: jax.ShapeDtypeStruct,
+    mesh: Mesh,
+    matmul_precision: str,
+    *,
+    batch_size: int,
+    objective: Objective,
+) -> tuple[Any, int]:
+    like = state_shapes(model, optimizer, keys)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(like.params))
+    multiplications = weights * batch_size * objective.num_samples / mesh.size
+    steps = steps_per_call(images.shape[0] // batch_size, multiplications)
+
+    def train(
+        state: TrainState, images: Any, keys: Any, beta: Any, rate: Any, max_nonfinite: Any
+    ) -> tuple[TrainState, Metrics]:
+        return training.train_replicas(
+            model,
+            optimizer,
+            preprocess,
+            state,
+            images,
+            keys,
+            beta,
+            rate,
+            max_nonfinite,
+            batch_size=batch_size,
+            steps=steps,
+            objective=objective,
+        )
+
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        # There is nothing to compile then.
+        return train, steps
+    # Contexts belong to a thread, and this may be another one than the run's.
+    with jax.set_mesh(mesh), jax.default_matmul_precision(MATMUL_PRECISION[matmul_precision]):
+        options = compilation.compiler_options("loop")
+        jitted = jax.jit(train, donate_argnames="state", compiler_options=options)
+        scalar = jax.ShapeDtypeStruct(keys.shape, np.float32, sharding=keys.sharding)
+        return jitted.lower(like, images, keys, scalar, scalar, np.int32(0)).compile(), steps
+
+
+def steps_per_call(steps_per_epoch: int, multiplications: float) -> int:
+    """Steps that one call of the training program takes: as many as divide an epoch evenly.
+
+    Args:
+      steps_per_epoch: of the run.
+      multiplications: of weights with activations, in a step's forward pass on one device.
+
+    Returns:
+      Of the divisors of an epoch's steps the largest whose arithmetic is within `CALL_FLOP`, or 1.
+    """
+    # A product and a sum for each, forward and twice backward.
+    most = CALL_FLOP[jax.default_backend()] / (6 * multiplications)
+    divisors = (n for n in range(1, steps_per_epoch + 1) if steps_per_epoch % n == 0)
+    return max((n for n in divisors if n <= most), default=1)

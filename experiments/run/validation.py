@@ -1,0 +1,73 @@
+"""Choosing by validation: of every replica the parameters with the best held-out ELBO."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.results import EpochRecord
+from experiments.run import devices
+from experiments.run.setup import Experiment
+from experiments.store.workdir import Workdir
+from lvae_jax.training import TrainState
+
+
+class Chosen(NamedTuple):
+    """What is evaluated in the end, of every replica."""
+
+    params: Any
+    epoch: jax.Array
+    """[replicas]: how many epochs led to them."""
+
+
+def last(experiment: Experiment, params: Any, epochs: int) -> Chosen:
+    """The parameters after the last epoch, chosen without validation."""
+    epoch = np.full((experiment.settings.replicas,), epochs, np.int32)
+    return Chosen(params, devices.put(epoch, experiment.mesh, "replica"))
+
+
+def restore(experiment: Experiment, workdir: Workdir, state: TrainState) -> Chosen | None:
+    """The choice so far, the state's parameters if none was made; None without validation."""
+    if not experiment.settings.validation:
+        return None
+    first = last(experiment, jax.tree.map(jnp.copy, state.params), epochs=0)
+    restored = workdir.restore_chosen(first)
+    return first if restored is None else restored[0]
+
+
+def choose(
+    experiment: Experiment,
+    workdir: Workdir,
+    chosen: Chosen | None,
+    state: TrainState,
+    before: Sequence[EpochRecord],
+    epoch: EpochRecord,
+) -> Chosen | None:
+    """Takes and saves the replicas whose held-out ELBO is the best so far.
+
+    A resumed run passes through the same states, so choices made after the last checkpoint are
+    made again.
+    """
+    if chosen is None or not epoch.evaluated:
+        return chosen
+    earlier = [one.each("validation_elbo") for one in before if one.evaluated]
+    now = epoch.each("validation_elbo")
+    better = np.array([all(now[i] > then[i] for then in earlier) for i in range(len(now))])
+    if not better.any():
+        return chosen
+    new = Chosen(state.params, jnp.int32(epoch.epoch + 1))
+    chosen = _take(devices.put(better, experiment.mesh, "replica"), new, chosen)
+    workdir.save_chosen(chosen, epoch.step)
+    return chosen
+
+
+@jax.jit
+def _take(better: jax.Array, new: Chosen, old: Chosen) -> Chosen:
+    """The new one of the replicas that are better, the old one of the others."""
+
+    def take(n: jax.Array, o: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape(-1, *(1,) * (o.ndim - 1)), n, o)
+
+    return Chosen(jax.tree.map(take, new.params, old.params), take(new.epoch, old.epoch))
