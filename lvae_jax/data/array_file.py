@@ -4,6 +4,7 @@ The file is a cache of the data set's records: if it is missing or cannot be rea
 again from them.
 """
 
+import errno
 import os
 import uuid
 import zipfile
@@ -41,7 +42,11 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         with incomplete.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
             file.flush()
-            os.fsync(file.fileno())
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:  # some file systems cannot; the file is a cache
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+                    raise
         incomplete.replace(path)
     finally:
         incomplete.unlink(missing_ok=True)

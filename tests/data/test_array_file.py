@@ -84,3 +84,12 @@ def test_a_write_that_fails_leaves_the_old_file(path, monkeypatch):
         write_arrays(path, {"images": np.zeros(3)})
     assert list(path.parent.iterdir()) == [path]
     np.testing.assert_array_equal(read_arrays(path, ["images"])["images"], ARRAYS["images"])
+
+
+def test_a_file_system_without_fsync_keeps_the_arrays_too(path, monkeypatch):
+    def unsupported(descriptor):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", unsupported)
+    write_arrays(path, {"images": np.zeros(3)})
+    assert read_arrays(path, ["images"])["images"].tolist() == [0, 0, 0]
