@@ -53,7 +53,7 @@ def _cell(text: str) -> str:
 def _row(name: str, run: Run) -> tuple[str, ...]:
     settings, results, measured = run.settings, run.results, run.measured
     layers = numbers.layers(measured) if measured else []
-    paper = published.log_likelihood(run.config)
+    paper = published.find(run.config)
     return (
         name,
         run.config["dataset"],
@@ -61,7 +61,7 @@ def _row(name: str, run: Run) -> tuple[str, ...]:
         f"{settings['epochs']}" if results else f"{len(run.epochs)} of {settings['epochs']}",
         numbers.seeds(settings),
         _log_likelihood(run),
-        "" if paper is None else str(paper),
+        paper.text(paper.log_likelihood) if paper and paper.log_likelihood else "",
         numbers.number(measured, "test_elbo") if measured else "",
         numbers.number(results, "train_elbo") if results else "",
         ", ".join(layer.kl for layer in layers),

@@ -1,7 +1,7 @@
 """The paper's tables and figures, from one command: `python -m experiments.paper --only=table1`.
 
-Plans the runs that they need, makes those that are not finished, goes on with those that were
-broken off, and writes tables and figures with the paper's numbers beside ours.
+Plans the runs that they need, makes or resumes those that are not finished, and writes tables and
+figures with the paper's numbers beside ours, and which of the paper's claims hold.
 """
 
 import sys
@@ -14,12 +14,11 @@ from experiments.paper.plan import (
     PaperSettings,
     PlannedRun,
     duration,
-    estimated_seconds,
     planned_runs,
-    products_per_second,
     results_of,
     scaled,
     show_plan,
+    time_left,
 )
 
 
@@ -37,15 +36,11 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
 
     datasets: dict[str, Any] = {}
     diverged: list[str] = []
-    speed = products_per_second()
-    left = {planned.name: estimated_seconds(planned, speed) for planned in runs}
     for i, planned in enumerate(runs, start=1):
         if results_of(planned) is None:
-            print(
-                f"\n[{i}/{len(runs)}] {planned.name}; about {duration(sum(left.values()))} left "
-                "for all",
-                file=sys.stderr,
-            )
+            left = time_left(runs[i - 1 :])
+            time = "" if left is None else f"; about {duration(left)} of training left for all"
+            print(f"\n[{i}/{len(runs)}] {planned.name}{time}", file=sys.stderr)
             if planned.experiment not in datasets:
                 load = registry.experiment(planned.experiment).load
                 datasets[planned.experiment] = load(planned.settings)
@@ -55,7 +50,6 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
                 print(f"{planned.name} diverged: {error}", file=sys.stderr)
                 diverged.append(planned.name)
             write_tables(paper)
-        left.pop(planned.name)
     return diverged
 
 

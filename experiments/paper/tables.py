@@ -3,14 +3,17 @@
 import csv
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import published
+from experiments.paper import claims
 from experiments.paper.plan import (
+    TABLE_1_ROWS,
     PaperSettings,
     PlannedRun,
+    data_set_of,
     plan,
     planned_runs,
     results_of,
@@ -19,19 +22,28 @@ from experiments.paper.plan import (
 from experiments.published import VARIANTS
 from experiments.results import RunResults
 from experiments.show import figures
-from experiments.show.numbers import log_likelihood
+from experiments.show.numbers import log_likelihood, number
+
+Found = Sequence[tuple[PlannedRun, RunResults | None]]
+"""Runs, and what those that are finished found."""
 
 
 def write_tables(paper: PaperSettings) -> None:
-    """Writes results.csv and the tables, of the runs that are finished by now."""
+    """Writes results.csv, the tables and the claims, of the runs that are finished by now."""
     folder = Path(paper.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    runs = planned_runs(paper)
-    (folder / "results.csv").write_text(results_csv(paper, runs), encoding="utf-8")
-    if "table1" in paper.items:
-        (folder / "table1.md").write_text(table_1(paper, plan(paper, "table1")), encoding="utf-8")
-    if "table2" in paper.items:
-        (folder / "table2.md").write_text(table_2(paper, plan(paper, "table2")), encoding="utf-8")
+    texts = {"results.csv": results_csv(paper, _found(planned_runs(paper)))}
+    tables = {"table1": table_1, "table2": table_2, "figure3": figure_3}
+    for item, table in tables.items():
+        if item in paper.items:
+            texts[f"{item}.md"] = table(paper, _found(plan(paper, item)))
+    texts["claims.md"] = _claims(paper)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _found(runs: Sequence[PlannedRun]) -> Found:
+    return [(planned, results_of(planned)) for planned in runs]
 
 
 CSV_COLUMNS = (
@@ -42,13 +54,12 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
-def results_csv(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
-    """A row a run; what an unfinished one does not have yet is empty."""
+def results_csv(paper: PaperSettings, found: Found) -> str:
+    """A row per run; what an unfinished one does not have yet is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for planned in runs:
-        finished = results_of(planned)
+    for planned, results in found:
         row: dict[str, Any] = {
             "run": planned.name,
             "dataset": planned.experiment,
@@ -56,50 +67,126 @@ def results_csv(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
             "depth": planned.settings.depth,
             "epochs": planned.settings.epochs,
             "seed": planned.settings.seed,
-            "finished": finished is not None,
+            "finished": results is not None,
             "scale": paper.scale,
-            "paper_log_likelihood": paper_number(planned, finished),
+            "paper_log_likelihood": paper_number(planned, results),
         }
-        if finished:
-            found = finished.to_json()
-            row |= {name: found[name] for name in CSV_COLUMNS if name not in row}
+        if results:
+            values = results.to_json()
+            row |= {name: values[name] for name in CSV_COLUMNS if name not in row}
             for name in ("kl_per_layer", "active_units"):
-                row[name] = " ".join(f"{value:g}" for value in found[name])
+                row[name] = " ".join(f"{value:g}" for value in values[name])
         writer.writerow(row)
     return text.getvalue()
 
 
-def paper_number(planned: PlannedRun, finished: RunResults | None) -> float | None:
-    """The paper's test log-likelihood for the run; None where it has none."""
-    # Only its files tell a stand-in from the original, so before the run it passes for that.
-    original = {"norb": "small_norb"}.get(planned.experiment, planned.experiment)
-    dataset = finished.dataset if finished else original
-    if dataset == "mnist" and f"+ {planned.variant}" in published.TABLE_1:
-        return published.TABLE_1[f"+ {planned.variant}"]
-    return published.log_likelihood(
-        {"dataset": dataset, "settings": planned.settings.changing_results()}
+def paper_number(planned: PlannedRun, results: RunResults | None) -> float | None:
+    """The paper's test log-likelihood for the model of a run; None where it has none."""
+    dataset = results.dataset if results else data_set_of(planned)
+    if dataset == "mnist" and planned.settings.init_from:
+        (row,) = (row for row, variant in TABLE_1_ROWS.items() if variant == planned.variant)
+        return published.TABLE_1[row][0]
+    settings = planned.settings.changing_results()
+    paper = published.find({"dataset": dataset, "settings": settings})
+    return paper.log_likelihood if paper else None
+
+
+def table_1(paper: PaperSettings, found: Found) -> str:
+    """Table 1 as Markdown: the paper's seven rows, ours beside those that are the paper's own."""
+    first = found[0][0]
+    by_variant = {planned.variant: results for planned, results in found}
+    ours, *others = _bound_names(found)
+    header = ["model", "source", "MNIST, as printed", f"ours, {first.experiment}: {ours}", *others]
+    rows = [[*header, "training, s"]]
+    for name, (printed, source) in published.TABLE_1.items():
+        results = by_variant.get(TABLE_1_ROWS.get(name, ""))
+        seconds = f"{results.training_seconds:,.0f}" if results else ""
+        rows.append([name, source, f"{printed:.2f}", *_bounds(results), seconds])
+    layers = first.settings.depth
+    text = f"# Table 1: {first.experiment}\n\n{_note(paper, found)}{_markdown(rows)}"
+    return text + f"\nOurs has {layers} layers.\n" * (layers != 5)
+
+
+def _bound_names(found: Found) -> list[str]:
+    """The names of what `_bounds` gives."""
+    name = f"L_{found[0][0].settings.eval_samples}"
+    return [name, "L_1", f"{name} - L_1"]
+
+
+def _bounds(results: RunResults | None) -> list[str]:
+    """The log-likelihood, the bound, and by how much the bound is less tight."""
+    if results is None:
+        return ["", "", ""]
+    elbo = results.mean("test_elbo")
+    gap = results.mean("test_log_likelihood") - elbo
+    return [log_likelihood(results), f"{elbo:.2f}", f"{gap:.2f}"]
+
+
+def table_2(paper: PaperSettings, found: Found) -> str:
+    """Table 2 as Markdown: a table per data set, the paper's numbers in brackets."""
+    text = "# Table 2\n\n"
+    for experiment in dict.fromkeys(planned.experiment for planned, _ in found):
+        of_data = [
+            (planned, results) for planned, results in found if planned.experiment == experiment
+        ]
+        names = sorted({results.dataset for _, results in of_data if results})
+        rows = [["units", *VARIANTS]]
+        for depth in sorted({planned.settings.depth for planned, _ in of_data}):
+            units = of_data[-1][0].settings.latent_sizes[:depth]
+            cells = {p.variant: _with_paper(p, r) for p, r in of_data if p.settings.depth == depth}
+            rows.append(["-".join(map(str, units)), *(cells.get(v, "") for v in VARIANTS)])
+        text += f"## {', '.join(names) or experiment}\n\n{_note(paper, of_data)}"
+        if any(paper_number(planned, results) for planned, results in of_data):
+            text += "In brackets the paper's numbers.\n\n"
+            if experiment == "omniglot":
+                text += f"{published.OMNIGLOT_NOTE}\n\n"
+            if experiment == "norb":
+                text += f"{published.NORB_NOTE}\n\n"
+        text += f"{_markdown(rows)}\n"
+    return text
+
+
+def _with_paper(planned: PlannedRun, results: RunResults | None) -> str:
+    ours = log_likelihood(results) if results else ""
+    printed = paper_number(planned, results)
+    return f"{ours} ({printed})" if printed else ours
+
+
+def figure_3(paper: PaperSettings, found: Found) -> str:
+    """The numbers of Figure 3 as Markdown, and those that the paper's text has."""
+    names = [*_bound_names(found), "the paper's L_1", "the paper's L_5000"]
+    rows = [["model", "layers", "train L_1", *names]]
+    for planned, results in found:
+        dataset = results.dataset if results else data_set_of(planned)
+        settings = planned.settings.changing_results()
+        printed = published.find({"dataset": dataset, "settings": settings})
+        rows.append(
+            [
+                planned.variant,
+                f"{planned.settings.depth}",
+                number(results, "train_elbo") if results else "",
+                *_bounds(results),
+                *(
+                    "" if value is None else f"{value}"
+                    for value in (printed and printed.test_elbo, printed and printed.log_likelihood)
+                ),
+            ]
+        )
+    text = f"# Figure 3: {found[0][0].experiment}\n\n{_note(paper, found)}{_markdown(rows)}"
+    return (
+        text
+        + f"\nThe paper's best VAE on MNIST, of no stated depth: L_5000 {published.BEST_VAE}.\n"
     )
 
 
-def _number(finished: RunResults | None) -> str:
-    if finished is None:
-        return ""
-    return log_likelihood(finished)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _note(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
+def _note(paper: PaperSettings, found: Found) -> str:
     """What stands above a table: what its numbers are, and how they were made."""
-    settings = runs[0].settings
-    devices = {finished.device for run in runs if (finished := results_of(run))}
+    settings = found[0][0].settings
+    devices = sorted({results.device for _, results in found if results})
     return (
         f"Test log-likelihood, L_{settings.eval_samples}, in nats; ± is the standard error over "
         f"the test images. {settings.epochs:,} epochs, seed {settings.seed}"
-        + (f", on {', '.join(sorted(devices))}" if devices else "")
+        + (f", on {', '.join(devices)}" if devices else "")
         + f".{scaled(paper)}\n\nMade by `{command(paper)}`.\n\n"
     )
 
@@ -115,50 +202,25 @@ def command(paper: PaperSettings) -> str:
     return shlex.join(["python", "-m", "experiments.paper", *given])
 
 
-def table_1(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
-    """Table 1 as Markdown: the deepest ladder, and with fine-tuning."""
-    rows = [["model", "the paper, MNIST", f"ours, {runs[0].experiment}", "L_1", "training, s"]]
-    layers = runs[0].settings.depth
-    names = [f"LVAE, {layers} layers", "+ fine-tuning", "+ fine-tuning, IW = 10"]
-    for name, number, planned in zip(names, published.TABLE_1.values(), runs, strict=True):
-        finished = results_of(planned)
-        rows.append(
-            [
-                name,
-                str(number),
-                _number(finished),
-                f"{finished.mean('test_elbo'):.2f}" if finished else "",
-                f"{finished.training_seconds:,.0f}" if finished else "",
-            ]
-        )
-    return f"# Table 1: {runs[0].experiment}\n\n{_note(paper, runs)}{_markdown(rows)}"
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def table_2(paper: PaperSettings, runs: Sequence[PlannedRun]) -> str:
-    """Table 2 as Markdown: a table a data set, the paper's numbers in brackets."""
-    text = "# Table 2\n\n"
-    for experiment in dict.fromkeys(planned.experiment for planned in runs):
-        of_data = [planned for planned in runs if planned.experiment == experiment]
-        by_place = {(planned.settings.depth, planned.variant): planned for planned in of_data}
-        names = {finished.dataset for run in of_data if (finished := results_of(run))}
-        rows = [["units", *VARIANTS]]
-        for depth in sorted({planned.settings.depth for planned in of_data}):
-            settings = of_data[-1].settings
-            row = ["-".join(map(str, settings.latent_sizes[:depth]))]
-            for variant in VARIANTS:
-                planned = by_place.get((depth, variant))
-                if planned is None:
-                    row.append("")
-                    continue
-                finished = results_of(planned)
-                number = paper_number(planned, finished)
-                row.append(f"{_number(finished)} ({number})" if number else _number(finished))
-            rows.append(row)
-        text += f"## {', '.join(sorted(names)) or experiment}\n\n{_note(paper, of_data)}"
-        if any(paper_number(planned, results_of(planned)) for planned in of_data):
-            text += f"In brackets the paper's numbers. {published.TABLE_2_NOTE}\n\n"
-        text += f"{_markdown(rows)}\n"
+def _claims(paper: PaperSettings) -> str:
+    """What the paper says about its figures, and whether it holds for the finished runs."""
+    text = f"# The paper's claims\n\nMade by `{command(paper)}`.{scaled(paper)}\n"
+    for item in paper.items:
+        sentences = claims.of(item, _by_model(_found(plan(paper, item))))
+        if sentences:
+            text += f"\n## {item[:-1].capitalize()} {item[-1]}\n\n"
+            text += "".join(f"- {sentence}\n" for sentence in sentences)
     return text
+
+
+def _by_model(found: Found) -> dict[tuple[str, int], RunResults]:
+    """The results of finished runs by variant and depth."""
+    return {(p.variant, p.settings.depth): results for p, results in found if results}
 
 
 def write_figures(paper: PaperSettings) -> None:
@@ -167,46 +229,46 @@ def write_figures(paper: PaperSettings) -> None:
 
     folder = Path(paper.workdir)
     for item in paper.items:
-        found = [(planned, results_of(planned)) for planned in plan(paper, item)]
-        finished = [(planned, results) for planned, results in found if results is not None]
-        if not finished or item.startswith("table"):
+        found = [(p, results) for p, results in _found(plan(paper, item)) if results is not None]
+        if not found or item.startswith("table"):
             continue
-        runs = {
-            planned.variant: read_run(Path(planned.settings.workdir)) for planned, _ in finished
-        }
+        runs = {planned.variant: read_run(Path(planned.settings.workdir)) for planned, _ in found}
         epochs = {name: run.epochs for name, run in runs.items()}
-        title = f"{finished[0][1].dataset}.{scaled(paper)}"
         if item == "figure2":
             figure = figures.learning_curves(epochs)
         elif item == "figure3":
-            figure = figures.by_depth(*_by_depth(finished))
+            figure = figures.by_depth(*_by_depth(found))
         elif item == "figure4":
             figure = figures.kl_per_unit(epochs)
         elif item == "figure5":
-            figure = figures.kl_per_layer({planned.variant: found for planned, found in finished})
+            figure = figures.kl_per_layer({planned.variant: results for planned, results in found})
         else:
             file = Path("figures") / "principal_components.png"
             figure = figures.above_each_other({name: run.path / file for name, run in runs.items()})
+        title = f"{found[0][1].dataset}.{scaled(paper)}"
         figures.write_png(folder / f"{item}.png", figures.titled(figure, title))
 
 
 def _by_depth(
-    runs: Sequence[tuple[PlannedRun, RunResults]],
-) -> tuple[dict[str, dict[str, dict[int, float]]], dict[str, tuple[str, float]]]:
-    """Figure 3: what its panels hold, and the paper's number where there is one."""
-    samples = runs[0][0].settings.eval_samples
+    found: Sequence[tuple[PlannedRun, RunResults]],
+) -> tuple[dict[str, dict[str, dict[int, float]]], Mapping[str, Mapping[str, float]]]:
+    """Figure 3: the curves of its panels, and on MNIST the numbers of the paper's text."""
+    samples = found[0][0].settings.eval_samples
     panels = {
         "train_elbo": "train, $L_1$",
         "test_elbo": "test, $L_1$",
         "test_log_likelihood": f"test, $L_{{{samples}}}$",
     }
-    values: dict[str, dict[str, dict[int, float]]] = {title: {} for title in panels.values()}
-    reference = {}
-    for planned, finished in runs:
+    curves: dict[str, dict[str, dict[int, float]]] = {title: {} for title in panels.values()}
+    for planned, results in found:
         for name, title in panels.items():
-            curve = values[title].setdefault(planned.variant, {})
-            curve[planned.settings.depth] = finished.mean(name)
-        if finished.dataset == "mnist" and planned.variant == VARIANTS[-1]:
-            number = published.TABLE_1["LVAE, 5 layers"]
-            reference[panels["test_log_likelihood"]] = ("the paper's LVAE, 5 layers", number)
-    return values, reference
+            curve = curves[title].setdefault(planned.variant, {})
+            curve[planned.settings.depth] = results.mean(name)
+    if found[0][1].dataset != "mnist":
+        return curves, {}
+    ladder, vae = "the paper's LVAE, 5 layers", "the paper's best VAE"
+    elbo, best = published.TEST_ELBO, published.BEST_VAE
+    return curves, {
+        panels["test_elbo"]: {ladder: elbo["LVAE+BN+WU", 5], vae: elbo["VAE+BN+WU", 3]},
+        panels["test_log_likelihood"]: {ladder: published.TABLE_1["LVAE, 5-layer"][0], vae: best},
+    }

@@ -22,8 +22,9 @@ def describe(found: RunResults, config: Mapping[str, Any]) -> str:
         [
             f"{found.dataset}, {found.model} with {len(found.replicas[0].active_units)} layers, "
             f"{found.epochs} epochs{_chosen(found)}, {seeds}",
-            f"test log-likelihood {_log_likelihood(found)}{_paper(config)}",
-            f"test ELBO {numbers.number(found, 'test_elbo')} nats, "
+            f"test log-likelihood {_log_likelihood(found)}{_paper(config, 'log_likelihood')}",
+            f"test ELBO {numbers.number(found, 'test_elbo')} nats"
+            f"{_paper(config, 'test_elbo')}, "
             f"train ELBO {numbers.number(found, 'train_elbo')} nats",
             *(_replicas(found) if len(found.replicas) > 1 else ()),
             f"effective sample size {found.mean('effective_sample_size'):.0f} "
@@ -58,11 +59,13 @@ def _log_likelihood(found: RunResults) -> str:
     return f"{number} nats (L_{found.eval_samples} of {images}{uncertainty})"
 
 
-def _paper(config: Mapping[str, Any]) -> str:
-    number = published.log_likelihood(config)
-    if number is None:
+def _paper(config: Mapping[str, Any], name: str) -> str:
+    """The paper's number by the name of its field, if it has one."""
+    paper = published.find(config)
+    number = paper and getattr(paper, name)
+    if paper is None or number is None:
         return ""
-    return f"   (the paper, after {published.EPOCHS[config['dataset']]:,} epochs: {number})"
+    return f" (the paper{'' if paper.same_settings else ', at its own settings'}: {number})"
 
 
 def _replicas(found: RunResults) -> list[str]:

@@ -14,8 +14,7 @@ from lvae_jax.data import Dataset
 from lvae_jax.models import HierarchicalVAE
 
 RECONSTRUCTED = 40
-PROJECTED = 2000
-"""Test images, at most, that are reconstructed, and whose samples of z are projected."""
+"""Test images, at most, that are shown beside their reconstructions."""
 
 
 def draw_metrics(run: Run, folder: Path) -> None:
@@ -53,7 +52,7 @@ def draw_model(
       layer: the one that interpolations are made in; the top one where it is not given.
     """
     layer = layer or model.depth
-    images = test_x[:PROJECTED]
+    images = test_x
     labels = dataset.test_labels[: len(images)]
     shown = images[: min(RECONSTRUCTED, len(images) // 10 * 10) or len(images)]  # whole rows of ten
     firsts = images[pictures.one_of_each(labels)]

@@ -355,13 +355,13 @@ def labelled_rows(picture: np.ndarray, names: Sequence[str]) -> Figure:
 
 def by_depth(
     values: Mapping[str, Mapping[str, Mapping[int, float]]],
-    reference: Mapping[str, tuple[str, float]],
+    references: Mapping[str, Mapping[str, float]],
 ) -> Figure:
     """Log-likelihoods against the number of layers, after the paper's Figure 3.
 
     Args:
       values: in nats, by panel, model and depth. Models without any are left out.
-      reference: by panel, a name and a number that a line is drawn at.
+      references: by panel and name, the numbers that lines are drawn at.
 
     Returns:
       The figure.
@@ -380,9 +380,10 @@ def by_depth(
                         marker=MARKERS[i % len(MARKERS)],
                         label=model,
                     )
-            if name in reference:
-                label, number = reference[name]
-                panel.axhline(number, color="black", linestyle=":", label=label)
+            for dashes, (label, value) in zip(
+                (":", "-."), references.get(name, {}).items(), strict=False
+            ):
+                panel.axhline(value, color="black", linestyle=dashes, label=label)
             panel.set_title(name, fontsize=10)
             panel.set_xlabel("layers of latents")
             panel.set_ylabel("nats")
@@ -392,7 +393,7 @@ def by_depth(
             for panel in panels
             for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5)
+        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4)
     return figure
 
 

@@ -60,6 +60,8 @@ OF_REPLICAS = {
 }
 """What is added for a run with replicas; the other figures show the first one."""
 
+OWN_SETTINGS = ", at its own settings"
+
 PICTURES = ("samples", "reconstructions")
 """Figures without text, which a narrow window may shrink."""
 
@@ -149,10 +151,7 @@ def _results(run: Run, results: RunResults) -> dict[str, Any]:
     (chosen, *_) = results.each("chosen_epoch")
     if chosen != results.epochs and not several:
         rows.insert(-2, ("evaluated after epoch", f"{chosen}, by validation"))
-    paper = published.log_likelihood(run.config)
-    if paper is not None:
-        trained = f"{published.EPOCHS[run.config['dataset']]:,}"
-        rows.insert(0, ("the paper's log-likelihood", f"{paper} nats, after {trained} epochs"))
+    rows = _paper(run) + rows
     uncertainty = "; the standard error is over the images and says nothing about seeds"
     if several:
         which = ", ".join(["seed", *numbers.different_by_replica(run.settings)])
@@ -167,6 +166,19 @@ def _results(run: Run, results: RunResults) -> dict[str, Any]:
         "rows": rows,
         "replicas": _replicas(run, results) if several else None,
     }
+
+
+def _paper(run: Run) -> list[tuple[str, str]]:
+    """Rows of the paper's numbers for the model."""
+    paper = published.find(run.config)
+    if paper is None:
+        return []
+    named = (("log-likelihood", paper.log_likelihood), ("test ELBO, L_1", paper.test_elbo))
+    return [
+        (f"the paper's {name}", f"{number} nats{'' if paper.same_settings else OWN_SETTINGS}")
+        for name, number in named
+        if number is not None
+    ]
 
 
 def _replicas(run: Run, results: RunResults) -> dict[str, Any]:

@@ -2,21 +2,21 @@
 
 import csv
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import records
 from PIL import Image
 
 import experiments.digits
-from experiments import published
+from experiments import published, registry
 from experiments.errors import NonFiniteError
 from experiments.paper import __main__ as paper
+from experiments.paper import claims
 from experiments.paper import plan as paper_plan
 from experiments.paper.plan import PaperSettings, plan, planned_runs
-from lvae_jax.data import digits
 
 FIGURES = ("figure2", "figure3", "figure4", "figure5", "figure6")
 
@@ -30,7 +30,8 @@ def tiny(tmp_path_factory):
         experiments.digits.DEFAULTS, depth=2, latent_sizes=(8, 4), hidden_sizes=(32, 16)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments.digits, "DEFAULTS", shallow)
+        small = registry.EXPERIMENTS["digits"]._replace(defaults=shallow)
+        patch.setitem(registry.EXPERIMENTS, "digits", small)
         paper.main(settings)
         yield settings
 
@@ -46,6 +47,12 @@ def shown(results: dict) -> str:
     return f"{results['test_log_likelihood']:.2f} ± {error:.2f}"
 
 
+def bounds(results: dict) -> list[str]:
+    """L_K, L_1, and by how much the latter is less tight."""
+    gap = results["test_log_likelihood"] - results["test_elbo"]
+    return [shown(results), f"{results['test_elbo']:.2f}", f"{gap:.2f}"]
+
+
 def table_in(path: Path) -> list[list[str]]:
     """The rows of the Markdown table of a file, without its ruler."""
     lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
@@ -58,7 +65,7 @@ def test_every_run_of_the_plan_is_made_with_its_schedule_shortened(tiny):
     assert results.keys() == {
         "digits-vae-1", "digits-vae-bn-1", "digits-vae-bn-wu-1",
         "digits-vae-2", "digits-vae-bn-2", "digits-vae-bn-wu-2", "digits-lvae-bn-wu-2",
-        "digits-fine-tuning-2", "digits-fine-tuning-iw-10-2",
+        "digits-lvae-wu-2", "digits-fine-tuning-2", "digits-fine-tuning-iw-10-2",
     }  # fmt: skip
     assert {found["epochs"] for found in results.values()} == {3}  # of 400
     settings = {
@@ -87,10 +94,14 @@ def test_table_1_holds_the_papers_numbers_beside_those_of_the_runs(tiny):
     results = results_of(tiny)
     names = ("digits-lvae-bn-wu-2", "digits-fine-tuning-2", "digits-fine-tuning-iw-10-2")
     _, *rows = table_in(path)
-    assert [row[1:4] for row in rows] == [
-        [number, shown(results[name]), f"{results[name]['test_elbo']:.2f}"]
-        for number, name in zip(("-82.12", "-81.84", "-81.74"), names, strict=True)
-    ]
+    assert [row[2] for row in rows] == [
+        "-85.10", "-85.33", "-82.90", "-81.90", "-82.12", "-81.84", "-81.74",
+    ]  # fmt: skip
+    assert [row[1] for row in rows][:4] == [
+        "Rezende and Mohamed, 2015", "Burda et al., 2015", "Burda et al., 2015",
+        "Tran et al., 2015",
+    ]  # fmt: skip
+    assert [row[3:6] for row in rows] == [["", "", ""]] * 4 + [bounds(results[n]) for n in names]
     assert "shortened to 0.0075 of their length: a smoke run, no result" in path.read_text()
     assert "`python -m experiments.paper --on=digits --scale=0.0075 --eval_samples=3`" in (
         path.read_text()
@@ -110,6 +121,76 @@ def test_table_2_holds_every_model_at_every_depth(tiny):
             assert cell == (shown(results[name]) if name in results else "")
     assert "smoke run" in path.read_text()
     assert "In brackets" not in path.read_text()
+
+
+def test_figure_3_has_its_numbers_in_a_table(tiny):
+    path = Path(tiny.workdir) / "figure3.md"
+    results = results_of(tiny)
+    _, *rows = table_in(path)
+    assert len(rows) == 8
+    for row in rows:
+        slug = row[0].lower().replace("+", "-")
+        found = results[f"digits-{slug}-{row[1]}"]
+        assert row[2:6] == [f"{found['train_elbo']:.2f}", *bounds(found)]
+        assert row[6:] == ["", ""]  # digits are not in the paper
+
+
+def test_claims_are_judged_by_the_runs(tiny):
+    text = (Path(tiny.workdir) / "claims.md").read_text()
+    results = results_of(tiny)
+    ladder, vae = (results[f"digits-{name}-2"]["test_elbo"] for name in ("lvae-bn-wu", "vae"))
+    verdict = "It holds" if ladder > vae else "It does not hold"
+    assert (
+        f"- The LVAE improves performance over the regular VAE. {verdict} here: test L_1 is "
+        f"{ladder:.2f} for the LVAE and {vae:.2f} for the VAE.\n"
+    ) in text
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        f"## Figure {i}" for i in (2, 3, 4, 5, 6)
+    ]
+    assert "a smoke run, no result" in text
+
+
+def model(test_elbo: float, kl_per_unit=((1.0,), (1.0,)), log_likelihood: float = 0.0):
+    return records.run_results(
+        test_elbo=test_elbo,
+        train_elbo=test_elbo + 1,
+        test_log_likelihood=log_likelihood,
+        kl_per_unit=kl_per_unit,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ladder", "holds"), [((-87.0, -86.0), True), ((-85.0, -86.0), False), ((-89.5, -86.0), False)]
+)
+def test_a_ladder_improves_with_every_layer_from_the_vae_of_one_layer_on(ladder, holds):
+    models = {("VAE+BN+WU", 1): model(-88.0)}
+    models |= {("LVAE+BN+WU", i): model(elbo) for i, elbo in enumerate(ladder, start=2)}
+    (sentence,) = (s for s in claims.of("figure3", models) if "with every layer" in s)
+    assert sentence == (
+        "The LVAE improves with every layer. "
+        f"{'It holds' if holds else 'It does not hold'} here: test L_1 by layers is "
+        f"-88.00, {ladder[0]:.2f}, {ladder[1]:.2f}."
+    )
+
+
+def test_layers_in_use_and_their_share_of_the_kl_are_counted():
+    used = {"VAE": 2, "VAE+BN": 3, "VAE+BN+WU": 4, "LVAE+BN+WU": 5}
+    units = {n: [[0.5, 0.001]] * layers + [[0.001]] * (5 - layers) for n, layers in used.items()}
+    models = {(name, 5): model(-80.0, kl) for name, kl in units.items()}
+    (sentence,) = claims.of("figure6", models)
+    assert sentence.endswith(
+        "It holds here: layers with a unit of KL > 0.01: "
+        "VAE 2, VAE+BN 3, VAE+BN+WU 4, LVAE+BN+WU 5."
+    )
+    (sentence,) = claims.of("figure5", models)
+    share = 3 * 0.501 / (5 * 0.501)
+    assert f"LVAE+BN+WU {share:.0%} of the KL" in sentence
+    assert "It holds here: z_3 and above have VAE 0%," in sentence
+    models["VAE", 5] = model(-80.0, units["LVAE+BN+WU"])
+    (sentence,) = claims.of("figure6", models)
+    assert "It does not hold here" in sentence
+    del models["VAE", 5]
+    assert claims.of("figure6", models) == []
 
 
 def test_results_csv_holds_a_row_a_run_with_what_its_results_say(tiny):
@@ -156,7 +237,7 @@ def test_what_is_finished_is_not_made_again_and_what_was_broken_off_is_gone_on_w
     states = {line.split()[0]: line for line in shown_plan[:-1]}
     assert "epoch 3" in states.pop("digits-vae-bn-2")
     assert all(" finished " in line for line in states.values())
-    assert shown_plan[-1].startswith("9 runs, about ")
+    assert shown_plan[-1].startswith("10 runs, about ")
     assert not (broken / "results.json").exists()
 
     paper.main(tiny)
@@ -187,70 +268,61 @@ def test_a_run_that_diverges_is_left_out_and_the_others_are_made(
     with pytest.raises(SystemExit) as stopped:
         paper.main(settings)
     assert stopped.value.code == 3
-    assert made == ["digits-vae-bn-wu-2", "digits-lvae-bn-wu-2"]
+    names = ["digits-vae-2", "digits-vae-bn-2", "digits-vae-bn-wu-2"]
+    assert made == [*names, "digits-lvae-bn-wu-2"]
     errors = capsys.readouterr().err
     assert "digits-vae-bn-wu-2 diverged: epoch 1: the training ELBO is nan" in errors
     assert errors.splitlines()[-1] == (
-        "error: these runs diverged and are left out: digits-vae-bn-wu-2"
+        f"error: these runs diverged and are left out: {', '.join(names)}"
     )
-    (row, _) = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
+    (row, *_) = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
     assert (row["finished"], row["test_log_likelihood"]) == ("False", "")
 
 
 def test_the_full_plan_is_the_papers():
     settings = PaperSettings()
     counts = {item: len(plan(settings, item)) for item in paper_plan.ITEMS}
-    # Three VAEs at five depths and the ladder at four, on two data sets or on one.
+    # Three VAEs at five depths and the ladder at four, on two data sets or on one; on MNIST also
+    # the ladder without batch norm.
     assert counts == {
-        "table1": 3, "table2": 38, "figure2": 4, "figure3": 19, "figure4": 4, "figure5": 4,
-        "figure6": 2,
+        "table1": 3, "table2": 38, "figure2": 4, "figure3": 20, "figure4": 4, "figure5": 4,
+        "figure6": 4,
     }  # fmt: skip
     runs = {planned.name: planned.settings for planned in planned_runs(settings)}
-    assert len(runs) == 38 + 19 + 2
+    assert len(runs) == 38 + 20 + 2
     for name, epochs, warmup_epochs in (
         ("mnist-lvae-bn-wu-5", 2000, 200),
         ("mnist-vae-bn-3", 2000, 0),
         ("omniglot-lvae-bn-wu-5", 1500, 200),
-        ("norb-vae-bn-wu-4", 4000, 1000),
+        ("norb-vae-bn-wu-4", 2000, 200),
         ("mnist-fine-tuning-5", 2000, 0),
     ):
         assert (runs[name].epochs, runs[name].warmup_epochs) == (epochs, warmup_epochs)
         assert runs[name].eval_samples == 5000
-    assert runs["norb-vae-1"].learning_rate == 2e-3
+    assert {run.learning_rate for run in runs.values()} == {1e-3}
+    ladder = runs["mnist-lvae-wu-5"]
+    assert (ladder.model, ladder.batch_norm, ladder.warmup_epochs) == ("lvae", False, 200)
 
 
 def test_table_2_shows_the_papers_numbers_before_a_run_is_made(tmp_path):
     from experiments.paper.tables import table_2
 
     settings = PaperSettings(workdir=str(tmp_path))
-    text = table_2(settings, plan(settings, "table2"))
+    text = table_2(settings, [(planned, None) for planned in plan(settings, "table2")])
     assert "| 64-32-16-8-4 |  (-110.46) |  (-105.45) |  (-102.48) |  (-102.11) |" in text
     assert "| 64-32 |  (2792) |  (3224) |  (3483) |  (3272) |" in text
-    assert published.TABLE_2_NOTE in text
+    assert published.OMNIGLOT_NOTE in text
+    assert published.NORB_NOTE in text
     assert "smoke run" not in text
 
 
-def test_the_estimate_counts_the_matrix_products_of_the_model():
-    (planned,) = [p for p in plan(PaperSettings(), "table1") if p.name == "mnist-lvae-bn-wu-5"]
-    per_image, per_sample = paper_plan.kernel_sizes(planned)
-    # Counted by hand: 784 to 512, 512; 512 to 256, 256; ... and heads of twice the units.
-    sizes, units = (784, 512, 256, 128, 64, 32), (64, 32, 16, 8, 4)
-    upward = sum(a * b + b * b for a, b in itertools.pairwise(sizes))
-    upward += sum(2 * u * h for u, h in zip(units, sizes[1:], strict=True))
-    downward = 64 * 512 + 512 * 512 + 512 * 784
-    for above, hidden, below in zip(units[1:], sizes[2:], units, strict=False):
-        downward += above * hidden + hidden * hidden + hidden * 2 * below
-    assert (per_image, per_sample) == (upward, downward)
-    # Twice the work takes twice the time, but for what surrounds a run.
-    slow, fast = (paper_plan.estimated_seconds(planned, speed) for speed in (1e9, 2e9))
-    around = paper_plan.AROUND_RUN
-    assert slow - around == pytest.approx(2 * (fast - around), rel=1e-9)
-
-
-def test_the_sizes_that_a_plan_assumes_are_those_of_the_data():
-    dataset = digits.load()
-    assert paper_plan.SIZES["digits"] == (
-        dataset.data_dim,
-        len(dataset.train_images),
-        len(dataset.test_images),
-    )
+def test_the_time_left_is_that_of_the_epochs_so_far_times_the_samples(tmp_path):
+    runs = plan(PaperSettings(workdir=str(tmp_path)), "table1")
+    assert paper_plan.time_left(runs) is None
+    ladder, tuned, tuned_more = (planned.settings for planned in runs)
+    Path(ladder.workdir).mkdir(parents=True)
+    lines = [json.dumps(records.epoch(i, seconds=2.0).to_json()) + "\n" for i in range(10)]
+    (Path(ladder.workdir) / "metrics.jsonl").write_text("".join(lines))
+    # 10 of 2,000 epochs are done; tuning has 10 and 10 × 10 samples per image.
+    assert (tuned.mc_samples, tuned_more.iw_samples) == (10, 10)
+    assert paper_plan.time_left(runs) == 1990 * 2.0 + 2000 * 2.0 * 10 + 2000 * 2.0 * 100

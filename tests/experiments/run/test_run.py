@@ -203,7 +203,11 @@ def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
 
 def test_a_model_of_the_papers_is_described_with_the_papers_number():
     config = {"dataset": "mnist", "settings": Settings().changing_results()}
-    assert "(the paper, after 2,000 epochs: -82.12)" in describe(run_results(), config)
+    text = describe(run_results(), config)
+    assert "(the paper: -82.12)" in text.splitlines()[1]
+    assert "(the paper: -85.23)" in text.splitlines()[2]
+    config["settings"]["epochs"] = 300
+    assert "(the paper, at its own settings: -82.12)" in describe(run_results(), config)
     config["settings"]["model"] = "vae"
     assert "the paper" not in describe(run_results(), config)
 

@@ -462,15 +462,16 @@ def test_the_same_figure_is_the_same_file(tmp_path):
 
 def test_log_likelihoods_by_depth_are_drawn_by_model_beside_the_reference():
     values = {"mnist": {"VAE": {2: -90.0, 1: -95.0}, "LVAE": {2: -85.0}, "none": {}}}
-    figure = figures.by_depth(values, {"mnist": ("the paper's", -82.12)})
+    figure = figures.by_depth(values, {"mnist": {"the paper's": -82.12, "its VAE": -82.74}})
     assert np.ptp(pixels(figure)) > 0
     (panel,) = figure.axes
-    vae, lvae, paper = panel.lines
+    vae, lvae, paper, its_vae = panel.lines
     np.testing.assert_array_equal(vae.get_xydata(), [[1, -95.0], [2, -90.0]])
     np.testing.assert_array_equal(lvae.get_xydata(), [[2, -85.0]])
     assert list(paper.get_ydata()) == [-82.12, -82.12]
-    assert legend_texts(figure) == ["VAE", "LVAE", "the paper's"]
-    assert len({(line.get_marker(), line.get_linestyle()) for line in panel.lines}) == 3
+    assert list(its_vae.get_ydata()) == [-82.74, -82.74]
+    assert legend_texts(figure) == ["VAE", "LVAE", "the paper's", "its VAE"]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in panel.lines}) == 4
     assert panel.get_ylabel() == "nats"
 
 

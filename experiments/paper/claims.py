@@ -1,0 +1,152 @@
+"""The claims that the paper makes about its figures, checked against finished runs."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from experiments.published import VARIANTS
+from experiments.results import USED_KL, RunResults
+
+Models = Mapping[tuple[str, int], RunResults]
+"""Results by variant and depth."""
+
+Claim = tuple[str, bool, str]
+"""What the paper says, whether it holds, and the numbers."""
+
+
+def of(item: str, models: Models) -> list[str]:
+    """A sentence per claim about a figure, for whose check all runs are finished.
+
+    Args:
+      item: such as "figure3".
+      models: the finished runs of the item.
+
+    Returns:
+      What the paper says, whether it holds here, and the numbers.
+    """
+    sentences = []
+    for check in _CHECKS.get(item, ()):
+        try:
+            claim, holds, evidence = check(models)
+        except KeyError:  # a run that the claim is about is not finished
+            continue
+        sentences.append(f"{claim} {'It holds' if holds else 'It does not hold'} here: {evidence}.")
+    return sentences
+
+
+def _deepest(models: Models, name: str) -> RunResults:
+    return models[name, max(depth for _, depth in models)]
+
+
+def _ladder_is_ahead(models: Models) -> Claim:
+    ladder, vae = (_deepest(models, name).mean("test_elbo") for name in ("LVAE+BN+WU", "VAE"))
+    numbers = f"test L_1 is {ladder:.2f} for the LVAE and {vae:.2f} for the VAE"
+    return "The LVAE improves performance over the regular VAE.", ladder > vae, numbers
+
+
+def _no_overfitting(models: Models) -> Claim:
+    gaps = {
+        name: _deepest(models, name).mean("train_elbo") - _deepest(models, name).mean("test_elbo")
+        for name in VARIANTS
+    }
+    numbers = ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.items())
+    claim = "There are no signs of over-fitting (here: train and test L_1 within 2 nats)."
+    return claim, max(gaps.values()) < 2, f"train minus test L_1 is {numbers}"
+
+
+def _by_depth(models: Models, name: str) -> list[float]:
+    """Test L_1 by depth, from one layer on."""
+    depths = range(1, max(depth for _, depth in models) + 1)
+    # The ladder of one layer is the VAE of one layer.
+    names = [name if depth > 1 else name.replace("LVAE", "VAE") for depth in depths]
+    return [models[key].mean("test_elbo") for key in zip(names, depths, strict=True)]
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+def _vae_needs_one_layer(models: Models) -> Claim:
+    elbos = _by_depth(models, "VAE")
+    claim = "The VAE without batch norm and warm-up does not improve beyond one layer."
+    return claim, max(elbos) == elbos[0], f"test L_1 by layers is {_listed(elbos)}"
+
+
+def _vae_improves_to_three(models: Models) -> Claim:
+    elbos = _by_depth(models, "VAE+BN+WU")
+    first = elbos[:3]
+    claim = "With batch norm and warm-up the VAE improves up to three layers."
+    holds = first == sorted(first) and max(elbos) == first[-1]
+    return claim, holds, f"test L_1 by layers is {_listed(elbos)}"
+
+
+def _ladder_improves_always(models: Models) -> Claim:
+    elbos = _by_depth(models, "LVAE+BN+WU")
+    claim = "The LVAE improves with every layer."
+    return claim, elbos == sorted(elbos), f"test L_1 by layers is {_listed(elbos)}"
+
+
+def _batch_norm_matters_most(models: Models) -> Claim:
+    def gain(with_: str, without: str) -> float:
+        pair = (_deepest(models, name).mean("test_elbo") for name in (with_, without))
+        return next(pair) - next(pair)
+
+    ladder, vae = gain("LVAE+BN+WU", "LVAE+WU"), gain("VAE+BN", "VAE")
+    claim = "Batch norm improves all models, the LVAE especially."
+    return claim, ladder > vae > 0, f"it adds {ladder:.2f} nats to the LVAE, {vae:.2f} to the VAE"
+
+
+def _tighter_bound(models: Models) -> Claim:
+    gaps = [
+        results.mean("test_log_likelihood") - results.mean("test_elbo")
+        for name in ("LVAE+BN+WU", "VAE+BN+WU")
+        for results in [_deepest(models, name)]
+    ]
+    numbers = f"L_K - L_1 is {gaps[0]:.2f} for the LVAE and {gaps[1]:.2f} for the VAE"
+    return "The LVAE's bound is tighter.", gaps[0] < gaps[1], numbers
+
+
+def _used(models: Models, name: str) -> tuple[int, ...]:
+    return _deepest(models, name).used_units()[0]
+
+
+def _ladder_uses_most_units(models: Models) -> Claim:
+    used = {name: _used(models, name) for name in VARIANTS}
+    most = [max(units) for units in zip(*used.values(), strict=True)]
+    numbers = "; ".join(f"{name} {', '.join(map(str, units))}" for name, units in used.items())
+    claim = "The LVAE activates the highest number of units in each layer."
+    return claim, list(used["LVAE+BN+WU"]) == most, f"units with KL > {USED_KL} are {numbers}"
+
+
+def _ladder_uses_high_layers(models: Models) -> Claim:
+    shares = {}
+    for name in VARIANTS:
+        layers = _deepest(models, name).kl_by_layer()[0]
+        shares[name] = sum(layers[len(layers) // 2 :]) / sum(layers)
+    best = max(shares, key=lambda name: shares[name])
+    depth = max(depth for _, depth in models)
+    numbers = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    claim = "The LVAE puts more of its KL into the higher layers."
+    return claim, best == "LVAE+BN+WU", f"z_{depth // 2 + 1} and above have {numbers} of the KL"
+
+
+def _layers_in_use(models: Models) -> Claim:
+    used = {name: sum(units > 0 for units in _used(models, name)) for name in VARIANTS}
+    depth = max(depth for _, depth in models)
+    numbers = ", ".join(f"{name} {layers}" for name, layers in used.items())
+    claim = "The vanilla VAE uses two layers, batch norm and warm-up one more each, the LVAE all."
+    holds = list(used.values()) == [min(n, depth) for n in (2, 3, 4, depth)]
+    return claim, holds, f"layers with a unit of KL > {USED_KL}: {numbers}"
+
+
+_CHECKS: dict[str, tuple[Callable[[Models], Claim], ...]] = {
+    "figure2": (_ladder_is_ahead, _no_overfitting),
+    "figure3": (
+        _vae_needs_one_layer,
+        _vae_improves_to_three,
+        _ladder_improves_always,
+        _batch_norm_matters_most,
+        _tighter_bound,
+    ),
+    "figure4": (_ladder_uses_most_units,),
+    "figure5": (_ladder_uses_high_layers,),
+    "figure6": (_layers_in_use,),
+}
