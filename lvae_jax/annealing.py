@@ -85,6 +85,16 @@ def bidirectional(
 
     Raises:
       ValueError: temperatures is less than 2, or chains or leapfrog_steps less than 1.
+
+    Example:
+      >>> from lvae_jax import LadderVAE
+      >>> model = LadderVAE(4, (3, 2), (8, 8), batch_norm=False)
+      >>> key = jax.random.key(0)
+      >>> variables = jax.jit(model.init)({"params": key, "sample": key}, jnp.ones((1, 4)))
+      >>> keys = jax.random.split(key, 5)
+      >>> bounds = bidirectional(model, variables, keys, temperatures=10, leapfrog_steps=2)
+      >>> bounds.x.shape, bounds.lower.shape, bounds.upper.shape
+      ((5, 4), (5,), (5,))
     """
     if temperatures < 2 or min(chains, leapfrog_steps) < 1:
         raise ValueError(

@@ -266,6 +266,20 @@ def impute(
 
     Raises:
       ValueError: the shapes do not fit together.
+
+    Example:
+      >>> from lvae_jax import LadderVAE
+      >>> model = LadderVAE(4, (3, 2), (8, 8), batch_norm=False)
+      >>> x, key = jnp.ones((5, 4)), jax.random.key(0)
+      >>> variables = jax.jit(model.init)({"params": key, "sample": key}, x)
+      >>> observed = jnp.arange(4) < 2  # the first half
+      >>> effort = Conditioning(num_samples=8, chains=2, rounds=0)
+      >>> filled = impute(
+      ...     model, variables, x, jnp.broadcast_to(observed, x.shape), jnp.full(4, 0.5), key,
+      ...     effort=effort,
+      ... )
+      >>> filled.draws.shape, filled.mean.shape
+      ((8, 5, 4), (5, 4))
     """
     _check_shapes(x, observed, filling)
 
@@ -319,6 +333,9 @@ def conditional_log_likelihood(
 
     Raises:
       ValueError: the shapes do not fit together.
+
+    Example:
+      As of `impute`.
     """
     _check_shapes(x, observed, filling)
     samples = effort.num_samples

@@ -70,6 +70,14 @@ def likelihood_ratio(
 
     Raises:
       ValueError: there is no such k, or fewer than two samples.
+
+    Example:
+      >>> from lvae_jax import LadderVAE
+      >>> model = LadderVAE(4, (3, 2), (8, 8), batch_norm=False)
+      >>> x, key = jnp.ones((5, 4)), jax.random.key(0)
+      >>> variables = jax.jit(model.init)({"params": key, "sample": key}, x)
+      >>> likelihood_ratio(model, variables, x, key, above=1).ratio.shape
+      (5,)
     """
     if not 1 <= above < model.depth:
         raise ValueError(f"above={above}; a model of {model.depth} layers takes 1 to L - 1")
