@@ -1,0 +1,41 @@
+"""Random keys: every draw has a key derived from a root key, a name and a step."""
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+
+def typed_key(key: Any) -> Key[Array, "..."]:
+    """A key as `jax.random.key` makes it, also of one that `jax.random.PRNGKey` made.
+
+    Public functions call it on the keys that they are given; what they call then takes typed keys.
+
+    Args:
+      key: one key or an array of keys, in either style.
+
+    Returns:
+      The same keys, typed.
+
+    Raises:
+      TypeError: it is no key.
+
+    Example:
+      >>> bool(typed_key(jax.random.PRNGKey(3)) == jax.random.key(3))
+      True
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    if dtype == jnp.uint32 and key.ndim:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    given = type(key).__name__ if dtype is None else f"{dtype}{list(key.shape)}"
+    raise TypeError(f"key is {given}; give a key such as jax.random.key(0)")
+
+
+def named_key(key: Key[Array, ""], name: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
+    """The key of a name at a step (or epoch): `fold_in` of the name's CRC-32, then of the step."""
+    named = jax.random.fold_in(typed_key(key), zlib.crc32(name.encode()))
+    return jax.random.fold_in(named, step)

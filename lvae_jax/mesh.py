@@ -1,0 +1,63 @@
+"""Where arrays lie on a mesh of devices: the library's own mesh, or any that a caller has set."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array
+
+MESH_AXES = ("replica", "data")
+"""The axes of a mesh of devices: replicas are split over the one, examples over the other."""
+
+
+def auto_axes(*names: str) -> dict[str, int]:
+    """Those of the axes, by name with their sizes, over which the compiler may split arrays.
+
+    None without `jax.set_mesh`, nor where the mesh that is set has no such axes, nor within
+    `jax.shard_map` and `jax.pmap`, whose axes are Manual; Explicit axes belong to the caller.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return {name: mesh.shape[name] for name in names if types.get(name) == AxisType.Auto}
+
+
+def split_examples(x: Array, axes: str | tuple[str, ...] = "data") -> Array:
+    """Asks for the first axis of an array to be split over devices, where a mesh allows it.
+
+    The result is the same; each device computes its part of the examples.
+
+    Args:
+      x: [batch, ...].
+      axes: one or more of `MESH_AXES`. Those that the mesh lacks, or that are not Auto, are left
+        out; if the size of the others does not divide the batch, nothing is asked for.
+
+    Returns:
+      x.
+    """
+    found = auto_axes(*((axes,) if isinstance(axes, str) else axes))
+    if not found or x.shape[0] % math.prod(found.values()):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(found)))
+
+
+def vary_alike(tree: Any, *others: Any) -> Any:
+    """Within `jax.shard_map`: the tree, each array marked as varying over all axes that any does.
+
+    The carry of a loop and the branches of a condition must vary over the same axes before and
+    after; `others` are what is computed with. Elsewhere the tree itself.
+    """
+    varying = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves((tree, others))))
+
+    def mark(leaf: Any) -> Any:
+        missing = varying - _varying_axes(leaf)
+        return jax.lax.pcast(leaf, tuple(missing), to="varying") if missing else leaf
+
+    return jax.tree.map(mark, tree)
+
+
+def _varying_axes(leaf: Any) -> frozenset[str]:
+    kind = jax.typeof(leaf)
+    # JAX 0.10 and later have the second of these names, some versions both.
+    manual = getattr(kind, "manual_axis_type", None)
+    return getattr(kind, "vma", frozenset()) if manual is None else manual.varying
