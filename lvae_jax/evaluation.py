@@ -6,13 +6,15 @@ depends on how images or samples are grouped.
 
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from lvae_jax import bounds, compilation
 from lvae_jax.annealing import Bidirectional, bidirectional
@@ -24,10 +26,12 @@ from lvae_jax.imputation import (
     conditional_log_likelihood,
     impute,
 )
-from lvae_jax.models import Model
+from lvae_jax.keys import named_key, typed_key
+from lvae_jax.mesh import MESH_AXES, split_examples, vary_alike
+from lvae_jax.models import Condition, Model, as_examples
 from lvae_jax.normalization import Moments, pool, without_constant_units
 from lvae_jax.outliers import LikelihoodRatio, likelihood_ratio
-from lvae_jax.training import MESH_AXES, Preprocess, named_key, split_examples
+from lvae_jax.training import Preprocess
 
 __all__ = [
     "Bidirectional",
@@ -53,6 +57,52 @@ __all__ = [
 ACTIVE_VARIANCE = 0.01
 """A unit is active if its posterior mean has a larger variance over the data (Burda, 2016)."""
 
+INITIAL_STATISTICS = (
+    "the batch statistics are the zeros and ones of init, with which the model is another one than "
+    "in training; give evaluation.reestimate_batch_stats's variables"
+)
+
+
+def _warns_of_initial_statistics(compiled: Any) -> Any:
+    """A compiled function of a model and variables that warns of statistics nobody estimated.
+
+    Within `jit`, where the numbers are not known, it does not; nor of arrays on other hosts.
+    """
+
+    @functools.wraps(compiled)
+    def checked(model: Model, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        if _are_initial(variables):
+            warnings.warn(INITIAL_STATISTICS, stacklevel=2)
+        return compiled(model, variables, *args, **kwargs)
+
+    vars(checked)["lower"] = compiled.lower
+    return checked
+
+
+def _are_initial(variables: Any) -> bool:
+    """Whether the first batch norm's moments are those of `init`: all are, or none."""
+    statistics = jax.tree.leaves(variables.get("batch_stats", {}))[:2]
+    return len(statistics) == 2 and all(
+        not isinstance(leaf, jax.core.Tracer)
+        and getattr(leaf, "is_fully_addressable", True)
+        and bool(np.all(np.asarray(leaf) == initial))
+        for leaf, initial in zip(statistics, (0.0, 1.0), strict=True)  # mean, variance
+    )
+
+
+def _threefry(key: Any) -> Key[Array, "*batch"]:
+    """The key for draws that depend on nothing else: what rbg draws depends on the keys beside it.
+
+    The first two words of a key of rbg are a key of threefry.
+    """
+    words = jax.random.key_data(typed_key(key))[..., :2]
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def _given(condition: Condition) -> dict[str, Any]:
+    """Arguments for a model: one without conditions need not know the word."""
+    return {} if condition is None else {"condition": condition}
+
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess", "batch_size"))
 def reestimate_batch_stats(
@@ -60,13 +110,14 @@ def reestimate_batch_stats(
     params: Any,
     preprocess: Preprocess,
     images: Array,
-    key: Key[Array, ""],
+    key: Key[Array, ""] | UInt32[Array, " words"],
     *,
     batch_size: int,
+    condition: Float[Array, "images features"] | None = None,
 ) -> dict[str, Any]:
     """Variables for evaluation: the parameters with batch-norm statistics of the training set.
 
-    One pass in training mode with the parameters fixed, one sample an image; the moments of the
+    One pass in training mode with the parameters fixed, one sample per image; the moments of the
     batches are pooled into those of all images by the law of total variance. A unit that is
     constant over them has an infinite variance, see `normalization.without_constant_units`. As in
     training the last partial batch is dropped (images are taken in a random order).
@@ -78,10 +129,19 @@ def reestimate_batch_stats(
       images: [n, ...], the training images as stored.
       key: a PRNG key.
       batch_size: that of training.
+      condition: [n, features], for a model with a `condition_dim`.
 
     Returns:
       {"params", "batch_stats"}; {"params"} for a model without batch norm.
+
+    Raises:
+      ValueError: there are no images, batch_size is less than 1, or the model has batch norm other
+        than `networks.BatchNorm`.
     """
+    if images.shape[0] < 1 or batch_size < 1:
+        raise ValueError(
+            f"{images.shape[0]} images, batch_size={batch_size}; give at least 1 of each"
+        )
     batch_size = min(batch_size, images.shape[0])
     batches = images.shape[0] // batch_size
     order = jax.random.permutation(named_key(key, "shuffle"), images.shape[0])
@@ -95,6 +155,7 @@ def reestimate_batch_stats(
             train=True,
             rngs={"sample": named_key(key, "sample", index)},
             mutable=["batch_stats"],
+            **_given(None if condition is None else condition[rows]),
         )
         return None, updates.get("batch_stats", {})
 
@@ -176,16 +237,18 @@ def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array) ->
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], results)
 
 
+@_warns_of_initial_statistics
 @functools.partial(jax.jit, static_argnames=("model", "preprocess", "num_samples", "batch_size"))
 def elbo(
     model: Model,
     variables: Any,
     preprocess: Preprocess,
     images: Array,
-    key: Key[Array, ""],
+    key: Key[Array, ""] | UInt32[Array, " words"],
     *,
     num_samples: int = 2,
     batch_size: int = 250,
+    condition: Float[Array, "images features"] | None = None,
 ) -> ElboResult:
     """L_1 of a data set and what it consists of, by layer and unit.
 
@@ -195,24 +258,38 @@ def elbo(
       preprocess: makes x of images; it draws for every image by itself.
       images: [n, ...], as stored.
       key: a PRNG key.
-      num_samples: samples an image that the bound is averaged over; an even number.
+      num_samples: samples per image that the bound is averaged over; an even number.
       batch_size: images at a time; the result does not depend on it.
+      condition: [n, features], for a model with a `condition_dim`.
 
     Returns:
       Means over the images, and the active units.
-    """
 
-    def of_image(index: Int[Array, ""], image: Array) -> tuple[Any, ...]:
+    Raises:
+      ValueError: num_samples is odd, batch_size is less than 1, or there are no images.
+
+    Warns:
+      UserWarning: the batch statistics are those of `init`; only outside `jit` is that known.
+    """
+    if images.shape[0] < 1 or batch_size < 1:
+        raise ValueError(
+            f"{images.shape[0]} images, batch_size={batch_size}; give at least 1 of each"
+        )
+    key = _threefry(key)
+    conditions = () if condition is None else (condition,)
+
+    def of_image(index: Int[Array, ""], image: Array, *condition: Array) -> tuple[Any, ...]:
         image_key = jax.random.fold_in(key, index)
         x = preprocess(named_key(image_key, "preprocess"), image[None])
         rngs = {"sample": named_key(image_key, "sample")}
-        terms = cast(Terms, model.apply(variables, x, num_samples, rngs=rngs))
+        given = _given(condition[0][None] if condition else None)
+        terms = cast(Terms, model.apply(variables, x, num_samples, rngs=rngs, **given))
         kl_per_unit = tuple(jnp.mean(kl, axis=(0, 1)) for kl in bounds.kl_per_unit(terms))
         means = tuple(q.mean[:, 0] for q in terms.posterior)
         return bounds.elbo(terms)[0], jnp.mean(terms.log_px), kl_per_unit, means
 
     bound, log_px, kl_per_unit, means = map_images(
-        of_image, batch_size, jnp.arange(images.shape[0]), images
+        of_image, batch_size, jnp.arange(images.shape[0]), images, *conditions
     )
     return ElboResult(
         elbo=jnp.mean(bound),
@@ -278,14 +355,16 @@ def _memory_bytes() -> int:
 _LIKELIHOOD = ("model", "num_samples", "chunk_size")
 
 
+@_warns_of_initial_statistics
 @functools.partial(jax.jit, static_argnames=_LIKELIHOOD)
 def log_likelihood(
     model: Model,
     variables: Any,
     x: Float[Array, "batch data_dim"],
-    key: Key[Array, "*batch"],
+    key: Key[Array, "*batch"] | UInt32[Array, "*batch words"],
     num_samples: int = 5000,
     chunk_size: int | None = None,
+    condition: Float[Array, "batch features"] | None = None,
 ) -> LogLikelihood:
     """L_K, equation (6), of every image: log p(x) from below, and close to it for large K.
 
@@ -296,40 +375,60 @@ def log_likelihood(
     Args:
       model: a model.
       variables: its variables, batch-norm statistics included.
-      x: the images.
-      key: one key, from which image i takes `fold_in(key, i)`; or a key for every image.
+      x: the images, as floating-point numbers or booleans.
+      key: one key, from which image i takes `fold_in(key, i)`; or a key for every image. Draws are
+        of threefry, whatever the key's own generator.
       num_samples: K.
-      chunk_size: samples an image at a time; None for `default_chunk_size`.
+      chunk_size: samples per image at a time; None for `default_chunk_size`.
+      condition: of every image, for a model with a `condition_dim`.
 
     Returns:
       [batch] each: the estimates, and their effective sample sizes.
 
     Raises:
-      ValueError: num_samples or chunk_size is less than 1.
+      ValueError: num_samples or chunk_size is less than 1, x is not of the model's shape, or x is
+        of integers, which may be grey values.
+
+    Warns:
+      UserWarning: the batch statistics are those of `init`; only outside `jit` is that known.
+
+    Example:
+      >>> from lvae_jax import LadderVAE
+      >>> model, x = LadderVAE(4, (2,), (3,), batch_norm=False), jnp.eye(4)
+      >>> keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
+      >>> variables = jax.jit(model.init)(keys, x)
+      >>> result = log_likelihood(model, variables, x, jax.random.key(2), num_samples=10)
+      >>> result.log_likelihood.shape
+      (4,)
     """
+    x = as_examples(x, model.data_dim)
     images = x.shape[0]
     if chunk_size is None:
         chunk_size = default_chunk_size(model, images)
     if num_samples < 1 or chunk_size < 1:
         raise ValueError(f"num_samples={num_samples}, chunk_size={chunk_size}; give at least 1")
-    keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images))
+    keys = _threefry(key)
+    keys = keys if keys.ndim else jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(images))
     x, keys = split_examples(x, MESH_AXES), split_examples(keys, MESH_AXES)
     chunk_size = min(chunk_size, num_samples)
-    encoded = model.apply(variables, x, method="encode")
+    encoded = model.apply(variables, x, method="encode", **_given(condition))
 
-    def log_weight(x: Array, encoded: Any, key: Key[Array, ""], sample: Array) -> Array:
-        x, encoded = jax.tree.map(lambda a: a[None], (x, encoded))
+    def log_weight(
+        x: Array, encoded: Any, condition: Any, key: Key[Array, ""], sample: Array
+    ) -> Array:
+        x, encoded, condition = jax.tree.map(lambda a: a[None], (x, encoded, condition))
         rngs = {"sample": jax.random.fold_in(key, sample)}
-        terms = cast(Terms, model.apply(variables, x, encoded, rngs=rngs, method="infer"))
+        given = _given(condition)
+        terms = cast(Terms, model.apply(variables, x, encoded, rngs=rngs, method="infer", **given))
         return bounds.log_weights(terms)[0, 0]
 
     # [samples, images]; samples beyond K, in the last chunk, weigh nothing.
-    over_images = jax.vmap(log_weight, (0, 0, 0, None))
-    over_samples = jax.vmap(over_images, (None, None, None, 0))
+    over_images = jax.vmap(log_weight, (0, 0, 0, 0, None))
+    over_samples = jax.vmap(over_images, (None, None, None, None, 0))
 
     def add_chunk(chunk: Array, sums: _RunningSums) -> _RunningSums:
         samples = chunk * chunk_size + jnp.arange(chunk_size)
-        log_w = over_samples(x, encoded, keys, samples)
+        log_w = over_samples(x, encoded, condition, keys, samples)
         log_w = jnp.where((samples < num_samples)[:, None], log_w, -jnp.inf)
         largest = jnp.maximum(sums.largest, jnp.max(log_w, axis=0))
         scale = jnp.exp(sums.largest - largest)
@@ -345,7 +444,7 @@ def log_likelihood(
     least = jnp.finfo(jnp.float32).min
     start = _RunningSums(jnp.full((images,), least, jnp.float32), zeros, zeros)
     chunks = -(-num_samples // chunk_size)
-    sums = jax.lax.fori_loop(0, chunks, add_chunk, start)
+    sums = jax.lax.fori_loop(0, chunks, add_chunk, vary_alike(start, variables, x, keys))
     return LogLikelihood(
         log_likelihood=sums.largest + jnp.log(sums.weights / num_samples),
         effective_sample_size=sums.weights**2 / sums.squares,

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import linear_gaussian as lg
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 from jax.extend import core
 from random_parameters import random_params
 from scipy import integrate, special, stats
 
-from lvae_jax import VAE, LadderVAE, evaluation
+from lvae_jax import VAE, LadderVAE, evaluation, training
 from lvae_jax.data import binarisation
 
 pytestmark = pytest.mark.usefixtures("compile_sooner")
@@ -569,3 +571,182 @@ def test_images_are_mapped_in_order_whatever_the_batch_size(batch_size):
     )
     np.testing.assert_array_equal(squares, values**2)
     np.testing.assert_array_equal(sums, values.sum(1) + np.arange(7))
+
+
+# Models, keys, conditions and statistics of other people
+
+
+SMALL = LadderVAE(4, (3, 2), (5, 4), batch_norm=False)
+X = jnp.float32(np.random.default_rng(40).random((6, 4)) > 0.5)
+
+
+@functools.cache
+def small_variables():
+    return {"params": random_params(SMALL)}
+
+
+def small_log_likelihood(key, chunk_size=5, x=X):
+    return evaluation.log_likelihood(
+        SMALL, small_variables(), x, key, num_samples=20, chunk_size=chunk_size
+    ).log_likelihood
+
+
+def test_old_style_keys_give_what_typed_ones_do():
+    one, other = (small_log_likelihood(key(3)) for key in (jax.random.key, jax.random.PRNGKey))
+    np.testing.assert_array_equal(one, other)
+    keys = jax.random.split(jax.random.PRNGKey(3), 6)
+    np.testing.assert_array_equal(
+        small_log_likelihood(keys), small_log_likelihood(jax.random.wrap_key_data(keys))
+    )
+    elbos = [
+        evaluation.elbo(SMALL, small_variables(), identity, X, key(3)).elbo
+        for key in (jax.random.key, jax.random.PRNGKey)
+    ]
+    assert elbos[0] == elbos[1]
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_no_result_depends_on_the_chunk_whatever_the_generator(impl):
+    key = jax.random.key(3, impl=impl)
+    one, other = (small_log_likelihood(key, chunk_size) for chunk_size in (3, 20))
+    np.testing.assert_allclose(one, other, rtol=1e-5)  # sums of 20 weights in another order
+    assert not np.allclose(one, small_log_likelihood(jax.random.key(4, impl=impl)))
+    one, other = (
+        evaluation.elbo(SMALL, small_variables(), identity, X, key, batch_size=n).elbo
+        for n in (2, 6)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_integers_are_refused_and_booleans_are_converted(dtype):
+    with pytest.raises(ValueError, match=r"x has dtype .*: give grey values as x / 255"):
+        small_log_likelihood(jax.random.key(0), x=X.astype(dtype))
+    np.testing.assert_array_equal(
+        small_log_likelihood(jax.random.key(0), x=X.astype(bool)),
+        small_log_likelihood(jax.random.key(0)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [(X[0], "give x\\[None\\]"), (X[:, :1], "data_dim=4"), (X.reshape(6, 2, 2), "flatten")],
+)
+def test_an_x_of_another_shape_is_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        small_log_likelihood(jax.random.key(0), x=x)
+
+
+def test_sizes_that_make_no_batch_are_refused():
+    variables, key = small_variables(), jax.random.key(0)
+    for images, batch_size in ((X, 0), (X[:0], 2)):
+        for function, given in (
+            (evaluation.elbo, variables),
+            (evaluation.reestimate_batch_stats, variables["params"]),
+        ):
+            with pytest.raises(ValueError, match=r"images, batch_size=\d; give at least 1 of each"):
+                function(SMALL, given, identity, images, key, batch_size=batch_size)
+
+
+def test_initial_batch_statistics_are_warned_of():
+    model = LadderVAE(4, (3,), (5,))
+    keys, key = {"params": jax.random.key(0), "sample": jax.random.key(1)}, jax.random.key(2)
+    initial = jax.jit(model.init)(keys, X)
+    for evaluate in (
+        lambda v: evaluation.log_likelihood(model, v, X, key, num_samples=3),
+        lambda v: evaluation.elbo(model, v, identity, X, key),
+    ):
+        with pytest.warns(UserWarning, match="zeros and ones of init.*give .*reestimate_batch"):
+            evaluate(initial)
+        evaluate(
+            evaluation.reestimate_batch_stats(
+                model, initial["params"], identity, X, key, batch_size=6
+            )
+        )
+
+
+def test_conditions_are_given_to_the_model_image_by_image():
+    """The statistics and the likelihood of a conditional model, by a loop over images."""
+    model = LadderVAE(4, (3, 2), (5, 4), condition_dim=2)
+    params, key = random_params(model), jax.random.key(5)
+    y = jnp.float32(np.random.default_rng(41).standard_normal((6, 2)))
+    variables = evaluation.reestimate_batch_stats(
+        model, params, identity, X, key, batch_size=6, condition=y
+    )
+    order = jax.random.permutation(fold_in_name(key, "shuffle"), 6)
+    _, expected = model.apply(
+        {"params": params}, X[order], train=True, condition=y[order],
+        rngs={"sample": fold_in_name(key, "sample")}, mutable=["batch_stats"],
+    )  # fmt: skip
+    for one, other in zip(
+        jax.tree.leaves(variables["batch_stats"]),
+        jax.tree.leaves(expected["batch_stats"]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    actual = evaluation.log_likelihood(model, variables, X, key, num_samples=4, condition=y)
+    for i in range(6):
+        samples = [
+            model.apply(
+                variables, X[i : i + 1], condition=y[i : i + 1],
+                rngs={"sample": jax.random.fold_in(jax.random.fold_in(key, i), k)},
+            ) for k in range(4)
+        ]  # fmt: skip
+        log_w = np.concatenate([np_log_weights(terms).ravel() for terms in samples])
+        expected = special.logsumexp(log_w) - np.log(4)
+        np.testing.assert_allclose(actual.log_likelihood[i], expected, rtol=1e-4)
+    result = evaluation.elbo(model, variables, identity, X, key, condition=y)
+    other = evaluation.elbo(model, variables, identity, X, key, condition=-y)
+    assert np.isfinite(result.elbo)
+    assert result.elbo != other.elbo
+
+
+class Wrapped(nn.Module):
+    """Somebody's own module around a ladder, with what `models.Model` lists and no more."""
+
+    ladder: LadderVAE
+
+    data_dim = property(lambda self: self.ladder.data_dim)
+    depth = property(lambda self: self.ladder.depth)
+
+    def __call__(self, x, num_samples=1, train=False):
+        return self.ladder(x, num_samples, train)
+
+    def encode(self, x, train=False):
+        return self.ladder.encode(x, train)
+
+    def infer(self, x, encoded, num_samples=1, train=False):
+        return self.ladder.infer(x, encoded, num_samples, train)
+
+
+def test_a_composite_model_is_trained_and_evaluated_as_its_ladder():
+    ladder = LadderVAE(4, (3, 2), (5, 4))
+    model, key, optimizer = Wrapped(ladder), jax.random.key(6), optax.sgd(0.01)
+    state = training.init_state(model, optimizer, key)
+    plain = training.init_state(ladder, optimizer, key)._replace(params=state.params["ladder"])
+    plain = jax.tree.map(jnp.copy, plain)  # both are donated
+    results = []
+    for m, s in ((model, state), (ladder, plain)):
+        s, metrics = training.train_epoch(m, optimizer, identity, s, X, key, batch_size=3)
+        variables = evaluation.reestimate_batch_stats(m, s.params, identity, X, key, batch_size=3)
+        results.append(metrics.kl_per_layer)
+        assert set(variables) == {"params", "batch_stats"}
+        elbo = evaluation.elbo(m, variables, identity, X, key)
+        bound = evaluation.log_likelihood(m, variables, X, key, num_samples=3)
+        assert np.all(np.isfinite(bound.log_likelihood))
+        assert np.isfinite(elbo.elbo)
+    # Their noise differs, since Flax derives a module's key from its path.
+    assert results[0].shape == results[1].shape == (2,)
+
+
+def test_batch_norm_of_others_is_refused_by_name():
+    class Others(nn.Module):
+        @nn.compact
+        def __call__(self, y, train):
+            return nn.BatchNorm(use_running_average=not train)(nn.Dense(5)(y))
+
+    model = LadderVAE(4, (3,), (5,), mlp=lambda i, d: Others() if (i, d) == (1, "up") else None)
+    with pytest.raises(ValueError, match=r"batch_stats/inference/mlps_0/BatchNorm_0 holds no mean"):
+        evaluation.reestimate_batch_stats(
+            model, random_params(model), identity, X, jax.random.key(0), batch_size=6
+        )
