@@ -1,4 +1,4 @@
-"""Progress for a person: a bar on a terminal, a line now and then in a log."""
+"""Progress for a person: a bar on a terminal, a line every half minute in a log."""
 
 import sys
 import time
@@ -27,7 +27,7 @@ class Progress:
         self.shown = shown
         self.bar = (
             tqdm(desc=description, total=total, initial=done, dynamic_ncols=True, leave=True)
-            if shown and sys.stderr.isatty()
+            if shown and sys.stderr is not None and sys.stderr.isatty()
             else None
         )
 

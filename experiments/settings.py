@@ -315,14 +315,22 @@ def as_typed(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
+Rules = list[tuple[bool, str]]
+"""Whether a rule is broken, and what to say then."""
+
+
 def check(settings: Settings) -> None:
     """Checks settings against each other.
 
     Raises:
       SettingsError: one line.
     """
-    s = settings
-    latent, hidden = as_typed(s.latent_sizes), as_typed(s.hidden_sizes)
+    for broken, message in (*_rules_of_the_model(settings), *_rules_of_replicas(settings)):
+        if broken:
+            raise SettingsError(message)
+
+
+def _rules_of_replicas(s: Settings) -> Rules:
     by_replica = [
         (
             isinstance(value, tuple) and len(value) != s.replicas,
@@ -332,17 +340,7 @@ def check(settings: Settings) -> None:
         for name in ("warmup_epochs", "beta", "learning_rate")
         for value in [getattr(s, name)]
     ]
-    rules = [
-        (
-            not s.latent_sizes or len(s.latent_sizes) != len(s.hidden_sizes),
-            f"--latent_sizes={latent} --hidden_sizes={hidden}: give as many of the one as of the "
-            "other, and at least one",
-        ),
-        (
-            s.depth > len(s.latent_sizes),
-            f"--depth={s.depth}: there are sizes for {len(s.latent_sizes)} layers; give at "
-            "most as many, or longer --latent_sizes and --hidden_sizes",
-        ),
+    return [
         *by_replica,
         (
             s.seed + s.replicas > MOST_SEEDS,
@@ -364,6 +362,22 @@ def check(settings: Settings) -> None:
             f"--num_processes={s.num_processes}: no --coordinator_address; give HOST:PORT of "
             "process 0",
         ),
+    ]
+
+
+def _rules_of_the_model(s: Settings) -> Rules:
+    latent, hidden = as_typed(s.latent_sizes), as_typed(s.hidden_sizes)
+    return [
+        (
+            not s.latent_sizes or len(s.latent_sizes) != len(s.hidden_sizes),
+            f"--latent_sizes={latent} --hidden_sizes={hidden}: give as many of the one as of the "
+            "other, and at least one",
+        ),
+        (
+            s.depth > len(s.latent_sizes),
+            f"--depth={s.depth}: there are sizes for {len(s.latent_sizes)} layers; give at "
+            "most as many, or longer --latent_sizes and --hidden_sizes",
+        ),
         (
             s.batch_size == 1 and s.batch_norm,
             "--batch_size=1: batch normalisation has nothing to normalise over; give at least 2, "
@@ -381,6 +395,3 @@ def check(settings: Settings) -> None:
             "--iw_samples=1 --gradient=standard",
         ),
     ]
-    for broken, message in rules:
-        if broken:
-            raise SettingsError(message)

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.errors import SettingsError
+from experiments.run import memory
 from experiments.settings import Settings
 from lvae_jax.training import MESH_AXES
 
@@ -190,6 +191,13 @@ def agree(*numbers: float) -> tuple[float, ...]:
         return numbers
     gathered = multihost_utils.process_allgather(np.array(numbers, np.float32))
     return tuple(np.max(gathered, axis=0).tolist())
+
+
+def available_memory(mesh: Mesh) -> int | None:
+    """Bytes that are left on a device, the least of all processes: they refuse a run together."""
+    there = memory.available(mesh.local_devices[0])
+    (most,) = agree(-math.inf if there is None else -float(there))
+    return None if math.isinf(most) else -int(most)
 
 
 def describe() -> str:

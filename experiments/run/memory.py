@@ -58,21 +58,25 @@ def check_arrays(parameters: Any, moments: Any, data_bytes: int, there: int | No
     )
 
 
-def check_program(program: Any, there: int | None) -> None:
-    """Refuses a training program that needs more than its arguments and what is available.
+def size_of_program(program: jax.stages.Compiled) -> int:
+    """Bytes that a compiled program needs on a device besides its arguments."""
+    sizes = program.memory_analysis()
+    if sizes is None:  # a backend may report nothing
+        return 0
+    return sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+
+
+def check_program(needed: int, there: int | None) -> None:
+    """Refuses a training program that needs more than is available.
 
     Args:
-      program: of `jax.stages.Compiled`; its arguments are in memory already.
+      needed: of `size_of_program`; its arguments are in memory already.
       there: of `available`; None refuses nothing.
 
     Raises:
       SettingsError: one line.
     """
-    sizes = program.memory_analysis()
-    if sizes is None or there is None:  # a backend may report nothing
-        return
-    needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    if needed > there:
+    if there is not None and needed > there:
         raise SettingsError(
             f"a training step needs about {in_words(needed)} of memory besides parameters and "
             f"data, and {in_words(there)} are available; give a smaller --batch_size, "

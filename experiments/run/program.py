@@ -39,6 +39,8 @@ class TrainingProgram(NamedTuple):
     the epoch's metrics so far."""
     steps: int
     """How many steps a call takes."""
+    memory: int
+    """Bytes that it needs on a device besides its arguments."""
 
 
 def scheduled(settings: Settings, epoch: int) -> tuple[list[float], list[float]]:
@@ -70,8 +72,10 @@ def compile_and_initialise(experiment: Experiment) -> tuple[TrainingProgram, Tra
     state_like(experiment)  # traced here, once, for both threads
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(training_program, experiment)
-        state = new_state(experiment)
-        return compiling.result(), state
+        state = jax.block_until_ready(new_state(experiment))
+        program = compiling.result()
+    memory.check_program(program.memory, devices.available_memory(experiment.mesh))
+    return program, state
 
 
 def training_program(experiment: Experiment) -> TrainingProgram:
@@ -80,9 +84,6 @@ def training_program(experiment: Experiment) -> TrainingProgram:
     Returns:
       A function of what changes from call to call. It is compiled for good: what would need another
       program is an error.
-
-    Raises:
-      SettingsError: it needs more memory than is available.
     """
     settings, mesh = experiment.settings, experiment.mesh
     program, steps = _training_program(
@@ -96,7 +97,6 @@ def training_program(experiment: Experiment) -> TrainingProgram:
         batch_size=settings.batch_size,
         objective=objective_of(settings),
     )
-    memory.check_program(program, memory.available(mesh.local_devices[0]))
 
     def take_steps(state: TrainState, epoch: int) -> tuple[TrainState, Metrics]:
         numbers = tuple(np.asarray(values, np.float32) for values in scheduled(settings, epoch))
@@ -106,7 +106,9 @@ def training_program(experiment: Experiment) -> TrainingProgram:
             program(state, experiment.train_images, experiment.keys, beta, learning_rate, most)
         )
 
-    return TrainingProgram(take_steps, steps)
+    compiled = isinstance(program, jax.stages.Compiled)  # not under JAX_DISABLE_JIT
+    needed = memory.size_of_program(program) if compiled else 0
+    return TrainingProgram(take_steps, steps, needed)
 
 
 @functools.lru_cache(maxsize=8)

@@ -106,7 +106,7 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
         like.params,
         like.opt_state,
         dataset.train_images.nbytes + np.float32().nbytes * dataset.test_images.size,
-        memory.available(mesh.local_devices[0]),
+        devices.available_memory(mesh),
     )
     keys = [training_key(settings, replica) for replica in range(settings.replicas)]
     return Experiment(

@@ -49,6 +49,35 @@ def test_what_is_no_command_line_is_one_line_with_status_2(kind, tmp_path):
     assert result.stderr.count(b"\n") == 1
 
 
+SHOW = """
+import sys
+from experiments import cli, report
+
+def show(settings, *arguments):
+    print("-82.1 \\N{PLUS-MINUS SIGN} 0.1")
+    print("\\N{PLUS-MINUS SIGN}", file=sys.stderr)
+
+cli.start(show, report.ReportSettings(), "WORKDIR")
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", b"-82.1 ? 0.1\n"),
+        ("cp437", b"-82.1 \xf1 0.1\n"),
+        ("utf-8", b"-82.1 \xc2\xb1 0.1\n"),
+    ],
+)
+def test_what_a_console_cannot_show_is_replaced(encoding, shown):
+    result = subprocess.run(
+        [sys.executable, "-c", SHOW],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (0, b"-82.1 %b 0.1\n" % shown)
+
+
 def test_a_closed_stderr_is_no_error_and_nobody_else_gets_its_descriptor(tmp_path):
     code = (
         "import os, sys\n"

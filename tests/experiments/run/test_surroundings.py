@@ -1,0 +1,122 @@
+"""Runs where people have them: batch scripts, notebooks, containers, threads, narrow consoles."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.run.loop import run
+from experiments.settings import Settings
+from lvae_jax.data import Dataset
+
+ROOT = Path(__file__).parents[3]
+
+TINY = [
+    "--latent_sizes=2", "--hidden_sizes=4", "--epochs=1", "--batch_size=750", "--eval_samples=2",
+    "--eval_subset=5", "--eval_every=0",
+]  # fmt: skip
+
+# A user without a home directory, and without an entry in the system's list of users.
+NO_HOME = """
+import os, pwd, runpy, sys
+
+def unknown(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+pwd.getpwuid = unknown
+for name in ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
+    os.environ.pop(name, None)
+sys.argv[1:] = sys.argv[1:]
+runpy.run_module("experiments.digits", run_name="__main__", alter_sys=True)
+"""
+
+
+def finished(workdir: Path) -> dict:
+    assert (workdir / "report.html").exists()
+    return json.loads((workdir / "results.json").read_text(encoding="utf-8"))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return inherited | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | variables
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "tkagg"])
+def test_a_run_ends_well_in_a_batch_script_a_notebook_and_a_container_without_stderr(
+    backend, tmp_path
+):
+    """All at once: none of them may matter."""
+    surroundings = environment(
+        MPLBACKEND=backend,  # what a notebook's !python inherits
+        PYTHONIOENCODING="ascii",
+        SLURM_JOB_ID="77", SLURM_NTASKS="4", SLURM_PROCID="0", SLURM_LOCALID="0",
+    )  # fmt: skip
+    command = [sys.executable, "-c", NO_HOME, *TINY, f"--workdir={tmp_path / 'run'}"]
+    result = subprocess.run(
+        ["sh", "-c", 'exec "$@" 2>&-', "sh", *command],
+        cwd=ROOT, env=surroundings, stdout=subprocess.PIPE, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0
+    assert b"test log-likelihood -" in result.stdout
+    assert b" ? " in result.stdout  # the plus-minus sign, as far as ASCII goes
+    assert finished(tmp_path / "run")["eval_images"] == 5
+
+
+def stripes() -> Dataset:
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 3)).astype(np.uint8)
+    labels = np.zeros(30, np.int32)
+    return Dataset(
+        "stripes", images[:20], labels[:20], images[20:], labels[20:], "bernoulli", "dynamic"
+    )
+
+
+SETTINGS = Settings(
+    depth=1, latent_sizes=(2,), hidden_sizes=(4,), epochs=2, warmup_epochs=0, batch_size=10,
+    eval_every=2, eval_samples=3, validation=5,
+)  # fmt: skip
+
+
+def test_a_run_in_another_thread_than_the_main_one_runs_without_signal_handling(tmp_path):
+    problems = []
+
+    def train():
+        try:
+            run(dataclasses.replace(SETTINGS, workdir=str(tmp_path / "run")), stripes())
+        except BaseException as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert problems == []
+    assert finished(tmp_path / "run")["epochs"] == 2
+
+
+WITHOUT_JIT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import jax
+from test_surroundings import SETTINGS, stripes
+import dataclasses
+from experiments.run.loop import run
+run(dataclasses.replace(SETTINGS, workdir=sys.argv[2]), stripes())
+"""
+
+
+def test_a_run_without_compilation_finds_the_same_to_rounding(tmp_path):
+    """JAX_DISABLE_JIT=1 is how people look into a run with a debugger."""
+    run(dataclasses.replace(SETTINGS, workdir=str(tmp_path / "compiled")), stripes())
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_JIT, str(Path(__file__).parent), str(tmp_path / "run")],
+        cwd=ROOT, env=environment(JAX_DISABLE_JIT="1"), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found, expected = (finished(tmp_path / name) for name in ("run", "compiled"))
+    for name in ("test_elbo", "test_log_likelihood", "train_elbo"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-3), name
