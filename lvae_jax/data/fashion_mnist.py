@@ -5,8 +5,8 @@ Its four files have the format and the names of MNIST's; checksums tell them apa
 
 import os
 
-from lvae_jax.data import idx
 from lvae_jax.data.dataset import Dataset
+from lvae_jax.data.idx import read_splits
 from lvae_jax.data.prepared import load_arrays
 from lvae_jax.data.source import File, Source
 
@@ -32,7 +32,7 @@ SOURCE = Source(
             "sha256:0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
     ),
-    read=idx.read_splits,
+    read=read_splits,
     image_shape=(28, 28),
     num_classes=10,
 )

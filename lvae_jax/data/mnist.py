@@ -5,8 +5,8 @@ The paper trains on all 60,000.
 
 import os
 
-from lvae_jax.data import idx
 from lvae_jax.data.dataset import Dataset
+from lvae_jax.data.idx import read_splits
 from lvae_jax.data.prepared import load_arrays
 from lvae_jax.data.source import File, Source
 
@@ -32,7 +32,7 @@ SOURCE = Source(
             "sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
     ),
-    read=idx.read_splits,
+    read=read_splits,
     image_shape=(28, 28),
     num_classes=10,
 )
