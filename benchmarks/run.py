@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run`: how fast training, likelihood, start-up and more devices are.
+"""`python -m benchmarks.run`: how fast training, likelihood and start-up are, and what bounds them.
 
 Contenders are timed in turn within one process, so that a machine whose speed drifts slows them
 alike; what is reported is medians with their range, and ratios round by round. Tables go to
@@ -17,9 +17,16 @@ from typing import Any
 
 import jax
 
-from benchmarks import devices, likelihood, startup, targets, training_step
+from benchmarks import likelihood, products, startup, targets, training_step
 
-SECTIONS = ("step", "likelihood", "startup", "devices", "targets")
+SECTIONS: dict[str, Any] = {
+    "step": training_step,
+    "likelihood": likelihood,
+    "startup": startup,
+    "products": products,
+    "targets": targets,
+}
+"""Each is a module with the plans FULL and QUICK, `measure(plan)`, and `table(result)`."""
 
 
 def sections_of(text: str) -> list[str]:
@@ -67,25 +74,12 @@ def run(sections: list[str], quick: bool, data_dir: Path | None) -> dict[str, An
     for name in sections:
         start = time.perf_counter()
         print(f"\n## {name}\n", flush=True)
-        if name == "step":
-            result[name] = training_step.measure(
-                training_step.QUICK if quick else training_step.FULL
-            )
-            text = training_step.table(result[name])
-        elif name == "likelihood":
-            result[name] = likelihood.measure(likelihood.QUICK if quick else likelihood.FULL)
-            text = likelihood.table(result[name])
-        elif name == "startup":
-            plan = startup.QUICK if quick else startup.FULL
-            result[name] = startup.measure(plan, data_dir)
-            text = startup.table(result[name])
-        elif name == "targets":
-            result[name] = targets.measure(targets.QUICK if quick else targets.FULL)
-            text = targets.table(result[name])
-        else:
-            result[name] = devices.measure(devices.QUICK if quick else devices.FULL)
-            text = devices.table(result[name])
-        print(text, flush=True)
+        module = SECTIONS[name]
+        plan = module.QUICK if quick else module.FULL
+        if name == "startup":
+            plan = plan._replace(data_dir=data_dir)
+        result[name] = module.measure(plan)
+        print(module.table(result[name]), flush=True)
         print(f"({name}: {time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
     return result
 

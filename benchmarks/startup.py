@@ -37,6 +37,8 @@ class Plan(NamedTuple):
     train_images: int = 60_000
     """Of the data set that stands in for MNIST where its files are not given."""
     test_images: int = 10_000
+    data_dir: Path | None = None
+    """Holds MNIST's original files in mnist/; None for random images of its size."""
 
 
 FULL = Plan()
@@ -51,19 +53,18 @@ IMPORTS = {
 TIMEOUT_SECONDS = 600.0
 
 
-def measure(plan: Plan, data_dir: Path | None) -> dict[str, Any]:
+def measure(plan: Plan) -> dict[str, Any]:
     """Times everything before the first step.
 
     Args:
       plan: what, and how often.
-      data_dir: holds MNIST's original files in mnist/; None for random images of its size.
 
     Returns:
       Seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
         tfds_dir = Path(folder) / "data"
-        loading = _loading(plan, data_dir, tfds_dir)
+        loading = _loading(plan, tfds_dir)
         first_steps: dict[str, list[float]] = {"cold": [], "warm": [], "resumed": []}
         for i in range(plan.rounds):
             cache, workdir = Path(folder) / f"cache{i}", Path(folder) / f"run{i}"
@@ -89,7 +90,9 @@ def measure(plan: Plan, data_dir: Path | None) -> dict[str, Any]:
         "loading_seconds": loading,
         "programs": programs(plan),
         "checkpoint_seconds": checkpoints(plan),
-        "notes": [] if data_dir else ["random images stand in for MNIST (--data_dir is not given)"],
+        "notes": []
+        if plan.data_dir
+        else ["random images stand in for MNIST (--data_dir is not given)"],
     }
 
 
@@ -192,13 +195,14 @@ def _process_seconds(arguments: Sequence[str]) -> float:
     return time.perf_counter() - start
 
 
-def _loading(plan: Plan, data_dir: Path | None, tfds_dir: Path) -> dict[str, Any]:
+def _loading(plan: Plan, tfds_dir: Path) -> dict[str, Any]:
     """Seconds of the first load of MNIST, where its files are given, and of later ones."""
     loading: dict[str, Any] = {}
-    if data_dir is None:
+    if plan.data_dir is None:
         write_random_images(tfds_dir, plan.train_images, plan.test_images)
     else:
-        loading["first"] = seconds(lambda: mnist.load(data_dir / "mnist", tfds_dir))[0]
+        original = plan.data_dir / "mnist"
+        loading["first"] = seconds(lambda: mnist.load(original, tfds_dir))[0]
     later = [seconds(lambda: mnist.load(None, tfds_dir))[0] for _ in range(plan.rounds)]
     return loading | {"later": spread(later)}
 

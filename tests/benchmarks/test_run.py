@@ -3,9 +3,10 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
-from benchmarks import devices, likelihood, optional, run, startup, training_step
+from benchmarks import likelihood, optional, products, run, startup, training_step
 from benchmarks.sizes import Sizes
 
 TINY = Sizes(12, (4, 3), (8, 6))
@@ -85,17 +86,37 @@ def test_the_likelihood_is_timed_and_its_memory_is_flat_in_k(
     assert "| 40,000" in capsys.readouterr().out
 
 
+def test_products_are_timed_forward_and_backward(monkeypatch, tmp_path, capsys, no_pytorch):
+    plan = products.Plan(shapes=((4, 3, 2), (2, 5, 5)), rounds=2, flops=100.0)
+    monkeypatch.setattr(products, "QUICK", plan)
+    result = _run(monkeypatch, tmp_path, "--quick", "--only=products")["products"]
+    assert [(row["shape"], row["product"][:2]) for row in result["rows"]] == [
+        (shape, name) for shape in ([4, 3, 2], [2, 5, 5]) for name in ("y ", "dW", "dx")
+    ]
+    assert len(list(_spreads(result))) == 6
+    assert "| 4x3x2 " in capsys.readouterr().out
+
+
+def test_xla_computes_each_product_from_operands_as_they_are_stored():
+    rng = np.random.default_rng(0)
+    x, w, g = (np.float32(rng.normal(size=shape)) for shape in ((4, 3), (3, 2), (4, 2)))
+    for a, b in ((x, w), (x.T, g), (g, w.T)):
+        np.testing.assert_allclose(products._by_xla(a, b)(), a @ b, rtol=1e-5, atol=1e-6)
+
+
 def test_sections_are_refused_or_put_in_order(capsys, monkeypatch):
-    assert run.sections_of("devices,step") == ["step", "devices"]
+    assert run.sections_of("targets,step") == ["step", "targets"]
     monkeypatch.setattr(sys, "argv", ["benchmarks.run", "--only=steps"])
     with pytest.raises(SystemExit) as ended:
         run.main()
     assert ended.value.code == 2
-    assert "'steps'; give some of step,likelihood,startup,devices" in capsys.readouterr().err
+    assert (
+        "'steps'; give some of step,likelihood,startup,products,targets" in capsys.readouterr().err
+    )
 
 
 def test_plans_of_a_quick_look_measure_less():
-    for module in (training_step, likelihood, startup, devices):
+    for module in (training_step, likelihood, startup):
         assert len(module.QUICK.sizes.latent) < len(module.FULL.sizes.latent)
         assert module.QUICK.rounds <= module.FULL.rounds
 
@@ -107,8 +128,6 @@ def test_an_epoch_of_a_sweep_has_about_so_many_operations():
 
 
 def test_estimates_that_differ_are_refused():
-    import numpy as np
-
     likelihood.check_estimates(np.array([-100.0, -90.0]), np.array([-99.5, -90.0]))
     with pytest.raises(ValueError, match="within 1%"):
         likelihood.check_estimates(np.array([-100.0]), np.array([-90.0]))
