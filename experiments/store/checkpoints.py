@@ -4,13 +4,14 @@ A checkpoint of step s is the folder `s`: what orbax wrote, in `default`, where 
 CheckpointManager finds it, and `manifest.json` with the size and SHA-256 of each file. It is made
 as `s.new` and gets its name when it is complete and on the disk, so that a process can be killed
 at any moment. Nothing in it is a pickle: tensorstore reads the arrays, and all else is JSON.
+
+orbax's CheckpointManager (0.12.8) is not enough: it restores a file with a flipped bit without a
+word; it silently does not save a step before its newest one, as a run does that fell back to an
+earlier checkpoint; and a full disk is a traceback from each of its threads.
 """
 
 import contextlib
 import errno
-import hashlib
-import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -23,9 +24,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from experiments.errors import CheckpointError, WorkdirError
-from experiments.store.files import NO_ROOM, remove, sync, write_json
+from experiments.store.files import NO_ROOM, remove, sync
+from experiments.store.manifests import read_manifest, verify, write_manifest
 
-MANIFEST = "manifest.json"
 _ITEM = "default"  # orbax's own name for a state that is saved without one
 _NEW, _OLD = ".new", ".old"
 _FAILED = -1
@@ -118,7 +119,7 @@ class Checkpoints:
             return 0
 
         def commit() -> int:
-            _write_manifest(new, step, score)
+            write_manifest(new, step, score)
             self._remove(step)
             new.rename(self._folder(step))
             sync(self.path)
@@ -278,38 +279,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def verify(folder: Path, step: int) -> str | None:
-    """Compares a checkpoint with its manifest.
-
-    Only files found in the folder are opened, links not followed: a name in a manifest is looked
-    up among them and nowhere else.
-
-    Args:
-      folder: of the checkpoint.
-      step: what the manifest has to say.
-
-    Returns:
-      What is wrong, in a few words; None if nothing is.
-    """
-    try:
-        manifest = _read_manifest(folder)
-        if manifest is None:
-            return f"{MANIFEST} is missing or damaged"
-        if manifest["step"] != step:
-            return f"{MANIFEST} is that of step {manifest['step']}"
-        found = _files(folder)
-        for name, (size, sha256) in manifest["files"].items():
-            if name not in found:
-                return f"{name} is missing"
-            if found[name].stat().st_size != size:
-                return f"{name} has {found[name].stat().st_size} bytes, not {size}"
-            if _sha256(found[name]) != sha256:
-                return f"{name} is not what was written"
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}"
-    return None
-
-
 def _make_sure_of_room(path: Path, size: int) -> None:
     """Takes the disk space of a checkpoint and gives it back.
 
@@ -328,53 +297,9 @@ def _make_sure_of_room(path: Path, size: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_manifest(folder: Path, step: int, score: float | None) -> None:
-    """Writes the manifest of a folder's files, all of them on the disk when this returns."""
-    files = {}
-    for name, path in sorted(_files(folder).items()):
-        sync(path)
-        files[name] = [path.stat().st_size, _sha256(path)]
-    for directory, _, _ in os.walk(folder):
-        sync(Path(directory))
-    finite = score is not None and math.isfinite(score)
-    content = {"step": step, "score": score if finite else None, "files": files}
-    write_json(folder / MANIFEST, {**content, "sha256": _digest(content)})
-
-
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest; None if it is missing, or not what was written."""
-    path = folder / MANIFEST
-    if path.is_symlink() or not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_bytes())
-        return manifest if manifest.pop("sha256") == _digest(manifest) else None
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
-        return None
-
-
 def _score(folder: Path) -> float | None:
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     return None if manifest is None else manifest["score"]
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Regular files in a folder and its folders, by their relative names; no links."""
-    return {
-        path.relative_to(folder).as_posix(): path
-        for directory, _, names in os.walk(folder)
-        for path in (Path(directory, name) for name in names)
-        if path.is_file() and not path.is_symlink() and path != folder / MANIFEST
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_step(name: str) -> bool:

@@ -24,7 +24,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments.store.checkpoints import Checkpoints, verify
+from experiments.store.checkpoints import Checkpoints
+from experiments.store.manifests import verify
 
 ROOT = Path(__file__).parents[2]
 

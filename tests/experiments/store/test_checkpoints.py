@@ -22,6 +22,7 @@ import pytest
 
 from experiments.errors import CheckpointError
 from experiments.store import checkpoints as checkpoints_lib
+from experiments.store import manifests
 from experiments.store.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.faults
@@ -213,22 +214,22 @@ def test_what_a_manifest_names_outside_its_folder_is_never_opened(copied, tmp_pa
     del manifest["sha256"]
     for name in ("../../secret", str(tmp_path / "secret"), "default/../../../secret"):
         content = manifest | {"files": manifest["files"] | {name: [6, sha256]}}
-        content["sha256"] = checkpoints_lib._digest(content)
+        content["sha256"] = manifests._digest(content)
         (copied / "3" / "manifest.json").write_text(json.dumps(content))
-        assert checkpoints_lib.verify(copied / "3", 3) == f"{name} is missing"
+        assert manifests.verify(copied / "3", 3) == f"{name} is missing"
 
 
 def test_a_link_in_place_of_a_file_is_not_followed(copied):
     file = copied / "3" / "default/_METADATA"
     file.rename(copied / "elsewhere")
     file.symlink_to(copied / "elsewhere")
-    assert checkpoints_lib.verify(copied / "3", 3) == "default/_METADATA is missing"
+    assert manifests.verify(copied / "3", 3) == "default/_METADATA is missing"
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "null", "[" * 100_000, '{"sha256": 1}', "\udcff"])
 def test_a_manifest_of_anything_else_is_damaged(content, copied):
     (copied / "3" / "manifest.json").write_text(content, errors="surrogateescape")
-    assert checkpoints_lib.verify(copied / "3", 3) == "manifest.json is missing or damaged"
+    assert manifests.verify(copied / "3", 3) == "manifest.json is missing or damaged"
 
 
 def test_another_models_state_is_refused_with_the_difference(saved):
@@ -374,7 +375,7 @@ def test_a_limit_on_file_sizes_ends_in_one_line_and_leaves_the_one_before_intact
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-@pytest.mark.parametrize("where", ["_make_sure_of_room", "_write_manifest", "orbax"])
+@pytest.mark.parametrize("where", ["_make_sure_of_room", "write_manifest", "orbax"])
 def test_a_full_disk_at_any_stage_leaves_the_one_before_intact(
     where, number, tmp_path, monkeypatch
 ):

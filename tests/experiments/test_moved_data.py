@@ -1,0 +1,57 @@
+"""A run on own arrays, which are named by a relative path, move, and get another name."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments import arrays
+from experiments.report import report
+from experiments.run.loop import run
+from experiments.settings import Command
+from lvae_jax.data import DataError
+
+ARRAYS = Command("arrays", arrays.DEFAULTS)
+
+SETTINGS = dataclasses.replace(
+    arrays.DEFAULTS, depth=1, latent_sizes=(2,), hidden_sizes=(4,), epochs=1, warmup_epochs=0,
+    batch_size=10, eval_every=1, eval_samples=2, train="mine.npy",
+)  # fmt: skip
+
+
+def test_a_run_on_own_arrays_is_resumed_and_reported_wherever_they_are(
+    tmp_path, monkeypatch, capsys
+):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 3)).astype(np.uint8)
+    np.save(here / "mine.npy", images)
+
+    monkeypatch.chdir(here)
+    settings = dataclasses.replace(SETTINGS, workdir=str(tmp_path / "run"))
+    run(settings, arrays.load(settings), ARRAYS)
+
+    # From another folder.
+    monkeypatch.chdir(there)
+    page = tmp_path / "run" / "report.html"
+    page.unlink()
+    report(tmp_path / "run")
+    assert f"--train={here / 'mine.npy'}" in page.read_text(encoding="utf-8")
+
+    # After the file has moved, and got another name.
+    (here / "mine.npy").rename(there / "yours.npy")
+    with pytest.raises(DataError, match=r"mine\.npy is not a file"):
+        report(tmp_path / "run")
+    page.unlink()
+    report(tmp_path / "run", train="yours.npy")
+    assert page.exists()
+    capsys.readouterr()
+    moved = dataclasses.replace(settings, train="yours.npy")
+    run(moved, arrays.load(moved), ARRAYS)  # the same bytes are the same run
+    assert f"{tmp_path / 'run'} is finished." in capsys.readouterr().out
+
+    # Other bytes are none of it.
+    np.save(there / "yours.npy", images[::-1])
+    with pytest.raises(DataError, match=r"yours is not the data that .* was trained on"):
+        report(tmp_path / "run", train="yours.npy")
