@@ -438,7 +438,8 @@ def test_no_figure_of_a_run_as_long_and_wide_as_mnists_is_larger_than_300_kb(tmp
         ),
         "kl_per_layer": figures.kl_per_layer({"": with_layers([11.0, 6.7, 4.2, 1.3, 2.9])}),
         "principal_components": figures.principal_components(
-            [generator.standard_normal((2000, n)) for n in sizes], generator.integers(0, 10, 2000)
+            [generator.standard_normal((10_000, n)) for n in sizes],
+            generator.integers(0, 10, 10_000),
         ),
         "layers": figures.labelled_rows(
             pictures.grid(strokes(100), 10, 0.0, 1.0), [f"row {i}" for i in range(10)]
