@@ -22,6 +22,8 @@ def of(item: str, models: Models) -> list[str]:
     Returns:
       What the paper says, whether it holds here, and the numbers.
     """
+    if not models:
+        return []
     sentences = []
     for check in _CHECKS.get(item, ()):
         try:
@@ -100,7 +102,7 @@ def _tighter_bound(models: Models) -> Claim:
         for name in ("LVAE+BN+WU", "VAE+BN+WU")
         for results in [_deepest(models, name)]
     ]
-    numbers = f"L_K - L_1 is {gaps[0]:.2f} for the LVAE and {gaps[1]:.2f} for the VAE"
+    numbers = f"L_K - L_1 is {gaps[0]:.2f} for LVAE+BN+WU and {gaps[1]:.2f} for VAE+BN+WU"
     return "The LVAE's bound is tighter.", gaps[0] < gaps[1], numbers
 
 

@@ -190,7 +190,7 @@ def test_layers_in_use_and_their_share_of_the_kl_are_counted():
     (sentence,) = claims.of("figure6", models)
     assert "It does not hold here" in sentence
     del models["VAE", 5]
-    assert claims.of("figure6", models) == []
+    assert claims.of("figure6", models) == claims.of("figure6", {}) == []
 
 
 def test_results_csv_holds_a_row_a_run_with_what_its_results_say(tiny):
@@ -236,7 +236,7 @@ def test_what_is_finished_is_not_made_again_and_what_was_broken_off_is_gone_on_w
     shown_plan = capsys.readouterr().out.splitlines()
     states = {line.split()[0]: line for line in shown_plan[:-1]}
     assert "epoch 3" in states.pop("digits-vae-bn-2")
-    assert all(" finished " in line for line in states.values())
+    assert all(line.endswith("  finished") for line in states.values())
     assert shown_plan[-1].startswith("10 runs, about ")
     assert not (broken / "results.json").exists()
 
