@@ -5,6 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
+from tolerances import (
+    assert_close,
+    assert_plausible,
+    assert_within,
+    threshold,
+    value_and_error,
+)
 
 from lvae_jax import networks
 from lvae_jax.distributions import Gaussian
@@ -12,6 +19,8 @@ from lvae_jax.networks import MLP, GaussianHead, Linear
 from lvae_jax.normalization import EPSILON
 
 FLOOR = 1e-5
+ROUNDINGS = 8
+"""Of an input of a layer: a product over up to 8 inputs, and what normalises it."""
 
 
 def make_inputs(shape=(12, 5), seed=0):
@@ -81,6 +90,24 @@ def mlp_in_float64(variables, activation, y, train):
     return y
 
 
+def mlp_error(variables, y, train):
+    """The error in float32 of an MLP of two layers of leaky ReLUs."""
+
+    def by_hand(variables, y):
+        return mlp_in_float64(variables, "leaky_relu", y, train)
+
+    return value_and_error(by_hand, variables, y, roundings=2 * ROUNDINGS)[1]
+
+
+def head_error(variables, y, train):
+    """Those of a head: of means and variances."""
+
+    def by_hand(variables, y):
+        return head_in_float64(variables, y, train)
+
+    return value_and_error(by_hand, variables, y, roundings=ROUNDINGS)[1]
+
+
 def head_in_float64(variables, y, train):
     variables = as_float64(variables)
     stored = None if train else variables.get("batch_stats", {}).get("Linear_0")
@@ -98,9 +125,13 @@ def head_in_float64(variables, y, train):
 def test_linear_is_the_float64_forward_pass(batch_norm, train, shape):
     module, y = Linear(7, batch_norm), make_inputs(shape)
     variables = random_variables(module, y)
-    params, stored = as_float64(variables["params"]), as_float64(variables.get("batch_stats"))
-    expected = linear_in_float64(params, None if train else stored, np.float64(y))
-    np.testing.assert_allclose(apply(module, variables, y, train), expected, rtol=1e-4, atol=1e-5)
+
+    def by_hand(variables, y):
+        stored = None if train else variables.get("batch_stats")
+        return linear_in_float64(variables["params"], stored, y)
+
+    expected, error = value_and_error(by_hand, variables, y, roundings=ROUNDINGS)
+    assert_within(apply(module, variables, y, train), expected, error)
 
 
 @pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
@@ -109,9 +140,13 @@ def test_linear_is_the_float64_forward_pass(batch_norm, train, shape):
 def test_mlp_is_the_float64_forward_pass(batch_norm, train, activation):
     module, y = MLP((8, 6), activation, batch_norm), make_inputs()
     variables = random_variables(module, y)
-    expected = mlp_in_float64(variables, activation, y, train)
+
+    def by_hand(variables, y):
+        return mlp_in_float64(variables, activation, y, train)
+
+    expected, error = value_and_error(by_hand, variables, y, roundings=2 * ROUNDINGS)
     assert expected.shape == (12, 6)
-    np.testing.assert_allclose(apply(module, variables, y, train), expected, rtol=1e-4, atol=2e-5)
+    assert_within(apply(module, variables, y, train), expected, error)
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "evaluate"])
@@ -119,12 +154,16 @@ def test_mlp_is_the_float64_forward_pass(batch_norm, train, activation):
 def test_gaussian_head_is_the_float64_forward_pass(batch_norm, train):
     module, y = GaussianHead(3, batch_norm, FLOOR), make_inputs()
     variables = random_variables(module, y)
-    mean, variance = head_in_float64(variables, y, train)
+
+    def by_hand(variables, y):
+        return head_in_float64(variables, y, train)
+
+    (mean, variance), errors = value_and_error(by_hand, variables, y, roundings=ROUNDINGS)
     actual = apply(module, variables, y, train)
     assert isinstance(actual, Gaussian)
     assert mean.shape == (12, 3)
-    np.testing.assert_allclose(actual.mean, mean, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(actual.variance, variance, rtol=1e-4, atol=1e-6)
+    assert_within(actual.mean, mean, errors[0])
+    assert_within(actual.variance, variance, errors[1])
 
 
 def test_samples_and_batch_are_normalised_together():
@@ -132,7 +171,8 @@ def test_samples_and_batch_are_normalised_together():
     variables = random_variables(module, y)
     together = apply(module, variables, y, train=True)
     flat = apply(module, variables, y.reshape(12, 5), train=True)
-    np.testing.assert_allclose(together, flat.reshape(3, 4, 6), rtol=1e-5, atol=1e-6)
+    error = mlp_error(variables, y, train=True)
+    assert_within(together, flat.reshape(3, 4, 6), 2 * error)
     one_sample = apply(module, variables, y[0], train=True)
     assert not np.allclose(together[0], one_sample, atol=0.01)
 
@@ -143,7 +183,7 @@ def test_samples_and_batch_are_normalised_together():
 )
 def test_activations_are_what_their_names_say(activation, expected):
     actual = networks.ACTIVATIONS[activation](jnp.float32([-2.0, -0.5, 0.0, 0.5, 2.0]))
-    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    assert_close(actual, expected, roundings=4)
 
 
 # --- Parameters ----------------------------------------------------------------------------------
@@ -208,10 +248,10 @@ def test_initial_values_leave_a_normalised_layer_alone():
 
 
 def assert_is_normal(weights, std):
-    """Standard deviation within 4 standard errors of `std`, and the shape of a normal."""
+    """The standard deviation `std` up to its standard error, and the shape of a normal."""
     weights = np.asarray(weights, np.float64).ravel()
-    assert abs(weights.std() - std) < 4 * std / np.sqrt(2 * weights.size)
-    assert stats.kstest(weights, stats.norm(0, std).cdf).pvalue > 1e-3
+    assert abs(weights.std() - std) < threshold() * std / np.sqrt(2 * weights.size)
+    assert_plausible(stats.kstest(weights, stats.norm(0, std).cdf).pvalue)
 
 
 @pytest.mark.parametrize("gain", [0.5, 1.0, np.sqrt(2)])
@@ -238,13 +278,21 @@ def test_a_mutable_training_pass_stores_the_moments_of_that_batch_alone():
     module, y = MLP((8, 6), "leaky_relu", batch_norm=True), make_inputs((3, 4, 5))
     variables = random_variables(module, y)
     _, stored = apply_and_store(module, variables, y)
-    params, inputs = as_float64(variables["params"]), np.float64(y)
-    for name in ("Linear_0", "Linear_1"):
-        before = pre_activations(params[name], inputs)
-        statistics = stored[name]["BatchNorm_0"]
-        np.testing.assert_allclose(statistics["mean"], before.mean((0, 1)), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(statistics["variance"], before.var((0, 1)), rtol=1e-4)
-        inputs = ACTIVATIONS["leaky_relu"](linear_in_float64(params[name], None, inputs))
+
+    def by_hand(params, inputs):
+        moments = {}
+        for name in ("Linear_0", "Linear_1"):
+            before = pre_activations(params[name], inputs)
+            moments[name] = {"mean": before.mean((0, 1)), "variance": before.var((0, 1))}
+            inputs = ACTIVATIONS["leaky_relu"](linear_in_float64(params[name], None, inputs))
+        return moments
+
+    params = variables["params"]
+    expected, errors = value_and_error(by_hand, params, y, roundings=2 * ROUNDINGS)
+    for name, moments in expected.items():
+        for moment, value in moments.items():
+            found = stored[name]["BatchNorm_0"][moment]
+            assert_within(found, value, errors[name][moment])
 
 
 def test_a_training_pass_gives_the_same_output_whether_or_not_it_stores():
@@ -252,7 +300,7 @@ def test_a_training_pass_gives_the_same_output_whether_or_not_it_stores():
     variables = random_variables(module, y)
     output, _ = apply_and_store(module, variables, y)
     without = apply(module, {"params": variables["params"]}, y, train=True)
-    np.testing.assert_allclose(output, without, rtol=1e-6, atol=1e-6)
+    assert_within(output, without, 2 * mlp_error(variables, y, train=True))
 
 
 def test_a_training_pass_ignores_the_stored_statistics():
@@ -269,7 +317,7 @@ def test_an_evaluation_pass_treats_every_example_alone_and_writes_nothing():
     whole, updates = module.apply(variables, y, train=False, mutable=["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
     part = apply(module, variables, y[:2], train=False)
-    np.testing.assert_allclose(whole[:2], part, rtol=1e-5, atol=1e-6)
+    assert_within(whole[:2], part, 2 * mlp_error(variables, y[:2], train=False))
 
 
 def test_evaluation_with_the_stored_moments_of_a_batch_repeats_its_training_pass():
@@ -279,8 +327,10 @@ def test_evaluation_with_the_stored_moments_of_a_batch_repeats_its_training_pass
     evaluated = apply(
         module, {"params": variables["params"], "batch_stats": stored}, y, train=False
     )
-    np.testing.assert_allclose(evaluated.mean, trained.mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(evaluated.variance, trained.variance, rtol=1e-5, atol=1e-7)
+    for one, other, error in zip(
+        evaluated, trained, head_error(variables, y, train=True), strict=True
+    ):
+        assert_within(one, other, 2 * error)
 
 
 # --- Variances -----------------------------------------------------------------------------------
@@ -301,7 +351,7 @@ def variance_of_raw(raw_variance, floor):
 def test_variance_is_softplus_plus_floor_at_any_raw_variance(floor):
     actual = variance_of_raw(jnp.asarray(RAW_VARIANCES), floor)
     expected = np.logaddexp(0, RAW_VARIANCES.astype(np.float64)) + floor
-    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    assert_close(actual, expected, roundings=8)
     assert np.all(np.asarray(actual) >= np.float32(floor))
     # Above the floor wherever float32 can tell softplus from nothing beside it.
     assert np.all(np.asarray(actual)[RAW_VARIANCES >= -10] > np.float32(floor))
@@ -310,7 +360,9 @@ def test_variance_is_softplus_plus_floor_at_any_raw_variance(floor):
 def test_variance_has_the_sigmoid_as_its_gradient_at_any_raw_variance():
     gradient = jax.grad(lambda raw: variance_of_raw(raw, FLOOR).sum())(jnp.asarray(RAW_VARIANCES))
     expected = special.expit(RAW_VARIANCES.astype(np.float64))
-    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-37)
+    # exp makes an absolute error of its argument a relative one.
+    size = expected * (1 + np.abs(np.float64(RAW_VARIANCES)))
+    assert_close(gradient, expected, roundings=8, size=size)
 
 
 # --- Transformations and dtypes ------------------------------------------------------------------
@@ -321,6 +373,14 @@ MODULES = {
     "head": GaussianHead(3, batch_norm=True, variance_floor=FLOOR),
 }
 
+ERRORS = {
+    "linear": lambda variables, y: value_and_error(
+        lambda v, y: linear_in_float64(v["params"], None, y), variables, y, roundings=ROUNDINGS
+    )[1],
+    "mlp": lambda variables, y: mlp_error(variables, y, train=True),
+    "head": lambda variables, y: head_error(variables, y, train=True),
+}
+
 
 @pytest.mark.parametrize("name", MODULES)
 def test_vmap_over_parameters_equals_a_loop(name):
@@ -329,13 +389,14 @@ def test_vmap_over_parameters_equals_a_loop(name):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
     batched = jax.jit(jax.vmap(lambda v: module.apply(v, y, train=True)))(stacked)
     looped = [apply(module, variables, y, train=True) for variables in models]
-    jax.tree.map(
-        lambda actual, *expected: np.testing.assert_allclose(
-            actual, np.stack(expected), rtol=1e-4, atol=1e-5
-        ),
-        batched,
-        *looped,
-    )
+    for i, (variables, expected) in enumerate(zip(models, looped, strict=True)):
+        of_model = jax.tree.map(lambda leaf, i=i: leaf[i], batched)
+        jax.tree.map(
+            lambda one, other, error: assert_within(one, other, 2 * error),
+            tuple(jax.tree.leaves(of_model)),
+            tuple(jax.tree.leaves(expected)),
+            tuple(jax.tree.leaves(ERRORS[name](variables, y))),
+        )
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -343,9 +404,10 @@ def test_jit_equals_eager(name):
     module, y = MODULES[name], make_inputs()
     variables = random_variables(module, y)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
-        apply(module, variables, y, train=True),
-        module.apply(variables, y, train=True),
+        lambda one, other, error: assert_within(one, other, 2 * error),
+        tuple(jax.tree.leaves(apply(module, variables, y, train=True))),
+        tuple(jax.tree.leaves(module.apply(variables, y, train=True))),
+        tuple(jax.tree.leaves(ERRORS[name](variables, y))),
     )
 
 

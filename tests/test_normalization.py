@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerances import assert_close, assert_within, float32_error, value_and_error
 
 from lvae_jax import normalization
 from lvae_jax.normalization import EPSILON, Moments
@@ -57,6 +58,22 @@ def pull_back(function, y, scale, shift, g):
     return loss(y, scale, shift)
 
 
+def gradients_in_float64(y, scale, shift, g):
+    """The gradients of sum(g batch_normalize(y, scale, shift)), by the formula in NumPy."""
+    axes = tuple(range(y.ndim - 1))
+    inverse_std = 1 / np.sqrt(y.var(axes) + EPSILON)
+    y_hat = (y - y.mean(axes)) * inverse_std
+    centred = g - g.mean(axes) - y_hat * (g * y_hat).mean(axes)
+    return scale * inverse_std * centred, (g * y_hat).sum(axes), g.sum(axes)
+
+
+def errors_of_gradients(*inputs):
+    """What float32 may make of them: of every gradient, that of what is added up for its unit."""
+    _, errors = value_and_error(gradients_in_float64, *inputs, roundings=8)
+    # Where the terms of one element cancel, it has the error of the others.
+    return [np.broadcast_to(e.reshape(-1, e.shape[-1]).max(0), e.shape) for e in errors]
+
+
 def finite_differences(function, arguments, step):
     """Central differences of a scalar float64 function, element by element of every argument."""
     arguments = [np.asarray(a, np.float64) for a in arguments]
@@ -72,6 +89,15 @@ def finite_differences(function, arguments, step):
             a[index] = kept
         gradients.append(gradient)
     return gradients
+
+
+def assert_moments(actual, rows):
+    """Mean and variance of float64 rows: sums of them, and the square of the mean's own error."""
+    roundings = np.sqrt(len(rows)) + 4
+    error = float32_error(roundings, np.abs(rows).mean(axis=0))
+    assert_within(actual.mean, rows.mean(axis=0), error)
+    variance = rows.var(axis=0)
+    assert_within(actual.variance, variance, float32_error(roundings, variance) + error**2)
 
 
 # --- Moments -------------------------------------------------------------------------------------
@@ -139,8 +165,7 @@ def test_pooled_moments_are_those_of_the_concatenated_batches(shape):
     pooled = normalization.pool(jax.vmap(normalization.moments)(y))
     rows = y.reshape(-1, 3).astype(np.float64)
     assert isinstance(pooled, Moments)
-    np.testing.assert_allclose(pooled.mean, rows.mean(axis=0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(pooled.variance, rows.var(axis=0), rtol=1e-5)
+    assert_moments(pooled, rows)
 
 
 def test_pooling_a_single_batch_changes_nothing():
@@ -160,7 +185,8 @@ def test_normalize_uses_the_statistics_it_is_given(shape):
     mean, variance = (np.float64(a) for a in statistics)
     expected = (np.float64(y) - mean) / np.sqrt(variance + EPSILON) * np.float64(scale)
     actual = normalization.normalize(y, statistics, scale, shift)
-    np.testing.assert_allclose(actual, expected + np.float64(shift), rtol=1e-5, atol=1e-5)
+    size = np.abs(expected) + np.abs(np.float64(shift))
+    assert_close(actual, expected + np.float64(shift), roundings=8, size=size)
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
@@ -169,14 +195,15 @@ def test_batch_normalize_is_the_definition(shape, transform):
     y, scale, shift, _ = random_inputs(shape)
     # A function of its own: JAX keeps traces by function, and the fixture changes what is traced.
     actual = transform(lambda *inputs: normalization.batch_normalize(*inputs))(y, scale, shift)
-    expected = batch_normalize_in_float64(y, scale, shift)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    expected, error = value_and_error(batch_normalize_in_float64, y, scale, shift, roundings=8)
+    assert_within(actual, expected, error)
 
 
 def test_batch_normalize_gives_every_unit_the_mean_shift_and_the_deviation_scale():
     y, scale, shift, _ = random_inputs((4, 50, 3))
     output = np.float64(normalization.batch_normalize(y, scale, shift))
-    np.testing.assert_allclose(output.mean(axis=(0, 1)), shift, rtol=1e-5, atol=1e-6)
+    _, error = value_and_error(batch_normalize_in_float64, y, scale, shift, roundings=8)
+    assert_within(output.mean(axis=(0, 1)), shift, error.max(axis=(0, 1)))
     # EPSILON is 1e-3 of the smallest variance here, 0.01.
     np.testing.assert_allclose(output.std(axis=(0, 1)), scale, rtol=1e-3)
 
@@ -187,9 +214,11 @@ def test_the_gradient_written_out_is_that_of_automatic_differentiation(shape, se
     inputs = random_inputs(shape, seed)
     written_out = pull_back(normalization.batch_normalize, *inputs)
     automatic = pull_back(naive_batch_normalize, *inputs)
-    for actual, expected in zip(written_out, automatic, strict=True):
+    for actual, expected, error in zip(
+        written_out, automatic, errors_of_gradients(*inputs), strict=True
+    ):
         assert actual.shape == expected.shape
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=2e-5)
+        assert_within(actual, expected, 2 * error)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -202,8 +231,11 @@ def test_the_gradient_written_out_is_that_of_finite_differences_in_float64(shape
         step=1e-5,
     )
     actual = pull_back(normalization.batch_normalize, y, scale, shift, g)
-    for a, e in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, e, rtol=1e-4, atol=2e-5)
+    errors = errors_of_gradients(y, scale, shift, g)
+    for a, e, error in zip(actual, expected, errors, strict=True):
+        # Central differences are off by a third derivative times the step's square, and by the
+        # rounding of float64 over the step.
+        assert_within(a, e, error + 1e-8 * (1 + np.abs(e)))
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.5, 3.7, -20.25])
@@ -213,13 +245,17 @@ def test_a_unit_constant_over_the_batch_normalises_to_its_shift(constant):
     output = np.asarray(normalization.batch_normalize(y, scale, shift))
     # The float32 mean of equal numbers is off by a rounding or two, over sqrt(EPSILON).
     rounding = 2**-22 * abs(constant) / np.sqrt(EPSILON) * float(scale[1])
-    np.testing.assert_allclose(output[:, 1], shift[1], rtol=1e-6, atol=rounding)
+    expected = np.broadcast_to(np.float64(shift[1]), 16)
+    assert_within(output[:, 1], expected, rounding + float32_error(2, shift[1]))
     d_y, d_scale, d_shift = pull_back(normalization.batch_normalize, y, scale, shift, g)
     # y_hat is zero, so what is left of dL/dy is the centred g, over sqrt(EPSILON).
     centred = (g[:, 1] - g[:, 1].mean()) * scale[1] / np.sqrt(EPSILON)
-    np.testing.assert_allclose(d_y[:, 1], centred, rtol=1e-3, atol=1e-2)
+    # That rounding is a y_hat, too: it enters a gradient with its mean product with g, twice.
+    size = np.abs(np.float64(g[:, 1])).max() * float(scale[1]) / np.sqrt(EPSILON)
+    assert_within(d_y[:, 1], np.float64(centred), float32_error(8, size) + size * rounding)
     assert abs(d_scale[1]) <= 16 * rounding
-    np.testing.assert_allclose(d_shift[1], np.float64(g[:, 1]).sum(), rtol=1e-5)
+    total = np.float64(g[:, 1])
+    assert_close(d_shift[1], total.sum(), roundings=4, size=np.abs(total).sum())
     for gradient in (d_y, d_scale, d_shift):
         assert np.all(np.isfinite(gradient))
 
@@ -265,11 +301,13 @@ def test_vmap_equals_a_loop_in_value_and_gradient():
     batched = jax.jit(jax.vmap(value_and_gradient))(*map(jnp.stack, zip(*examples, strict=True)))
     one = jax.jit(value_and_gradient)
     looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one(*e) for e in examples))
-    jax.tree.map(
-        lambda actual, expected: np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5),
-        batched,
-        looped,
-    )
+    for i, example in enumerate(examples):
+        _, error = value_and_error(batch_normalize_in_float64, *example[:3], roundings=8)
+        assert_within(batched[0][i], looped[0][i], 2 * error)
+        for actual, expected, of_gradient in zip(
+            batched[1], looped[1], errors_of_gradients(*example), strict=True
+        ):
+            assert_within(actual[i], expected[i], 2 * of_gradient)
 
 
 @pytest.mark.usefixtures("strict_dtypes")

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from tolerances import assert_close, assert_plausible, float32_error
 
 from lvae_jax.data import dequantise, dequantise_once
 
@@ -22,11 +23,12 @@ def noise(x, images, width):
     return np.asarray(x, np.float64) / width - (grey if images.dtype == np.uint8 else grey / width)
 
 
-def assert_uniform(u):
-    """Within [0, 1) up to the rounding of float32, and not told from uniform draws."""
-    assert u.min() > -2e-5
-    assert u.max() < 1 + 3e-5
-    assert stats.kstest(u.reshape(-1), "uniform").pvalue > 1e-4
+def assert_uniform(u, width):
+    """Within [0, 1) up to the rounding of grey values up to 1, and not told from uniform draws."""
+    rounding = float32_error(2, 1 + width) / width
+    assert u.min() > -rounding
+    assert u.max() < 1 + rounding
+    assert_plausible(stats.kstest(u.reshape(-1), "uniform").pvalue)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -39,20 +41,20 @@ def test_noise_is_uniform_and_as_wide_as_a_level(dtype):
         assert x.dtype == np.float32
         assert x.min() >= 0
         assert x.max() <= 1
-        assert_uniform(noise(x, images, 1 / 256))
+        assert_uniform(noise(x, images, 1 / 256), 1 / 256)
 
 
 def test_the_scale_costs_a_logarithm_per_pixel():
     # Density of (grey + u)/256 and of (grey + u)/255 differ by the ratio of their widths.
     finer, coarser = dequantise_once(LEVELS), dequantise_once(LEVELS, 1 / 255)
-    np.testing.assert_allclose(coarser / finer, 256 / 255, rtol=1e-6)
+    assert_close(coarser / finer, np.full((1, 256), 256 / 255), roundings=4)
     assert 1024 * np.log(256 / 255) == pytest.approx(4.0, abs=0.05)
 
 
 def test_the_width_is_that_of_the_levels():
     images = np.broadcast_to(np.arange(17, dtype=np.float32) / 16, (500, 17)).copy()
     for x in (dequantise(jax.random.key(1), images, 1 / 16), dequantise_once(images, 1 / 16)):
-        assert_uniform(noise(x, images, 1 / 16))
+        assert_uniform(noise(x, images, 1 / 16), 1 / 16)
 
 
 def test_dequantise_depends_on_the_key_alone():
@@ -65,8 +67,8 @@ def test_dequantise_agrees_under_jit_and_vmap():
     keys = jax.random.split(jax.random.key(3), 4)
     expected = jnp.stack([dequantise(key, LEVELS) for key in keys])
     over_keys = jax.vmap(dequantise, in_axes=(0, None))(keys, LEVELS)
-    np.testing.assert_allclose(over_keys, expected, rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(dequantise)(keys[0], LEVELS), expected[0], rtol=1e-6)
+    assert_close(over_keys, expected, roundings=2, size=1)
+    assert_close(jax.jit(dequantise)(keys[0], LEVELS), expected[0], roundings=2, size=1)
 
 
 def test_dequantise_once_is_always_the_same():

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerances import EPSILON
 
 from experiments import settings as settings_lib
 from experiments.errors import NonFiniteError, SettingsError
@@ -291,6 +292,9 @@ def test_a_log_likelihood_of_collapsed_variances_is_finite(raw):
     key = jax.random.key(1)
     result = evaluation.log_likelihood(model, variables, x, key, num_samples=20, chunk_size=5)
     assert np.all(np.isfinite(result.log_likelihood))
-    assert np.all((result.effective_sample_size >= 1) & (result.effective_sample_size <= 20.001))
+    assert np.all(
+        (result.effective_sample_size >= 1)
+        & (result.effective_sample_size <= 20 * (1 + 8 * EPSILON))
+    )
     elbo = evaluation.elbo(model, variables, as_stored, x, key)
     assert np.all(np.isfinite(np.concatenate([np.ravel(a) for a in jax.tree.leaves(elbo)])))

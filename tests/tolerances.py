@@ -1,0 +1,140 @@
+"""How far a number may lie from the right one: by the rounding of float32, or by chance.
+
+A tolerance is derived, never tuned to the machine that a test was written on. It follows from
+
+- rounding: `float32_error` and `assert_close`, from how often a value is rounded on its way into
+  the result and from the size of what is added up;
+- the condition of a whole network: `value_and_error`, from what the same computation in float64
+  does when its inputs change by a rounding;
+- chance: `threshold`, `assert_mean` and `assert_plausible`, from `FALSE_ALARM`.
+"""
+
+import jax
+import numpy as np
+from scipy import stats
+
+EPSILON = float(np.finfo(np.float32).eps)
+"""The relative distance of neighbouring float32 numbers; one rounding is at most half of it."""
+
+TINY = float(np.finfo(np.float32).tiny)
+"""The smallest normal float32: a processor may take anything below it for zero."""
+
+FALSE_ALARM = 1e-6
+"""The probability that a statistical test fails although the code is right.
+
+The suite has fewer than 100 of them, so it fails by chance less than once in 10,000 runs.
+"""
+
+
+def float32_error(roundings, size):
+    """The largest error of a float32 computation, whatever the order of its operations.
+
+    Args:
+      roundings: how many operations round a value on its way into the result: 1 for a product,
+        quotient or square root, 4 for exp, log, tanh and the like, and sqrt(n) for a sum of n
+        terms or a matrix product over n. (Errors go up as often as down: Higham and Mary, 2019.
+        `EPSILON` is twice the largest error of one operation, and six standard deviations of what
+        n additions of evenly growing sums make.)
+      size: the sum of the absolute values of what is added up: more than the result where terms
+        cancel. For a sensitive function, its derivative times the size of its argument.
+
+    Returns:
+      roundings * EPSILON * |size|.
+    """
+    return roundings * EPSILON * np.abs(np.asarray(size, np.float64))
+
+
+def assert_close(actual, expected, roundings, size=None):
+    """Every element is the expected one up to `float32_error`, of its own size unless given."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    tolerance = float32_error(roundings, expected if size is None else size) + TINY
+    assert_within(actual, expected, tolerance)
+
+
+def assert_within(actual, expected, tolerance):
+    """Every |actual - expected| is at most the tolerance; the message names the worst element."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    shape = np.broadcast_shapes(actual.shape, expected.shape)
+    assert actual.shape == shape, f"shape {actual.shape}, expected {expected.shape}"
+    tolerance, expected = (np.broadcast_to(a, shape) for a in (tolerance, expected))
+    with np.errstate(invalid="ignore"):
+        error = np.where(actual == expected, 0.0, np.abs(actual - expected))  # equal infinities
+        excess = np.where(np.isnan(error), np.inf, error - tolerance)
+    worst = np.unravel_index(np.argmax(excess), shape)
+    assert np.all(excess <= 0), (
+        f"{actual[worst]} at {worst}, expected {expected[worst]} within {tolerance[worst]:.3g}"
+    )
+
+
+def value_and_error(function, *inputs, roundings, draws=8, seed=0):
+    """A float64 result, and the error of a float32 one from its condition, found by experiment.
+
+    Backward error analysis: a float32 result is the exact one of slightly different inputs. So the
+    inputs are changed, each number by up to `roundings` roundings of its size at random, and the
+    error is the largest change of the result over a few draws, times 4 for the draws not seen.
+
+    Args:
+      function: of the inputs, computed in float64: NumPy, or JAX under `jax.enable_x64`.
+      *inputs: pytrees of arrays; exact numbers, such as binary data, are changed too.
+      roundings: of every input before it takes effect, as in `float32_error`, all layers together.
+      draws: how many changes are tried.
+      seed: of the changes.
+
+    Returns:
+      The result, and a pytree like it of absolute tolerances, which are at least `roundings`
+      roundings of the result itself.
+    """
+    rng = np.random.default_rng(seed)
+
+    def changed(leaf):
+        return leaf * (1 + roundings * EPSILON * rng.uniform(-1, 1, leaf.shape))
+
+    inputs = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), inputs)
+    value = jax.tree.map(np.asarray, function(*inputs))
+    others = [function(*jax.tree.map(changed, inputs)) for _ in range(draws)]
+
+    def error(centre, *around):
+        change = np.max([np.abs(np.asarray(one) - centre) for one in around], axis=0)
+        return 4 * change + float32_error(roundings, centre) + TINY
+
+    return value, jax.tree.map(error, value, *others)
+
+
+def threshold(comparisons=1, degrees=np.inf):
+    """How many standard errors an estimate may lie from the truth, by `FALSE_ALARM`.
+
+    Args:
+      comparisons: how many estimates a test compares; together they have the false-alarm rate.
+      degrees: degrees of freedom of the standard error, where it is itself an estimate.
+
+    Returns:
+      A quantile of the normal distribution, or of Student's t; two-sided.
+    """
+    return float(stats.t.isf(FALSE_ALARM / (2 * comparisons), degrees))
+
+
+def standard_error(samples):
+    """That of the mean over the first axis of independent samples."""
+    samples = np.asarray(samples, np.float64)
+    return samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+
+
+def assert_mean(samples, expected, rounding=0.0, comparisons=None):
+    """The mean over the first axis of independent samples is the expected one, element by element.
+
+    Args:
+      samples: [n, ...].
+      expected: [...].
+      rounding: what float32 may add to the difference, as an absolute error.
+      comparisons: all of the test, where this is called more than once; else those of this call.
+    """
+    samples = np.asarray(samples, np.float64)
+    off = samples.mean(axis=0) - expected
+    limit = threshold(comparisons or off.size, len(samples) - 1) * standard_error(samples)
+    assert_within(off, np.zeros_like(off), limit + rounding)
+
+
+def assert_plausible(p_values):
+    """No p-value of a test's comparisons is smaller than chance explains."""
+    p_values = np.atleast_1d(p_values)
+    assert p_values.min() > FALSE_ALARM / p_values.size, f"p = {p_values.min():.2g}"
