@@ -2,17 +2,26 @@
 
 import os
 
+# Few optimisations: the models of tests are tiny, and compiling them is what takes time. For the
+# processes that tests start, too, so that they find each other's programs in the cache.
+# .ci/machines sets it to 0: there programs are compiled as a user's are.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 
+FEW_OPTIMISATIONS = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+jax.config.update("jax_disable_most_optimizations", FEW_OPTIMISATIONS)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-LONGEST = ["test_processes", "test_extremes", "test_devices", "test_training", "test_datasets"]
-LONGEST += ["test_paper", "test_numbers"]
+LONGEST = ["test_processes", "test_extremes", "test_devices", "test_paper", "test_datasets"]
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take longest first, so that no worker is left alone with one at the end."""
+    """The files that take longest first, so that no worker is left alone with one at the end.
+
+    Workers take tests from each other (`--dist=worksteal`), but not the one that is running.
+    """
 
     def place(item) -> int:
         name = item.path.stem
@@ -40,11 +49,7 @@ def _compilation_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compile_sooner():
-    """Few optimisations: the models of tests are tiny, and compiling them is what takes time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    """What holds for all tests by now."""
 
 
 @pytest.fixture

@@ -200,7 +200,14 @@ def killed(workdir: Path, moments: random.Random, kinds: list[str], *flags: str)
     return caught
 
 
-def test_a_run_killed_at_twenty_moments_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path):
+def test_a_run_killed_at_any_moment_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path):
+    kinds = ["starting", "training", "chosen", "checkpoints", "evaluating"]
+    assert killed(tmp_path / "run", random.Random(0), kinds) == kinds
+    assert_equal_runs(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_runs_killed_at_twenty_moments_equal_uninterrupted_ones_bit_for_bit(whole, tmp_path):
     training = ["starting", "training", "chosen", "training", "checkpoints"]
     one = [*training, "training", "checkpoints", "training", "training", "checkpoints"]
     of_one, of_two = random.Random(0), random.Random(1)
@@ -266,7 +273,11 @@ def test_a_second_sigint_stops_at_once_even_while_a_program_is_compiled(tmp_path
     workdir = tmp_path / "run"
     # Programs that no cache has, and that are compiled for seconds.
     sizes = ["--latent_sizes=7,6,5,4,3", "--hidden_sizes=29,23,19,17,13", "--iw_samples=3"]
-    command = Command(workdir, digits(workdir, *sizes, "--compilation_cache=off"))
+    command = Command(
+        workdir,
+        digits(workdir, *sizes, "--compilation_cache=off"),
+        JAX_DISABLE_MOST_OPTIMIZATIONS="0",
+    )
     command.wait_until(lambda: "training images" in command.said())
     command.process.send_signal(signal.SIGINT)
     command.wait_until(lambda: "again to stop at once" in command.said())
@@ -296,7 +307,6 @@ def both_processes(workdir: Path, *flags: str) -> list[Command]:
             workdir,
             digits(workdir, *together, f"--process_id={i}", *flags),
             name=f".{i}",
-            JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # no other test has compiled its programs
         )
         for i in (0, 1)
     ]
@@ -490,6 +500,7 @@ print(json.dumps([memory, traced]))
 """
 
 
+@pytest.mark.slow
 def test_500_epochs_take_no_more_memory_than_100_and_compile_nothing_new(tmp_path):
     out = subprocess.run(
         [sys.executable, "-c", LONG, str(tmp_path / "run")],
