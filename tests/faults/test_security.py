@@ -6,7 +6,6 @@ import dataclasses
 import html
 import json
 import pickle
-import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -250,25 +249,6 @@ def test_a_comparison_shows_names_as_they_are_and_makes_no_element_of_them(finis
         assert opening not in table.replace("\\" + opening[0], "")
     assert r"\<img src=x onerror=alert(1)> !\[a](http:x) \`b\`" in table
     assert rf"\<script>alert(1)\</script>{EVIL[-3:]}" in table
-
-
-# The packages that are used
-
-
-def test_the_audit_fails_for_a_vulnerability_and_says_so_where_it_could_not_look():
-    verdict = runpy.run_path(str(ROOT / ".ci" / "audit.py"))["verdict"]
-    fine = {"name": "a", "version": "1", "vulns": []}
-    skipped = {"name": "b", "skip_reason": "not found on PyPI"}
-    bad = {"name": "c", "version": "2", "vulns": [{"id": "CVE-1", "fix_versions": ["2.1", "3"]}]}
-
-    def of(*packages):
-        return verdict(json.dumps({"dependencies": packages, "fixes": []}))
-
-    assert of(fine, skipped) == ("audited 1 of 2 packages: no known vulnerability", 0)
-    assert of(skipped) == ("audit skipped: the index knows none of the 1 packages", 0)
-    assert of(fine, bad) == ("known vulnerabilities:\nc 2: CVE-1, fixed in 2.1, 3", 1)
-    for nothing in ("", "no JSON", "[]"):
-        assert verdict(nothing) == ("audit skipped: pip-audit could not reach its index", 0)
 
 
 # The code
