@@ -161,7 +161,7 @@ def _weighted(
     """Samples of p(z | x_o) from the mixture of the q(z | x') of all fillings x'.
 
     Each filling gives as many samples. The weight is that of the mixture, p(x_o, z) over
-    1/S sum_s q(z | x_s), which is bounded where one q(z | x_s) alone would be too narrow.
+    1/S sum_s q(z | x_s), which covers what one q(z | x_s) alone is too narrow for.
     """
     chains = len(fillings)
     rngs = {"sample": key}
@@ -198,9 +198,10 @@ def _condition(
     """Weighted samples of p(z | x_o), and the rounds it took.
 
     A round resamples the chains from the weighted samples (sampling importance resampling), moves
-    them by Metropolis-within-Gibbs, and draws new importance samples from their fillings. These do
-    not depend on the chains but through the fillings, so that the mean weight stays unbiased for
-    p(x_o). It ends where the effective sample size suffices.
+    them by Metropolis-within-Gibbs, and draws new importance samples from their fillings, whose
+    mean weight is unbiased for p(x_o) whatever the fillings are. To end at the first round whose
+    effective sample size suffices is to choose among rounds, which adds a bias of the order of the
+    stated standard error's square.
     """
     x = jnp.where(observed, x, filling)  # a missing value may be NaN
 
