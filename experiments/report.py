@@ -57,6 +57,7 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     )
     from lvae_jax.data import DataError
 
+    devices.find_devices()
     config = read_config(path)
     config["experiment"] = changed.pop("experiment", config["experiment"])
     if not read_metrics(path):

@@ -58,15 +58,24 @@ def start_processes(settings: Settings) -> None:
                 jax.distributed.initialize(*given)
             except (RuntimeError, ValueError) as error:
                 raise SettingsError(f"{where}: {error}; {what_to_do}") from error
-        try:
-            jax.devices()
-        except Exception as error:  # JAX says it in many ways, an empty AssertionError among them
-            platforms = os.environ.get("JAX_PLATFORMS", "")
-            raise SettingsError(
-                f"JAX_PLATFORMS={platforms}: JAX cannot use these devices "
-                f"({str(error) or type(error).__name__}); install JAX for them, or give others, "
-                "such as JAX_PLATFORMS=cpu"
-            ) from error
+        find_devices()
+
+
+def find_devices() -> None:
+    """Asks JAX for the devices, once.
+
+    Raises:
+      SettingsError: there are no such devices.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # JAX says it in many ways, an empty AssertionError among them
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise SettingsError(
+            f"{f'JAX_PLATFORMS={platforms}: ' if platforms else ''}JAX cannot use these devices "
+            f"({str(error) or 'it finds none'}); install JAX for them, or give others, such "
+            "as JAX_PLATFORMS=cpu"
+        ) from error
 
 
 def _started_by_a_scheduler() -> bool:

@@ -51,6 +51,7 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
       Interrupted: a signal asked the run to end; the work done is saved.
     """
     started = time.monotonic()
+    devices.find_devices()
     path = Path(settings.workdir or f"runs/{dataset.name}-{settings.model}{settings.depth}")
     config = make_config(settings, dataset, command)
     workdir = Workdir(path, config, overwrite=settings.overwrite, writes=devices.writes())

@@ -1,14 +1,10 @@
 """What a run records as it goes: metrics.jsonl, TensorBoard, progress."""
 
-from typing import TYPE_CHECKING
-
 from experiments.progress import Progress
 from experiments.results import EpochRecord
 from experiments.show import console
+from experiments.show.tensorboard import Events
 from experiments.store.workdir import Workdir, remove_tensorboard
-
-if TYPE_CHECKING:
-    from experiments.show.tensorboard import Events
 
 
 class Record:
@@ -56,11 +52,6 @@ class Record:
         self.progress.update(epoch.epoch + 1, console.progress(epoch))
 
     def _write_events(self, epoch: EpochRecord) -> None:
-        if not self.workdir.writes:
-            return
-        if self._events is None:
-            # Not before an epoch is done: tensorboardX imports PyTorch where that is installed.
-            from experiments.show.tensorboard import Events
-
-            self._events = Events(self.workdir.path, "metrics")
-        self._events.add_epoch(epoch)
+        if self.workdir.writes:
+            self._events = self._events or Events(self.workdir.path, "metrics")
+            self._events.add_epoch(epoch)
