@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lvae_jax.mesh import vary_alike
+
 EPSILON = 1e-5
 """Added to the variance of a batch, so that a unit that is constant over it normalises to zero."""
 
@@ -156,7 +158,6 @@ def normalize(
     return (y - statistics.mean.reshape(last)) * factor.reshape(last) + shift.reshape(last)
 
 
-@jax.custom_vjp
 def batch_normalize(
     y: Float[Array, "*batch units"], scale: Float[Array, " units"], shift: Float[Array, " units"]
 ) -> Float[Array, "*batch units"]:
@@ -176,6 +177,13 @@ def batch_normalize(
     Returns:
       Of y's shape.
     """
+    # Within `jax.shard_map` the gradient of a scale that all devices share is a sum over devices:
+    # JAX adds it where the scale is made to vary as y does, outside the function below.
+    return _batch_normalize(*vary_alike((y, scale, shift)))
+
+
+@jax.custom_vjp
+def _batch_normalize(y: Array, scale: Array, shift: Array) -> Array:
     return normalize(y, moments(y), scale, shift)
 
 
@@ -197,4 +205,4 @@ def _backward(residuals: tuple[Array, Moments, Array], g: Array) -> tuple[Array,
     return d_y.reshape(y.shape), d_scale, d_shift
 
 
-batch_normalize.defvjp(_forward, _backward)
+_batch_normalize.defvjp(_forward, _backward)

@@ -122,7 +122,7 @@ def loss_and_gradients(
     Args:
       model: a model.
       params: its parameters.
-      x: the batch.
+      x: the batch, of any dtype; converted to float32.
       key: for the samples of z.
       beta: weight of the KL terms.
       objective: what to climb.
@@ -143,6 +143,8 @@ def loss_and_gradients(
       >>> params = jax.jit(model.init)({"params": key, "sample": key}, x)["params"]
       >>> params, opt_state, metrics = step(params, optimizer.init(params), key)
     """
+    # Under jax_enable_x64 float64 would spread from here to the gradients and the metrics.
+    x, beta = jnp.asarray(x, jnp.float32), jnp.asarray(beta, jnp.float32)
 
     def infer(params: Any) -> Terms:
         return cast(

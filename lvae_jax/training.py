@@ -10,7 +10,6 @@ gradients are those of the whole batch.
 """
 
 import functools
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +19,8 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from lvae_jax import compilation
+from lvae_jax.keys import named_key, typed_key
+from lvae_jax.mesh import MESH_AXES, auto_axes, split_examples, vary_alike
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.objective import ELBO, Metrics, Objective, loss_and_gradients
 
@@ -30,9 +30,6 @@ Preprocess = Callable[[Key[Array, ""], Array], Float[Array, "batch data_dim"]]
 
 _STEP = ("model", "optimizer", "objective")
 _EPOCH = (*_STEP, "preprocess", "batch_size", "steps")
-
-MESH_AXES = ("replica", "data")
-"""The axes of a mesh of devices: replicas are split over the one, examples over the other."""
 
 
 class TrainState(NamedTuple):
@@ -51,11 +48,6 @@ class TrainState(NamedTuple):
 
     epoch_updates: Int[Array, ""]
     """Updates made in the epoch under way."""
-
-
-def named_key(key: Key[Array, ""], name: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
-    """The key of a name at a step (or epoch): `fold_in` of the name's CRC-32, then of the step."""
-    return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)
 
 
 @functools.cache
@@ -89,10 +81,11 @@ def make_optimizer(
     )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def init_state(
     model: HierarchicalVAE, optimizer: optax.GradientTransformation, key: Key[Array, "*replicas"]
 ) -> TrainState:
-    """Fresh parameters and optimiser state, by a program compiled quickly rather than well.
+    """Fresh parameters and optimiser state.
 
     Args:
       model: a model.
@@ -103,24 +96,12 @@ def init_state(
       The state before the first step. With several keys every leaf has a leading axis of them, and
       each replica is what its own key gives.
     """
-    # JAX takes options for the outermost program alone.
-    nested = any(isinstance(a, jax.core.Tracer) for a in (key, jnp.zeros(())))
-    options = {} if nested else compilation.compiler_options("once")
-    return _init_program(tuple(options.items()))(model, optimizer, key)
-
-
-@functools.cache
-def _init_program(options: tuple[tuple[str, str | bool], ...]) -> Callable[..., TrainState]:
-    def init(
-        model: HierarchicalVAE, optimizer: optax.GradientTransformation, key: Key[Array, ""]
-    ) -> TrainState:
-        if key.ndim:
-            return jax.vmap(functools.partial(init, model, optimizer))(key)
-        keys = {"params": named_key(key, "params"), "sample": named_key(key, "init")}
-        params = model.init(keys, jnp.zeros((1, model.data_dim), jnp.float32))["params"]
-        return fresh_state(params, optimizer, model.depth)
-
-    return jax.jit(init, static_argnums=(0, 1), compiler_options=dict(options))
+    key = typed_key(key)
+    if key.ndim:
+        return jax.vmap(functools.partial(init_state, model, optimizer))(key)
+    keys = {"params": named_key(key, "params"), "sample": named_key(key, "init")}
+    params = model.init(keys, jnp.zeros((1, model.data_dim), jnp.float32))["params"]
+    return fresh_state(params, optimizer, model.depth)
 
 
 def fresh_state(params: Any, optimizer: optax.GradientTransformation, depth: int) -> TrainState:
@@ -178,12 +159,16 @@ def train_step(
     Returns:
       The state after the step, and the batch's metrics.
     """
+    state = vary_alike(state, x, key, beta, update_scale)
     value, metrics, gradients = loss_and_gradients(model, state.params, x, key, beta, objective)
+
+    # Of an optimiser's dtype whatever the caller's, so that the state keeps its own.
+    scale = jnp.asarray(update_scale, jnp.float32)
 
     def updated(state: TrainState) -> TrainState:
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         return state._replace(
-            params=jax.tree.map(lambda p, u: p + update_scale * u, state.params, updates),
+            params=jax.tree.map(lambda p, u: p + scale * u, state.params, updates),
             opt_state=opt_state,
             epoch_sums=jax.tree.map(jnp.add, state.epoch_sums, metrics),
             epoch_updates=state.epoch_updates + 1,
@@ -221,34 +206,7 @@ def _choose(
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether no array of a tree holds a NaN or an infinity."""
-
-    def condensed(leaf: Array) -> Array:
-        # A mean is finite if and only if all its terms are. Means as a matrix product, and half of
-        # them, which cannot overflow: products are what every backend is fastest at.
-        if leaf.ndim < 2:
-            return leaf
-        halves = jnp.full(leaf.shape[0], 0.5 / leaf.shape[0], leaf.dtype)
-        return jnp.tensordot(halves, leaf, 1)
-
-    leaves = [condensed(leaf) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-
-
-def split_examples(x: Array, axes: str | tuple[str, ...] = "data") -> Array:
-    """Asks for the first axis to be split over the devices of `jax.set_mesh`, if there are any.
-
-    What is computed is the same, and where: each device its part of the examples.
-
-    Args:
-      x: [batch, ...], where the size of the axes of the mesh divides batch.
-      axes: of `MESH_AXES`.
-
-    Returns:
-      x.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def epoch_batches(
@@ -260,11 +218,16 @@ def epoch_batches(
       key: the root key of the run.
       step: any of the epoch's.
       images: how many there are.
-      batch_size: examples a step.
+      batch_size: examples per step.
 
     Returns:
       The step's position in its epoch, and the rows of every batch of the epoch.
+
+    Raises:
+      ValueError: there are fewer images than a batch takes.
     """
+    if not 1 <= batch_size <= images:
+        raise ValueError(f"batch_size={batch_size}, {images} images; give from 1 to {images}")
     steps = images // batch_size
     position = jnp.asarray(step) % steps
     shuffle_key = named_key(key, "shuffle", step - position)
@@ -318,7 +281,12 @@ def train_epoch(
     Returns:
       The state after the steps, and the means over the updates of the epoch so far (NaN if there
       are none).
+
+    Raises:
+      ValueError: batch_size is more than n.
     """
+    key, max_nonfinite = typed_key(key), jnp.asarray(max_nonfinite, jnp.int32)
+    state = vary_alike(state, images, key, beta, update_scale, max_nonfinite)
     position, batches = epoch_batches(key, state.step, images.shape[0], batch_size)
     rows = jax.lax.dynamic_slice_in_dim(batches, position, steps or len(batches))
 
@@ -405,14 +373,14 @@ def train_replicas(
             objective=objective,
         )
 
-    given = (state, key, beta, update_scale)
-    on_mesh = not jax.sharding.get_abstract_mesh().empty
-    if key.shape[0] == 1:  # XLA's products of batches of one matrix are slower than of the matrix
+    given = (state, typed_key(key), beta, update_scale)
+    split = auto_axes(*MESH_AXES)
+    if len(key) == 1:  # XLA's products of batches of one matrix are slower than of the matrix
         results = replica(*jax.tree.map(lambda a: a[0], given))
         state, metrics = jax.tree.map(lambda a: a[None], results)
     else:
-        axis = "replica" if on_mesh else None
+        axis = "replica" if "replica" in split else None
         state, metrics = jax.vmap(replica, spmd_axis_name=axis)(*given)
-    if on_mesh:
+    if split:
         metrics = jax.lax.with_sharding_constraint(metrics, PartitionSpec())
     return state, metrics

@@ -1,0 +1,256 @@
+"""Training inside other people's code: their maps over devices, meshes, keys, dtypes and loops."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lvae_jax import LadderVAE, keys, objective, training
+
+pytestmark = pytest.mark.usefixtures("compile_sooner")
+
+MODEL = LadderVAE(5, (2, 1), (4, 3))
+OPTIMIZER = training.make_optimizer(0.01, adam_epsilon=1e-3)
+IMAGES = jnp.float32(np.random.default_rng(0).integers(0, 2, (8, 5)))
+KEY = jax.random.key(0)
+X = IMAGES[:4]
+
+
+def identity(key, images):
+    return images
+
+
+@functools.cache
+def state():
+    return training.init_state(MODEL, OPTIMIZER, KEY)
+
+
+def epoch(state, key=KEY, images=IMAGES):
+    """Two steps of four images."""
+    start = jax.tree.map(jnp.copy, state)
+    return training.train_epoch(MODEL, OPTIMIZER, identity, start, images, key, batch_size=4)
+
+
+def step(x=X, key=KEY, **options):
+    return training.train_step(MODEL, OPTIMIZER, state(), x, key, **options)
+
+
+@functools.cache
+def plain_epoch():
+    return epoch(state())
+
+
+@functools.cache
+def plain_step():
+    return step()
+
+
+def assert_trees_close(one, other, **tolerance):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance or {"rtol": 1e-4, "atol": 1e-5})
+
+
+def lead(tree):
+    return jax.tree.map(lambda leaf: leaf[None], tree)
+
+
+# Maps over devices
+
+
+def test_an_epoch_within_pmap_is_the_plain_one():
+    found = jax.pmap(epoch)(lead(state()), KEY[None])
+    assert_trees_close(found, lead(plain_epoch()))
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_an_epoch_within_shard_map_is_the_plain_one(check_vma):
+    mesh = jax.make_mesh((1,), ("theirs",), axis_types=(AxisType.Auto,))
+    start, expected = state(), lead(plain_epoch())
+
+    def one_each(key):  # all devices start from the same state and differ in their keys
+        return lead(epoch(start, key[0]))
+
+    axes = PartitionSpec("theirs")
+    mapped = jax.shard_map(one_each, mesh=mesh, in_specs=axes, out_specs=axes, check_vma=check_vma)
+    assert_trees_close(jax.jit(mapped)(KEY[None]), expected)
+
+
+SHARD_MAP = """
+import functools, json
+import jax, jax.numpy as jnp, numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType, PartitionSpec as P
+from lvae_jax import LadderVAE, Objective, objective, training
+
+assert jax.device_count() == 2
+model, key = LadderVAE(5, (2, 1), (4, 3)), jax.random.key(0)
+params = training.init_state(model, training.make_optimizer(), key).params
+x = jnp.float32(np.random.default_rng(0).integers(0, 2, (8, 5)))
+mesh = jax.make_mesh((2,), ("theirs",), axis_types=(AxisType.Auto,))
+
+def gradients(x, climbed):
+    return ravel_pytree(objective.loss_and_gradients(model, params, x, key, 1.0, climbed)[2])[0]
+
+def both(x, climbed):
+    mapped = jax.shard_map(functools.partial(gradients, climbed=climbed), mesh=mesh,
+                           in_specs=P("theirs"), out_specs=P())
+    parts = [gradients(part, climbed) for part in (x[:4], x[4:])]
+    return jnp.stack([mapped(x), parts[0] + parts[1]])
+
+climbed = {"elbo": Objective(), "dreg": Objective(importance_samples=2, gradient="dreg")}
+print(json.dumps({name: jax.jit(both, static_argnums=1)(x, value).tolist()
+                  for name, value in climbed.items()}))
+"""
+
+
+def test_within_shard_map_gradients_of_shared_parameters_are_the_sum_over_devices():
+    # As everywhere in JAX: a gradient of what is the same on both devices is a sum over them.
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    result = subprocess.run(
+        [sys.executable, "-c", SHARD_MAP],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": flags},
+    )
+    for mapped, by_hand in json.loads(result.stdout).values():
+        assert np.any(by_hand)
+        np.testing.assert_allclose(mapped, by_hand, rtol=1e-3, atol=1e-4)
+
+
+# Somebody's own mesh
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", ["theirs", "data"])
+def test_an_epoch_under_a_mesh_of_other_axes_is_the_plain_one(name, axis_type):
+    mesh = jax.make_mesh((1,), (name,), axis_types=(axis_type,))
+    start, expected = jax.device_get(state()), plain_epoch()
+    with jax.set_mesh(mesh):
+        on_mesh = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec()))
+        found = epoch(on_mesh(start), KEY, on_mesh(np.asarray(IMAGES)))
+    assert_trees_close(jax.device_get(found), expected)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_replicas_under_a_mesh_of_other_axes_are_the_plain_ones(axis_type):
+    several = jax.random.split(KEY, 2)
+    ones = jnp.ones(2, jnp.float32)
+
+    def train():
+        start = training.init_state(MODEL, OPTIMIZER, several)
+        return training.train_replicas(
+            MODEL, OPTIMIZER, identity, start, IMAGES, several, ones, ones, batch_size=4
+        )
+
+    expected = train()
+    with jax.set_mesh(jax.make_mesh((1,), ("theirs",), axis_types=(axis_type,))):
+        found = train()
+    assert_trees_close(jax.device_get(found), expected)
+
+
+# Keys
+
+
+def test_old_style_keys_give_what_typed_keys_give():
+    old = jax.random.PRNGKey(0)
+    assert_trees_close(training.init_state(MODEL, OPTIMIZER, old), state())
+    assert_trees_close(step(key=old), plain_step())
+    assert_trees_close(epoch(state(), old), plain_epoch())
+    assert_trees_close(epoch(state(), np.asarray(old)), plain_epoch())
+    assert keys.named_key(old, "sample", 3) == keys.named_key(KEY, "sample", 3)
+
+
+def test_old_style_keys_of_replicas_give_what_typed_keys_give():
+    old = jnp.stack([jax.random.PRNGKey(0), jax.random.PRNGKey(1)])
+    several = jax.vmap(jax.random.key)(jnp.arange(2))
+    ones = jnp.ones(2, jnp.float32)
+
+    def train(several):
+        start = training.init_state(MODEL, OPTIMIZER, several)
+        return training.train_replicas(
+            MODEL, OPTIMIZER, identity, start, IMAGES, several, ones, ones, batch_size=4
+        )
+
+    assert_trees_close(train(old), train(several))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (0, r"key is int; give a key such as jax.random.key\(0\)"),
+        (np.float32([1, 2]), r"key is float32\[2\]; give"),
+        (np.uint32(3), r"key is uint32\[\]; give"),
+    ],
+)
+def test_what_is_no_key_is_refused(given, message):
+    with pytest.raises(TypeError, match=message):
+        keys.typed_key(given)
+
+
+# Dtypes and sizes
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.int32, np.uint8, np.float16])
+def test_zeros_and_ones_of_any_dtype_are_those_of_float32(dtype):
+    assert_trees_close(step(np.asarray(X).astype(dtype)), plain_step())
+
+
+def test_with_64_bits_enabled_a_state_keeps_its_dtypes():
+    with jax.enable_x64(True):
+        start = training.init_state(MODEL, OPTIMIZER, KEY)
+        before = jax.tree.map(lambda leaf: leaf.dtype, start)
+        assert {str(dtype) for dtype in jax.tree.leaves(before)} == {"float32", "int32"}
+        images = np.float64(IMAGES)
+        half, limit = np.float64(0.5), np.int64(3)
+        stepped = training.train_step(MODEL, OPTIMIZER, start, images[:4], KEY, half, half)
+        trained = training.train_epoch(
+            MODEL, OPTIMIZER, identity, start, images, KEY, half, half, limit, batch_size=4
+        )
+        for after, _ in (stepped, trained):
+            assert jax.tree.map(lambda leaf: leaf.dtype, after) == before
+    expected = step(beta=0.5, update_scale=0.5)
+    assert_trees_close(stepped, expected)
+
+
+def test_a_batch_of_more_images_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="batch_size=9, 8 images; give from 1 to 8"):
+        training.train_epoch(MODEL, OPTIMIZER, identity, state(), IMAGES, KEY, batch_size=9)
+
+
+# Other optimisers and loops
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adam(0.01, eps=1e-3),  # with 1e-8 the sign of a rounding error would be a whole step
+        optax.adamw(0.01, eps=1e-3, weight_decay=0.1),
+        optax.sgd(0.1, momentum=0.9),
+    ],
+    ids=["adam", "adamw", "sgd"],
+)
+def test_a_step_adds_the_updates_of_any_optimiser(optimizer):
+    params = state().params
+    start = training.fresh_state(params, optimizer, MODEL.depth)
+    stepped, _ = training.train_step(MODEL, optimizer, start, X, KEY)
+    _, _, gradients = objective.loss_and_gradients(MODEL, params, X, KEY)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    assert_trees_close(stepped.params, optax.apply_updates(params, updates))
+
+
+def test_a_step_descends_the_loss():
+    optimizer = optax.sgd(1e-3)
+    loss = jax.jit(lambda params: objective.loss_and_gradients(MODEL, params, X, KEY)[0])
+    start = training.fresh_state(state().params, optimizer, MODEL.depth)
+    stepped, _ = training.train_step(MODEL, optimizer, start, X, KEY)
+    assert loss(stepped.params) < loss(start.params)
