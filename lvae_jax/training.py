@@ -19,6 +19,7 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from lvae_jax.flat import Flattenable, all_finite, flattened, to_arrays, to_vectors
 from lvae_jax.keys import named_key, typed_key
 from lvae_jax.mesh import MESH_AXES, auto_axes, split_examples, vary_alike
 from lvae_jax.models import HierarchicalVAE
@@ -56,7 +57,7 @@ def make_optimizer(
     max_gradient_norm: float | None = None,
     max_gradient: float | None = None,
     adam_epsilon: float = 1e-8,
-) -> optax.GradientTransformation:
+) -> Flattenable:
     """Adam, after limits on the gradients where they are given.
 
     The same arguments give the same object, so that no program is compiled twice for it.
@@ -71,7 +72,7 @@ def make_optimizer(
     Returns:
       A transformation whose updates are added to the parameters.
     """
-    return optax.chain(
+    chain = optax.chain(
         optax.identity()
         if max_gradient_norm is None
         else optax.clip_by_global_norm(max_gradient_norm),
@@ -79,6 +80,7 @@ def make_optimizer(
         optax.scale_by_adam(eps=adam_epsilon),
         optax.scale_by_learning_rate(learning_rate),
     )
+    return Flattenable(*chain)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -130,6 +132,10 @@ def fresh_state(params: Any, optimizer: optax.GradientTransformation, depth: int
     )
 
 
+# Compiled into the step; on its own account it is traced once for both ways of `_take_steps`.
+_loss_and_gradients = jax.jit(loss_and_gradients, static_argnames=("model", "objective"))
+
+
 @functools.partial(jax.jit, static_argnames=_STEP)
 def train_step(
     model: HierarchicalVAE,
@@ -160,7 +166,7 @@ def train_step(
       The state after the step, and the batch's metrics.
     """
     state = vary_alike(state, x, key, beta, update_scale)
-    value, metrics, gradients = loss_and_gradients(model, state.params, x, key, beta, objective)
+    value, metrics, gradients = _loss_and_gradients(model, state.params, x, key, beta, objective)
 
     # Of an optimiser's dtype whatever the caller's, so that the state keeps its own.
     scale = jnp.asarray(update_scale, jnp.float32)
@@ -177,7 +183,8 @@ def train_step(
     def skipped(state: TrainState) -> TrainState:
         return state._replace(nonfinite=state.nonfinite + 1)
 
-    state = _choose(all_finite((value, gradients)), updated, skipped, state)
+    finite = jnp.isfinite(value) & all_finite(gradients)
+    state = _choose(finite, updated, skipped, state)
     return state._replace(step=state.step + 1), metrics
 
 
@@ -204,9 +211,28 @@ def _choose(
     return cast(TrainState, chosen)
 
 
-def all_finite(tree: Any) -> Bool[Array, ""]:
-    """Whether no array of a tree holds a NaN or an infinity."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+def _take_steps(
+    step: Callable[..., tuple[TrainState, None]],
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    rows: Int[Array, "steps batch"],
+) -> TrainState:
+    """`jax.lax.scan` of steps; on accelerators the optimiser's state is vectors meanwhile."""
+
+    def scan(optimizer: optax.GradientTransformation, state: TrainState) -> TrainState:
+        return jax.lax.scan(functools.partial(step, optimizer), state, rows)[0]
+
+    if not isinstance(optimizer, Flattenable):
+        return scan(optimizer, state)
+    of_vectors = flattened(optimizer)
+
+    def by_vectors(state: TrainState) -> TrainState:
+        vectors = to_vectors(of_vectors, state.params, state.opt_state)
+        state = scan(of_vectors, state._replace(opt_state=vectors))
+        return state._replace(opt_state=to_arrays(state.params, state.opt_state))
+
+    by_arrays = functools.partial(scan, optimizer)
+    return cast(TrainState, jax.lax.platform_dependent(state, cpu=by_arrays, default=by_vectors))
 
 
 def epoch_batches(
@@ -290,7 +316,9 @@ def train_epoch(
     position, batches = epoch_batches(key, state.step, images.shape[0], batch_size)
     rows = jax.lax.dynamic_slice_in_dim(batches, position, steps or len(batches))
 
-    def step(state: TrainState, rows: Int[Array, " batch"]) -> tuple[TrainState, None]:
+    def step(
+        optimizer: optax.GradientTransformation, state: TrainState, rows: Int[Array, " batch"]
+    ) -> tuple[TrainState, None]:
         x, sample_key = step_inputs(preprocess, images[split_examples(rows)], key, state.step)
         stepped, _ = train_step(
             model,
@@ -314,7 +342,7 @@ def train_epoch(
     state = state._replace(
         epoch_sums=at_the_start(state.epoch_sums), epoch_updates=at_the_start(state.epoch_updates)
     )
-    state, _ = jax.lax.scan(step, state, rows)
+    state = _take_steps(step, optimizer, state, rows)
     updates = state.epoch_updates.astype(jnp.float32)
     return state, jax.tree.map(lambda total: total / updates, state.epoch_sums)
 

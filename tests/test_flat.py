@@ -1,0 +1,115 @@
+"""Parameters as one vector give the same steps as by arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from lvae_jax import LadderVAE, flat, training
+
+pytestmark = pytest.mark.usefixtures("compile_sooner")
+
+PARAMS = {"a": jnp.float32([[3.0, -4.0], [0.5, 12.0]]), "b": {"c": jnp.float32([-0.3])}}
+GRADIENTS = {"a": jnp.float32([[1.0, -7.0], [0.0, 2.0]]), "b": {"c": jnp.float32([9.0])}}
+OPTIMIZERS = {
+    "the paper's": training.make_optimizer(0.1),
+    "limited": training.make_optimizer(0.1, max_gradient_norm=4.0, max_gradient=0.9),
+    "momentum": flat.Flattenable(*optax.sgd(0.1, momentum=0.9)),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_updates_of_a_vector_are_those_of_its_arrays(optimizer):
+    state = optimizer.init(PARAMS)
+    of_vectors = flat.flattened(optimizer)
+    vectors = flat.to_vectors(of_vectors, PARAMS, state)
+    for _ in range(2):
+        expected, state = optimizer.update(GRADIENTS, state, PARAMS)
+        found, vectors = of_vectors.update(GRADIENTS, vectors, PARAMS)
+        np.testing.assert_allclose(ravel_pytree(found)[0], ravel_pytree(expected)[0], rtol=1e-6)
+    assert max(leaf.size for leaf in jax.tree.leaves(vectors)) == 5
+    arrays = flat.to_arrays(PARAMS, vectors)
+    assert jax.tree.structure(arrays) == jax.tree.structure(state)
+    for one, other in zip(jax.tree.leaves(arrays), jax.tree.leaves(state), strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_a_state_of_one_array_has_its_counts_left_alone():
+    optimizer, params = training.make_optimizer(0.1), jnp.ones(3)
+    state = optimizer.init(params)
+    vectors = flat.to_vectors(flat.flattened(optimizer), params, state)
+    assert [leaf.shape for leaf in jax.tree.leaves(vectors)] == [(), (3,), (3,)]
+    assert jax.tree.structure(flat.to_arrays(params, vectors)) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "accelerator"])
+@pytest.mark.parametrize("shape", [(), (3,), (3, 2), (2, 3, 2)])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(shape, platform, monkeypatch):
+    choose_platform(platform, monkeypatch)
+    largest = np.full(shape, np.finfo(np.float32).max)
+    largest.flat[::2] *= -1
+    rest = {"of another shape": np.zeros((4, 4), np.float32), "scalar": np.float32(0)}
+    assert flat.all_finite({**rest, "all": largest})
+    assert flat.all_finite({**rest, "all": np.abs(largest)})
+    for bad in (np.nan, np.inf, -np.inf):
+        for place in range(largest.size):
+            values = largest.copy()
+            values.flat[place] = bad
+            assert not flat.all_finite({**rest, "all": values})
+    if len(shape) > 1:
+        values = largest.copy()
+        values[0], values[1] = np.inf, -np.inf
+        assert not flat.all_finite(values)
+
+
+def choose_platform(platform, monkeypatch):
+    """Has `jax.lax.platform_dependent` take the branch of another platform than this one."""
+    monkeypatch.setattr(
+        jax.lax,
+        "platform_dependent",
+        lambda *given, default, **known: known.get(platform, default)(*given),
+    )
+
+
+@pytest.mark.parametrize("replicas", [None, 2])
+def test_an_epoch_by_vectors_is_the_one_by_arrays(replicas, monkeypatch):
+    model = LadderVAE(5, (2, 1), (4, 3))
+    optimizer = training.make_optimizer(0.01, max_gradient_norm=4.0, adam_epsilon=1e-3)
+    images = jnp.float32(np.random.default_rng(0).integers(0, 2, (12, 5)))
+    key = jax.random.key(0) if replicas is None else jax.random.split(jax.random.key(0), replicas)
+    state = training.init_state(model, optimizer, key)
+
+    def epoch():
+        def of_one(state, key):
+            arguments = (model, optimizer, lambda key, x: x, state, images, key)
+            return training.train_epoch.__wrapped__(*arguments, batch_size=4)
+
+        # Traced afresh: JAX keeps what it has traced by function.
+        return jax.jit(of_one if replicas is None else jax.vmap(of_one))
+
+    by_arrays, arrays = epoch()(state, key), str(jax.make_jaxpr(epoch())(state, key))
+    choose_platform("accelerator", monkeypatch)
+    by_vectors, vectors = epoch()(state, key), str(jax.make_jaxpr(epoch())(state, key))
+    assert arrays != vectors
+    assert jax.tree.structure(by_vectors) == jax.tree.structure(by_arrays)
+    for one, other in zip(jax.tree.leaves(by_vectors), jax.tree.leaves(by_arrays), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_only_accelerators_are_given_vectors():
+    model, images, key = LadderVAE(5, (2, 1), (4, 3)), jnp.zeros((4, 5)), jax.random.key(0)
+
+    def lowered(optimizer, platform):
+        state = training.init_state(model, optimizer, key)
+        traced = training.train_epoch.trace(
+            model, optimizer, lambda key, x: x, state, images, key, batch_size=4
+        )
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        return f"tensor<{size}xf32>" in text
+
+    adam = training.make_optimizer()
+    assert [lowered(adam, name) for name in ("cpu", "cuda", "tpu")] == [False, True, True]
