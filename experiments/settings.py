@@ -61,6 +61,7 @@ SIZES = Kind(
     lambda v: all(size >= 1 for size in v),
     "whole numbers of at least 1, separated by commas, from the bottom layer to the top",
 )
+DECAY = Kind(float, lambda v: 0 <= v < 1, "a number of at least 0 and less than 1")
 TEXT = Kind(str, lambda v: True, "a text")
 PATH = Kind(os.path.expanduser, lambda v: True, "a path")
 SOURCE = Kind(os.path.expanduser, lambda v: True, "a path to read from")
@@ -152,6 +153,11 @@ class Settings:
         0.0, NOT_NEGATIVE, "nats per unit below which training does not reduce its mean KL; 0: none"
     )
     adam_epsilon: float = setting(1e-8, POSITIVE, "Adam's epsilon (the authors: 1e-4)")
+    ema_decay: float = setting(
+        0.0,
+        DECAY,
+        "decay of a moving average of the weights, which is then what is evaluated; 0: none",
+    )
     max_gradient_norm: float = setting(
         0.0, NOT_NEGATIVE, "limit on the gradient's total norm (the authors: 4); 0: none"
     )

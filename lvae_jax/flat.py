@@ -14,14 +14,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool
 
 
-class Flattenable(optax.GradientTransformation):
+class Flattenable(optax.GradientTransformationExtraArgs):
     """An optimiser for which one vector of all parameters is as good as a tree of their arrays.
 
     It treats all numbers alike, or depends on the norm of all of them, as Adam and clipping do. One
     that looks at shapes or names, such as a mask or Adafactor, is none.
 
     Example:
-      >>> optimizer = Flattenable(*optax.adam(1e-3))
+      >>> optimizer = Flattenable(*optax.with_extra_args_support(optax.adam(1e-3)))
     """
 
 

@@ -19,6 +19,7 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from lvae_jax.averaging import average_parameters, averaged
 from lvae_jax.flat import Flattenable, all_finite, flattened, to_arrays, to_vectors
 from lvae_jax.keys import named_key, typed_key
 from lvae_jax.mesh import MESH_AXES, auto_axes, split_examples, vary_alike
@@ -50,6 +51,12 @@ class TrainState(NamedTuple):
     epoch_updates: Int[Array, ""]
     """Updates made in the epoch under way."""
 
+    @property
+    def evaluated(self) -> Any:
+        """The parameters to evaluate: their moving average, if the optimiser keeps one."""
+        average = averaged(self.opt_state)
+        return self.params if average is None else average
+
 
 @functools.cache
 def make_optimizer(
@@ -57,6 +64,7 @@ def make_optimizer(
     max_gradient_norm: float | None = None,
     max_gradient: float | None = None,
     adam_epsilon: float = 1e-8,
+    ema_decay: float = 0.0,
 ) -> Flattenable:
     """Adam, after limits on the gradients where they are given.
 
@@ -68,6 +76,7 @@ def make_optimizer(
       max_gradient_norm: gradients of a larger total norm are scaled down to it (the authors: 4).
       max_gradient: gradients are then clipped elementwise to plus or minus this (the authors: 0.9).
       adam_epsilon: Adam's epsilon (the authors: 1e-4).
+      ema_decay: of a moving average of the parameters, see `averaging.average_parameters`; 0: none.
 
     Returns:
       A transformation whose updates are added to the parameters.
@@ -79,6 +88,7 @@ def make_optimizer(
         optax.identity() if max_gradient is None else optax.clip(max_gradient),
         optax.scale_by_adam(eps=adam_epsilon),
         optax.scale_by_learning_rate(learning_rate),
+        *((average_parameters(ema_decay),) if ema_decay else ()),
     )
     return Flattenable(*chain)
 
@@ -172,7 +182,9 @@ def train_step(
     scale = jnp.asarray(update_scale, jnp.float32)
 
     def updated(state: TrainState) -> TrainState:
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            gradients, state.opt_state, state.params, update_scale=scale
+        )
         return state._replace(
             params=jax.tree.map(lambda p, u: p + scale * u, state.params, updates),
             opt_state=opt_state,

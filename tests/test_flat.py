@@ -15,8 +15,9 @@ PARAMS = {"a": jnp.float32([[3.0, -4.0], [0.5, 12.0]]), "b": {"c": jnp.float32([
 GRADIENTS = {"a": jnp.float32([[1.0, -7.0], [0.0, 2.0]]), "b": {"c": jnp.float32([9.0])}}
 OPTIMIZERS = {
     "the paper's": training.make_optimizer(0.1),
+    "averaged": training.make_optimizer(0.1, ema_decay=0.9),
     "limited": training.make_optimizer(0.1, max_gradient_norm=4.0, max_gradient=0.9),
-    "momentum": flat.Flattenable(*optax.sgd(0.1, momentum=0.9)),
+    "momentum": flat.Flattenable(*optax.chain(optax.sgd(0.1, momentum=0.9))),
 }
 
 

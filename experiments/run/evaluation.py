@@ -41,7 +41,7 @@ def measure_epoch(
     replicas = trained_replicas(experiment, metrics, epochs - 1)
     if due or epochs == settings.epochs:
         for i, trained in enumerate(replicas):
-            params = devices.replica_of(state.params, i, mesh)
+            params = devices.replica_of(state.evaluated, i, mesh)
             variables = evaluation_variables(experiment, params, epochs, i)
             replicas[i] = dataclasses.replace(trained, **evaluate(experiment, variables, epochs, i))
     skipped = None

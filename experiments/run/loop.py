@@ -142,7 +142,7 @@ def train(
                 held_out = measured.mean("validation_elbo")
                 score = measured.mean("train_elbo") if held_out is None else held_out
             checkpointing.after(state, step, score)
-    return chosen or validation.last(experiment, state.params, settings.epochs), record.epochs
+    return chosen or validation.last(experiment, state.evaluated, settings.epochs), record.epochs
 
 
 def report(line: str) -> None:

@@ -100,6 +100,7 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
         max_gradient_norm=settings.max_gradient_norm or None,
         max_gradient=settings.max_gradient or None,
         adam_epsilon=settings.adam_epsilon,
+        ema_decay=settings.ema_decay,
     )
     like = state_shapes(model, optimizer, _keys_like(settings, mesh))
     memory.check_arrays(

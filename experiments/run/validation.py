@@ -29,10 +29,10 @@ def last(experiment: Experiment, params: Any, epochs: int) -> Chosen:
 
 
 def restore(experiment: Experiment, workdir: Workdir, state: TrainState) -> Chosen | None:
-    """The choice so far, the state's parameters if none was made; None without validation."""
+    """The choice so far, the parameters so far if none was made; None without validation."""
     if not experiment.settings.validation:
         return None
-    first = last(experiment, jax.tree.map(jnp.copy, state.params), epochs=0)
+    first = last(experiment, jax.tree.map(jnp.copy, state.evaluated), epochs=0)
     restored = workdir.restore_chosen(first)
     return first if restored is None else restored[0]
 
@@ -57,7 +57,7 @@ def choose(
     better = np.array([all(now[i] > then[i] for then in earlier) for i in range(len(now))])
     if not better.any():
         return chosen
-    new = Chosen(state.params, jnp.int32(epoch.epoch + 1))
+    new = Chosen(state.evaluated, jnp.int32(epoch.epoch + 1))
     chosen = _take(devices.put(better, experiment.mesh, "replica"), new, chosen)
     workdir.save_chosen(chosen, epoch.step)
     return chosen

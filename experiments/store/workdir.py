@@ -324,19 +324,32 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_trained(path: Path) -> tuple[Any, int]:
     """The parameters of a run, those chosen by validation, else the newest, and their step.
 
+    With --ema_decay they are the moving average, which is what is evaluated.
+
     Raises:
       WorkdirError: there are none, or they are of another format.
     """
-    read_config(path)
+    averaged = read_config(path)["settings"].get("ema_decay")
     for folder in (path / "chosen", path / "checkpoints"):
         checkpoints = Checkpoints(folder)
         trained = checkpoints.read("params")
+        if trained and averaged and folder.name == "checkpoints":
+            opt_state, step = checkpoints.read("opt_state") or (None, 0)
+            trained = _entry(opt_state, "average"), step
         checkpoints.close()
         if trained is not None:
             return trained
     raise WorkdirError(
         f"{path} holds no run with a checkpoint; give the --workdir of one that was trained"
     )
+
+
+def _entry(tree: Any, name: str) -> Any:
+    """The first entry of a name in nested lists and dictionaries; None if there is none."""
+    if isinstance(tree, dict) and name in tree:
+        return tree[name]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return next((found for part in parts if (found := _entry(part, name)) is not None), None)
 
 
 def read_chosen_epochs(path: Path) -> list[int] | None:

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from experiments.errors import NonFiniteError, SettingsError, WorkdirError
 from experiments.run.loop import run
 from experiments.settings import Settings
 from experiments.show.console import describe
-from experiments.store.workdir import Workdir
+from experiments.store.workdir import Workdir, read_trained
+from lvae_jax import load
 from lvae_jax.data import Dataset
 
 SETTINGS = Settings(
@@ -291,6 +293,31 @@ def test_init_from_starts_from_the_other_runs_parameters(finished, tmp_path):
     for path in params:
         np.testing.assert_array_equal(before[path], after[path])
     assert after["['step']"] == 3
+
+
+def test_a_moving_average_is_evaluated_saved_and_resumed_exactly(tmp_path):
+    settings = dataclasses.replace(SETTINGS, ema_decay=0.9, learning_rate=0.05)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(dataclasses.replace(settings, workdir=str(whole)), stripes())
+    results = json.loads((whole / "results.json").read_text())
+    trained, average = checkpoint_of(whole), read_trained(whole)[0]
+    by_hand = {f"['params']{jax.tree_util.keystr(path)}": leaf
+               for path, leaf in jax.tree_util.tree_leaves_with_path(average)}  # fmt: skip
+    assert by_hand.keys() == {name for name in trained if name.startswith("['params']")}
+    assert any(np.any(leaf != trained[name]) for name, leaf in by_hand.items())
+    # What was evaluated is the model that was saved, and its parameters are the average.
+    _, variables = load(whole)
+    for one, other in zip(
+        jax.tree.leaves(variables["params"]), jax.tree.leaves(average), strict=True
+    ):
+        np.testing.assert_array_equal(one, np.asarray(other)[0])
+    # A run that ended before it evaluated: the average comes from the checkpoint.
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "model")
+    (parts / "results.json").unlink()
+    run(dataclasses.replace(settings, workdir=str(parts)), stripes())
+    resumed = json.loads((parts / "results.json").read_text())
+    assert without_times(resumed) == without_times(results)
 
 
 def test_the_epoch_with_the_best_validation_elbo_is_the_one_evaluated(tmp_path):

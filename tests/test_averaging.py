@@ -1,0 +1,78 @@
+"""The moving average of the parameters, against its weights computed one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lvae_jax import LadderVAE, averaging, training
+
+pytestmark = pytest.mark.usefixtures("compile_sooner")
+
+
+def average_by_hand(values, decay):
+    """Sums w_i p_i, with every weight w_i a product of what each later update leaves of it."""
+    moved = [max(1 - decay, 1 / t) for t in range(1, len(values) + 1)]
+    kept = [np.prod([1 - m for m in moved[i + 1 :]]) for i in range(len(values))]
+    weights = np.array(moved) * np.array(kept)
+    assert weights.sum() == pytest.approx(1)
+    return np.tensordot(weights, np.array(values), 1)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.999])
+def test_the_average_has_the_weights_of_a_mean_and_then_of_exponential_decay(decay):
+    optimizer = optax.chain(optax.sgd(1.0), averaging.average_parameters(decay))
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.float32(rng.normal(size=3))}
+    state = optimizer.init(params)
+    np.testing.assert_array_equal(averaging.averaged(state)["w"], params["w"])
+    seen = []
+    for scale in (1.0, 0.5, 2.0, 0.1, 1.0, 3.0):
+        gradient = {"w": jnp.float32(rng.normal(size=3))}
+        updates, state = optimizer.update(gradient, state, params, update_scale=scale)
+        np.testing.assert_array_equal(updates["w"], -gradient["w"])
+        params = {"w": params["w"] + scale * updates["w"]}
+        seen.append(np.float64(params["w"]))
+    np.testing.assert_allclose(
+        averaging.averaged(state)["w"], average_by_hand(seen, decay), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
+def test_a_decay_out_of_range_is_refused(decay):
+    with pytest.raises(ValueError, match=f"decay={decay}; give at least 0 and less than 1"):
+        averaging.average_parameters(decay)
+
+
+def test_an_optimiser_without_an_average_has_none_and_its_parameters_are_evaluated():
+    params = {"w": jnp.ones(2)}
+    state = training.fresh_state(params, training.make_optimizer(), 1)
+    assert averaging.averaged(state.opt_state) is None
+    assert state.evaluated is params
+
+
+def test_training_averages_its_parameters_and_leaves_out_steps_that_are_not_finite():
+    model, key = LadderVAE(5, (2, 1), (4, 3)), jax.random.key(0)
+    optimizer = training.make_optimizer(1.0, adam_epsilon=1e-3, ema_decay=0.5)
+    plain = training.make_optimizer(1.0, adam_epsilon=1e-3)
+    x = jnp.float32(np.random.default_rng(1).integers(0, 2, (6, 5)))
+    state, without = (training.init_state(model, one, key) for one in (optimizer, plain))
+    seen = []
+    for step in range(4):
+        batch = x * jnp.nan if step == 1 else x
+        arguments = (batch, jax.random.key(step), 1.0, 0.01)
+        state, _ = training.train_step(model, optimizer, state, *arguments)
+        without, _ = training.train_step(model, plain, without, *arguments)
+        if step != 1:
+            seen.append(
+                np.float64(state.params["inference"]["heads_0"]["Linear_0"]["Dense_0"]["kernel"])
+            )
+    assert state.nonfinite == 1
+    # The average changes nothing that is trained.
+    for one, other in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(without.params), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    average = state.evaluated["inference"]["heads_0"]["Linear_0"]["Dense_0"]["kernel"]
+    np.testing.assert_allclose(average, average_by_hand(seen, 0.5), rtol=1e-4, atol=1e-6)
