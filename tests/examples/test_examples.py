@@ -16,6 +16,7 @@ EXAMPLES = sorted((installed_wheel.ROOT / "examples").glob("*.py"))
 NEEDS = {"numpyro_guide": "numpyro"}
 NUMBER = r"-\d+\.\d"
 PRINTS = {
+    "own_loop": rf"(epoch \d+: train ELBO {NUMBER} nats\n){{3}}log p\(x\) is about {NUMBER} nats\n",
     "own_module": rf"log p\(x\) is about {NUMBER} nats; accuracy \d+%\n",
     "conv": rf"train ELBO {NUMBER}, log p\(x\) about {NUMBER}\nsamples: \(4, 28, 28\)\n",
     "condition": rf"log p\(x \| y\) is about {NUMBER} nats, and {NUMBER} for another label\n"
