@@ -225,8 +225,8 @@ def _member(path: Path, key: str) -> str:
 def _never_unpickled(path: Path) -> str:
     npy = path.with_suffix(".npy").name
     return (
-        f"{path} is a pickle or a PyTorch file, which can run code when it is opened and is never "
-        "loaded; convert it where you trust it, as in "
+        f"{path} is no .npy or .npz file but a pickle, as PyTorch writes; it can run code when it "
+        "is opened and is never loaded: convert it where you trust it, as in "
         f"numpy.save({npy!r}, torch.load({path.name!r}).numpy(force=True))"
     )
 

@@ -238,8 +238,8 @@ def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown):
 def test_a_pytorch_file_is_named_with_what_converts_it(tmp_path):
     path = tmp_path / "t.pt"
     message = (
-        f"{path} is a pickle or a PyTorch file, which can run code when it is opened and is never "
-        "loaded; convert it where you trust it, as in "
+        f"{path} is no .npy or .npz file but a pickle, as PyTorch writes; it can run code when it "
+        "is opened and is never loaded: convert it where you trust it, as in "
         "numpy.save('t.npy', torch.load('t.pt').numpy(force=True))"
     )
     with zipfile.ZipFile(path, "w") as file:  # the layout of torch.save
