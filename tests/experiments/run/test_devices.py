@@ -31,8 +31,7 @@ import functools, json, re
 import jax, jax.numpy as jnp, numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType
-from experiments import digits
-from experiments.run import devices, setup
+from experiments.run import devices
 from lvae_jax import LadderVAE, training
 from lvae_jax.data import binarise
 
@@ -244,8 +243,7 @@ def test_a_coordinator_that_cannot_be_reached_is_named(monkeypatch):
 
 ALONE = """
 import sys
-from experiments import digits
-from experiments.run import devices, setup
+from experiments.run import devices
 from experiments.settings import Settings
 assert devices.CONNECT_SECONDS < 60
 devices.CONNECT_SECONDS = 3.0

@@ -32,7 +32,6 @@ def unknown(uid):
 pwd.getpwuid = unknown
 for name in ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR"):
     os.environ.pop(name, None)
-sys.argv[1:] = sys.argv[1:]
 runpy.run_module("experiments.digits", run_name="__main__", alter_sys=True)
 """
 
@@ -98,20 +97,24 @@ def test_a_run_in_another_thread_than_the_main_one_runs_without_signal_handling(
     assert finished(tmp_path / "run")["epochs"] == 2
 
 
+SHORTEST = dataclasses.replace(
+    SETTINGS, epochs=1, batch_size=20, eval_samples=1, eval_subset=1, validation=0
+)
+
 WITHOUT_JIT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import jax
-from test_surroundings import SETTINGS, stripes
+from test_surroundings import SHORTEST, stripes
 import dataclasses
 from experiments.run.loop import run
-run(dataclasses.replace(SETTINGS, workdir=sys.argv[2]), stripes())
+run(dataclasses.replace(SHORTEST, workdir=sys.argv[2]), stripes())
 """
 
 
 def test_a_run_without_compilation_finds_the_same_to_rounding(tmp_path):
     """JAX_DISABLE_JIT=1 is how people look into a run with a debugger."""
-    run(dataclasses.replace(SETTINGS, workdir=str(tmp_path / "compiled")), stripes())
+    run(dataclasses.replace(SHORTEST, workdir=str(tmp_path / "compiled")), stripes())
     result = subprocess.run(
         [sys.executable, "-c", WITHOUT_JIT, str(Path(__file__).parent), str(tmp_path / "run")],
         cwd=ROOT, env=environment(JAX_DISABLE_JIT="1"), capture_output=True, text=True, check=False,
