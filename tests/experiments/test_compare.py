@@ -17,7 +17,7 @@ from experiments.compare import CompareSettings
 from experiments.errors import SettingsError, WorkdirError
 from experiments.results import EpochRecord, RunResults
 from experiments.settings import Settings
-from experiments.store.workdir import read_run
+from experiments.store.workdir import FORMAT, read_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def write_run(
     generator = np.random.default_rng(len(str(path)))
     kept = dataclasses.replace(Settings(), epochs=epochs, **settings)
     path.mkdir(parents=True)
-    config = {"dataset": dataset, "settings": kept.changing_results()}
+    config = {"format": FORMAT, "dataset": dataset, "settings": kept.changing_results()}
     (path / "config.json").write_text(json.dumps(config))
     lines = []
     for number in range(3):
