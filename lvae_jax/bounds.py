@@ -9,6 +9,7 @@ in nats; tuples run from the bottom layer to the top.
 
 import dataclasses
 import functools
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,11 @@ from jaxtyping import Array, Float
 from lvae_jax import distributions
 from lvae_jax.distributions import Gaussian
 
-PerLayer = tuple[Float[Array, "samples batch units"], ...]
+PerLayer = tuple[Float[Array, "samples batch _units"], ...]
+"""An array per layer, from the bottom to the top; each layer has its own number of units."""
 
 
+@typing.no_type_check  # as a pytree it also holds shapes, and whatever JAX puts in place of arrays
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["log_px", "z", "posterior", "prior"],

@@ -45,8 +45,8 @@ def mean(p: Gaussian | Bernoulli) -> Float[Array, "*shape"]:
 
 
 def reparameterize(
-    p: Gaussian, noise: Float[Array, "*samples_and_shape"]
-) -> Float[Array, "*samples_and_shape"]:
+    p: Gaussian, noise: Float[Array, "*#samples_and_shape"]
+) -> Float[Array, "*#samples_and_shape"]:
     """A sample as a differentiable function of standard normal noise: mean + sigma * noise.
 
     Args:
@@ -79,7 +79,7 @@ def sample(key: Key[Array, ""], p: Gaussian | Bernoulli) -> Float[Array, "*shape
     return jax.random.bernoulli(key, jax.nn.sigmoid(p.logits)).astype(p.logits.dtype)
 
 
-def log_prob(p: Gaussian | Bernoulli, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def log_prob(p: Gaussian | Bernoulli, x: Float[Array, "*#shape"]) -> Float[Array, "*#shape"]:
     """Log density, or log probability, of each unit, in nats.
 
     A Gaussian's is -1/2 (log(2 pi var) + (x - mean)^2 / var). A Bernoulli's, x l - softplus(l) with

@@ -189,8 +189,8 @@ class ElboResult(NamedTuple):
     """L_1 with beta = 1."""
 
     log_px: Float[Array, ""]
-    kl_per_unit: tuple[Float[Array, " units"], ...]
-    active: tuple[Bool[Array, " units"], ...]
+    kl_per_unit: tuple[Float[Array, " _units"], ...]
+    active: tuple[Bool[Array, " _units"], ...]
     """Burda's criterion: see `active_units`."""
 
 

@@ -17,7 +17,7 @@ from lvae_jax.bounds import Terms
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.models import HierarchicalVAE
 
-Layers = tuple[Float[Array, "samples units"], ...]
+Layers = tuple[Float[Array, "samples _units"], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +88,9 @@ class _Posterior(NamedTuple):
 
 def masked_log_prob(
     p: Gaussian | Bernoulli,
-    x: Float[Array, "*shape units"],
-    observed: Bool[Array, "*shape units"],
-) -> Float[Array, "*shape"]:
+    x: Float[Array, "*#shape units"],
+    observed: Bool[Array, "*#shape units"],
+) -> Float[Array, "*#shape"]:
     """log p of the observed entries together: the missing ones are summed out.
 
     Args:
@@ -113,10 +113,10 @@ def metropolis_within_gibbs(
     model: HierarchicalVAE,
     variables: Any,
     x: Float[Array, "chains data_dim"],
-    z: tuple[Float[Array, "chains units"], ...],
-    observed: Bool[Array, " data_dim"],
+    z: tuple[Float[Array, "chains _units"], ...],
+    observed: Bool[Array, "*#kept data_dim"],
     key: Key[Array, ""],
-) -> tuple[Float[Array, "chains data_dim"], tuple[Float[Array, "chains units"], ...]]:
+) -> tuple[Float[Array, "chains data_dim"], tuple[Float[Array, "chains _units"], ...]]:
     """A step that leaves p(x_m, z | x_o) as it is, for chains side by side.
 
     z' ~ q(z | x) is accepted with the probability min(1, w(z') / w(z)), w(z) = p(x, z) / q(z | x),

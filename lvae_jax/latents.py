@@ -19,10 +19,10 @@ class Latents(NamedTuple):
     posterior: tuple[Gaussian, ...]
     """q(z_i | ...) given the neighbouring layer of `z`; [batch, units]."""
 
-    z: tuple[Float[Array, "batch units"], ...]
+    z: tuple[Float[Array, "batch _units"], ...]
     """What was passed on from layer to layer: the posterior means, or a sample."""
 
-    active: tuple[Bool[Array, " units"], ...]
+    active: tuple[Bool[Array, " _units"], ...]
     """Which units vary with the image: see `evaluation.active_units`."""
 
 

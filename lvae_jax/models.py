@@ -8,7 +8,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -235,6 +235,7 @@ class BottomUpInference(nn.Module):
         return Inferred(tuple(z), tuple(posteriors), tuple(priors), closed_form_kl)
 
 
+@runtime_checkable
 class Model(Protocol):
     """What `training` and `evaluation` call: a Flax module of yours that has this works with them.
 

@@ -6,7 +6,7 @@ density and a mean of them. Pure functions of arrays: no Flax.
 
 import dataclasses
 import math
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ Head = tuple[Float[Array, "*shape data_dim"], ...]
 """What the decoder's head gives: `head_size` arrays, each with a number per observed variable."""
 
 
+@runtime_checkable
 class Observation(Protocol):
     """p(x | z_1) given what the decoder's head computes. Hashable, as it is a field of a model."""
 
