@@ -20,7 +20,7 @@ from lvae_jax.models import VAE, LadderVAE
 from lvae_jax.objective import Objective
 from lvae_jax.trained import load, save
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "VAE",
