@@ -127,7 +127,7 @@ def test_a_model_has_the_number_of_its_data_set_variant_and_depth_alone(
         {"epochs": 300}, {"warmup_epochs": 30}, {"learning_rate": 2e-3}, {"schedule": "cosine"},
         {"activation": "tanh"}, {"gradient": "stl"}, {"free_bits": 0.1}, {"mc_samples": 10},
         {"iw_samples": 10}, {"beta": 0.5}, {"batch_size": 128}, {"validation": 400},
-        {"eval_samples": 500}, {"eval_subset": 1000}, {"mean_upward": True},
+        {"eval_samples": 500}, {"eval_subset": 1000}, {"mean_upward": True}, {"ema_decay": 0.999},
         {"own_top_down": True}, {"replicas": 2, "learning_rate": (1e-3, 2e-3)},
     ],
     ids=str,
