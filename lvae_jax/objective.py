@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from lvae_jax import bounds
 from lvae_jax.bounds import Terms
-from lvae_jax.models import HierarchicalVAE
+from lvae_jax.models import Model
 
 PATH_BOUNDS = {"stl": bounds.sticking_the_landing, "dreg": bounds.doubly_reparameterized}
 """What the inference model's parameters climb instead of the bound, by the gradient's name."""
@@ -110,12 +110,13 @@ def metrics_of(terms: Terms) -> Metrics:
 
 
 def loss_and_gradients(
-    model: HierarchicalVAE,
+    model: Model,
     params: Any,
     x: Float[Array, "batch data_dim"],
     key: Key[Array, ""],
     beta: float | Float[Array, ""] = 1.0,
     objective: Objective = ELBO,
+    condition: Float[Array, "batch features"] | None = None,
 ) -> tuple[Float[Array, ""], Metrics, Any]:
     """Minus the objective of a batch, equation (20) or (6), and the gradients to descend by.
 
@@ -126,6 +127,7 @@ def loss_and_gradients(
       key: for the samples of z.
       beta: weight of the KL terms.
       objective: what to climb.
+      condition: of each example, for a model that takes one.
 
     Returns:
       The loss in nats, the batch's metrics, and a gradient for every parameter.
@@ -146,12 +148,14 @@ def loss_and_gradients(
     # Under jax_enable_x64 float64 would spread from here to the gradients and the metrics.
     x, beta = jnp.asarray(x, jnp.float32), jnp.asarray(beta, jnp.float32)
 
+    given: dict[str, Any] = {"train": True}
+    if condition is not None:  # a model of somebody else's need not know conditions
+        given["condition"] = condition
+
     def infer(params: Any) -> Terms:
+        rngs = {"sample": key}
         return cast(
-            Terms,
-            model.apply(
-                {"params": params}, x, objective.num_samples, train=True, rngs={"sample": key}
-            ),
+            Terms, model.apply({"params": params}, x, objective.num_samples, rngs=rngs, **given)
         )
 
     def loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
@@ -161,7 +165,7 @@ def loss_and_gradients(
     def path_loss(inference: Any) -> Float[Array, ""]:
         # The samples depend on the inference model; the densities at them have constant parameters.
         z = infer({**params, "inference": inference}).z
-        path = cast(Terms, model.apply({"params": params}, x, z, train=True, method="densities"))
+        path = cast(Terms, model.apply({"params": params}, x, z, method="densities", **given))
         bound = PATH_BOUNDS[objective.gradient](path, beta, objective.importance_samples)
         return -jnp.mean(bound)
 

@@ -23,7 +23,7 @@ from lvae_jax.averaging import average_parameters, averaged
 from lvae_jax.flat import Flattenable, all_finite, flattened, to_arrays, to_vectors
 from lvae_jax.keys import named_key, typed_key
 from lvae_jax.mesh import MESH_AXES, auto_axes, split_examples, vary_alike
-from lvae_jax.models import HierarchicalVAE
+from lvae_jax.models import Model
 from lvae_jax.objective import ELBO, Metrics, Objective, loss_and_gradients
 
 Preprocess = Callable[[Key[Array, ""], Array], Float[Array, "batch data_dim"]]
@@ -95,7 +95,7 @@ def make_optimizer(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def init_state(
-    model: HierarchicalVAE, optimizer: optax.GradientTransformation, key: Key[Array, "*replicas"]
+    model: Model, optimizer: optax.GradientTransformation, key: Key[Array, "*replicas"]
 ) -> TrainState:
     """Fresh parameters and optimiser state.
 
@@ -148,7 +148,7 @@ _loss_and_gradients = jax.jit(loss_and_gradients, static_argnames=("model", "obj
 
 @functools.partial(jax.jit, static_argnames=_STEP)
 def train_step(
-    model: HierarchicalVAE,
+    model: Model,
     optimizer: optax.GradientTransformation,
     state: TrainState,
     x: Float[Array, "batch data_dim"],
@@ -282,7 +282,7 @@ def step_inputs(
 
 @functools.partial(jax.jit, static_argnames=_EPOCH, donate_argnames=("state",))
 def train_epoch(
-    model: HierarchicalVAE,
+    model: Model,
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
     state: TrainState,
@@ -361,7 +361,7 @@ def train_epoch(
 
 @functools.partial(jax.jit, static_argnames=_EPOCH, donate_argnames=("state",))
 def train_replicas(
-    model: HierarchicalVAE,
+    model: Model,
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
     state: TrainState,
