@@ -360,7 +360,7 @@ _LIKELIHOOD = ("model", "num_samples", "chunk_size")
 def log_likelihood(
     model: Model,
     variables: Any,
-    x: Float[Array, "batch data_dim"],
+    x: Float[Array, "batch data_dim"] | Bool[Array, "batch data_dim"],
     key: Key[Array, "*batch"] | UInt32[Array, "*batch words"],
     num_samples: int = 5000,
     chunk_size: int | None = None,

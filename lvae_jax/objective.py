@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped, UInt32
 
 from lvae_jax import bounds
 from lvae_jax.bounds import Terms
@@ -112,8 +112,8 @@ def metrics_of(terms: Terms) -> Metrics:
 def loss_and_gradients(
     model: Model,
     params: Any,
-    x: Float[Array, "batch data_dim"],
-    key: Key[Array, ""],
+    x: Shaped[Array, "batch data_dim"],
+    key: Key[Array, ""] | UInt32[Array, " words"],
     beta: float | Float[Array, ""] = 1.0,
     objective: Objective = ELBO,
     condition: Float[Array, "batch features"] | None = None,

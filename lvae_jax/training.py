@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt32
 
 from lvae_jax.averaging import average_parameters, averaged
 from lvae_jax.flat import Flattenable, all_finite, flattened, to_arrays, to_vectors
@@ -151,8 +151,8 @@ def train_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    x: Float[Array, "batch data_dim"],
-    key: Key[Array, ""],
+    x: Shaped[Array, "batch data_dim"],
+    key: Key[Array, ""] | UInt32[Array, " words"],
     beta: float | Float[Array, ""] = 1.0,
     update_scale: float | Float[Array, ""] = 1.0,
     objective: Objective = ELBO,
@@ -287,7 +287,7 @@ def train_epoch(
     preprocess: Preprocess,
     state: TrainState,
     images: Array,
-    key: Key[Array, ""],
+    key: Key[Array, ""] | UInt32[Array, " words"],
     beta: float | Float[Array, ""] = 1.0,
     update_scale: float | Float[Array, ""] = 1.0,
     max_nonfinite: int | Int[Array, ""] = 0,

@@ -51,7 +51,7 @@ def trace(model, variables):
     bounds.importance_weighted(terms, 0.5, 2)
     bounds.free_bits(terms, jnp.float32(1.0), 0.1)
     for key in (KEY, OLD_KEY, KEYS):
-        evaluation.log_likelihood(model, variables, X, key, 7, 3, **condition)
+        evaluation.log_likelihood(model, variables, X > 0, key, 7, 3, **condition)
     for key in (KEY, OLD_KEY):
         evaluation.elbo(model, variables, identity, X, key, batch_size=3, **condition)
     params = variables["params"]
@@ -63,8 +63,9 @@ def trace(model, variables):
         objective.loss_and_gradients(model, params, X, KEY, 1.0, climbed)
     optimizer = training.make_optimizer()
     state = training.init_state(model, optimizer, KEY)
-    training.train_step(model, optimizer, state, X, KEY)
-    training.train_epoch(model, optimizer, identity, state, X, KEY, batch_size=4)
+    for key, x in ((KEY, X), (OLD_KEY, X > 0)):
+        training.train_step(model, optimizer, state, x, key)
+        training.train_epoch(model, optimizer, identity, state, X, key, batch_size=4)
     states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
     two = jnp.ones(2)
     training.train_replicas(
