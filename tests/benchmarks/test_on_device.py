@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from benchmarks import on_device
+from benchmarks import on_device, startup
 from benchmarks.on_device import Plan
 from benchmarks.sizes import Sizes
 
@@ -53,6 +53,19 @@ def test_steps_replicas_and_likelihood_are_timed(plan):
 def test_an_option_that_xla_does_not_know_is_reported(plan):
     result = on_device.step(plan, 1, {"xla_of_another_version": True})
     assert "xla_of_another_version" in result["refused"]
+
+
+@pytest.mark.slow
+def test_a_run_is_made_from_prepared_images(plan):
+    startup.write_random_images(plan.tfds_dir, 512, 4)
+    # The paper's batch of 256, one epoch of two steps, two seeds in one program.
+    plan = plan._replace(flags=("--latent_sizes=3", "--hidden_sizes=4"))
+    name = "figure3-lvae-bn-wu-1"
+    result = on_device.parts(plan)[name]()
+    log = (plan.results / f"{name}.log").read_text()
+    assert result is not None, log
+    assert result["status"] == 0, log
+    assert result["results"]["."]["dataset"] == "mnist"
 
 
 @pytest.mark.parametrize("ends_with", [128 + signal.SIGTERM, -signal.SIGTERM])
