@@ -5,7 +5,6 @@ Sums over the batch are what an accelerator launches most kernels for, and a mes
 How they are best taken depends on the device: `moments` and `_paired_sums` choose.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,13 +32,12 @@ def moments(y: Float[Array, "*batch units"]) -> Moments:
     """Mean and variance over all axes but the last, without the cancellation of E[y^2] - E[y]^2.
 
     A CPU takes two passes over y, other devices one. Where `jax.set_mesh` splits the batch over
-    accelerators, each takes its part's moments, and one collective pools them.
+    accelerators they take two as well: the first row would have to be sent to all of them.
     """
     rows = y.reshape(-1, y.shape[-1])
-    parts = _parts_of(rows.shape[0])
     tpu, gpu = _in_one_pass(_variadic_sums), _in_one_pass(_stacked_sums)
-    if parts > 1:
-        tpu = gpu = functools.partial(_pooled, parts)
+    if _is_split():
+        tpu = gpu = _in_two_passes
     found = jax.lax.platform_dependent(rows, cpu=_in_two_passes, tpu=tpu, default=gpu)
     return Moments(*found)
 
@@ -71,26 +69,11 @@ def _in_one_pass(sums: PairedSums) -> Callable[[Float[Array, "rows units"]], Mom
     return of_rows
 
 
-def _parts_of(rows: int) -> int:
-    """Over how many devices `jax.set_mesh` splits the rows of a batch, by its axis "data"."""
+def _is_split() -> bool:
+    """Whether `jax.set_mesh` splits batches over devices, by its axis "data"."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    parts = mesh.shape["data"] if kinds.get("data") == jax.sharding.AxisType.Auto else 1
-    return parts if rows % parts == 0 else 1
-
-
-def _pooled(parts: int, rows: Float[Array, "rows units"]) -> Moments:
-    """Moments of as many parts of the rows, pooled: their moments are all that devices exchange.
-
-    Relative to a row of each part, so that the rounding of a large mean is in none of them.
-    """
-    of_parts = rows.reshape(parts, -1, rows.shape[-1])
-    first = of_parts[:, 0]
-    local = jnp.stack([first, *jax.vmap(_in_two_passes)(of_parts - first[:, None])])
-    everywhere = jax.lax.with_sharding_constraint(local, jax.sharding.PartitionSpec())
-    first, mean, variance = everywhere
-    pooled = pool(Moments((first - first[:1]) + mean, variance))
-    return Moments(first[0] + pooled.mean, pooled.variance)
+    return kinds.get("data") == jax.sharding.AxisType.Auto and mesh.shape["data"] > 1
 
 
 def _separate_sums(a: Array, b: Array) -> tuple[Array, Array]:

@@ -145,12 +145,16 @@ def test_the_variance_of_a_constant_unit_is_its_rounding_at_most(constant, platf
         assert not np.any(variance)
 
 
-def test_moments_within_a_mesh_are_those_of_the_whole_batch(platform):
-    y = np.float32(np.random.default_rng(0).normal([5.0, -1e4, 0.0], [1.0, 1.0, 1e-3], (64, 3)))
+def test_a_mesh_of_one_device_splits_no_batch():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
-        assert normalization._parts_of(64) == 1
-        actual = jax.jit(lambda y: normalization._pooled(4, y))(y)
+        assert not normalization._is_split()
+
+
+def test_where_a_mesh_splits_the_batch_moments_are_of_all_of_it(monkeypatch):
+    monkeypatch.setattr(normalization, "_is_split", lambda: True)
+    y = np.float32(np.random.default_rng(0).normal([5.0, -1e4, 0.0], [1.0, 1.0, 1e-3], (64, 3)))
+    actual = normalization.moments(jnp.asarray(y))
     np.testing.assert_allclose(actual.mean, np.float64(y).mean(axis=0), rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(actual.variance, np.float64(y).var(axis=0), rtol=1e-5)
 
