@@ -17,10 +17,11 @@ class ArraysSettings(Settings):
     test: str = setting(
         "", SOURCE, "images to test on; the default is a part of --train", changes_results=False
     )
-    observation: Literal["bernoulli", "gaussian"] = setting(
+    observation: Literal["bernoulli", "gaussian", "discretized_logistic"] = setting(
         "bernoulli",
-        choice("bernoulli", "gaussian"),
-        "p(x | z_1): bernoulli for binary or grey values, gaussian for real ones",
+        choice("bernoulli", "gaussian", "discretized_logistic"),
+        "p(x | z_1): bernoulli for binary or grey values, gaussian for real ones, "
+        "discretized_logistic for 256 grey values as they are",
     )
     holdout: float = setting(
         0.1,

@@ -1,19 +1,34 @@
 """The MNIST models on Fashion-MNIST: `python -m experiments.fashion_mnist`."""
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 from experiments import cli
-from experiments.settings import Settings
+from experiments.settings import Settings, choice, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class FashionSettings(Settings):
+    """How the images are observed."""
+
+    observation: Literal["bernoulli", "discretized_logistic"] = setting(
+        "bernoulli",
+        choice("bernoulli", "discretized_logistic"),
+        "p(x | z_1): bernoulli for binarised images, discretized_logistic for 256 grey values",
+    )
+
 
 # As MNIST, which the paper used.
-DEFAULTS = Settings()
+DEFAULTS = FashionSettings()
 
 
-def load(settings: Settings) -> Any:
+def load(settings: FashionSettings) -> Any:
     """Fashion-MNIST, from where the settings say."""
     from lvae_jax.data import fashion_mnist
 
-    return fashion_mnist.load(settings.data_dir or None, settings.tfds_dir or None)
+    return fashion_mnist.load(
+        settings.data_dir or None, settings.tfds_dir or None, settings.observation
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def load(
       train: The `.npy` file of the training images [n, ...], or an `.npz` file and, after a colon,
         the name of the array, which can be omitted if the file holds only one.
       test: The test images, likewise. None: a part of the training images is held out.
-      observation: "bernoulli" for values in [0, 1] and uint8; "gaussian" for any.
+      observation: "bernoulli" for values in [0, 1] and uint8; "gaussian" for any;
+        "discretized_logistic" for uint8.
       holdout: The fraction of the images that is held out for testing where `test` is None.
       seed: Decides which images are held out.
       check_scale: Refuse training and test images whose ranges of values are far apart.
@@ -45,7 +46,8 @@ def load(
     Returns:
       The data set, named after the training file; all labels are -1, unknown. With a Bernoulli
       observation its binarisation is "fixed" if every pixel is black or full, else "dynamic". With
-      a Gaussian observation grey values are dequantised and others are observed as they are.
+      a Gaussian observation grey values are dequantised and others are observed as they are; a
+      discretised logistic observes grey values as they are.
 
     Raises:
       DataError: A file or its content cannot be used.

@@ -14,7 +14,7 @@ import numpy as np
 from lvae_jax.data.binarisation import as_stored, binarise, binarise_once, flatten
 from lvae_jax.data.dequantisation import dequantise, dequantise_once
 
-Observation = Literal["bernoulli", "gaussian"]
+Observation = Literal["bernoulli", "gaussian", "discretized_logistic"]
 Binarisation = Literal["dynamic", "fixed", "none"]
 
 
@@ -42,7 +42,7 @@ class Dataset:
     """Images and labels as host arrays.
 
     Images are uint8 grey values 0..255 or float32; float32 images of a Bernoulli observation are
-    grey values in [0, 1].
+    grey values in [0, 1]. A discretised logistic observes uint8 grey values, as x = grey / 255.
 
     Attributes:
       name: The name in reported results, such as "mnist".
@@ -119,9 +119,10 @@ class Dataset:
                 raise DataError(
                     f"{self.name}: {field} is {value!r}; it must be one of {', '.join(choices)}"
                 )
-        if self.observation == "gaussian" and self.binarisation != "none":
+        if self.observation != "bernoulli" and self.binarisation != "none":
             raise DataError(
-                f"{self.name}: binarisation is {self.binarisation!r} with a gaussian observation; "
+                f"{self.name}: binarisation is {self.binarisation!r} with a {self.observation} "
+                "observation; "
                 "zeros and ones need observation='bernoulli', other data binarisation='none'"
             )
         if not (math.isfinite(self.dequantisation) and self.dequantisation >= 0):
@@ -157,6 +158,11 @@ class Dataset:
         if not isinstance(labels, np.ndarray) or labels.dtype != np.int32:
             given = labels.dtype if isinstance(labels, np.ndarray) else type(labels).__name__
             raise DataError(f"{self.name}: {split}_labels are {given}; give a NumPy array of int32")
+        if self.observation == "discretized_logistic" and images.dtype != np.uint8:
+            raise DataError(
+                f"{where} are {images.dtype}; a discretized_logistic observation needs grey values "
+                "0..255 as uint8; convert them or use observation='gaussian'"
+            )
         if labels.shape != images.shape[:1]:
             raise DataError(
                 f"{self.name}: {split}_labels have the shape {list(labels.shape)}; expected "

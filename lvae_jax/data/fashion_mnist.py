@@ -4,6 +4,7 @@ Its four files have the format and the names of MNIST's; checksums tell them apa
 """
 
 import os
+from typing import Literal
 
 from lvae_jax.data.dataset import Dataset
 from lvae_jax.data.idx import read_splits
@@ -41,6 +42,7 @@ SOURCE = Source(
 def load(
     data_dir: str | os.PathLike[str] | None = None,
     tfds_dir: str | os.PathLike[str] | None = None,
+    observation: Literal["bernoulli", "discretized_logistic"] = "bernoulli",
 ) -> Dataset:
     """Loads Fashion-MNIST; the first time, it is downloaded (31 MB) and prepared.
 
@@ -50,9 +52,11 @@ def load(
         Ignored once the data set is prepared.
       tfds_dir: The folder of prepared data sets; None is tensorflow-datasets' default,
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      observation: "bernoulli" to binarise the images dynamically; "discretized_logistic" for
+        their 256 grey values as they are.
 
     Returns:
-      The data set, in the order of the original files, to be binarised dynamically.
+      The data set, in the order of the original files.
 
     Raises:
       DataError: There is neither network nor file, a file is not the original, or `tfds_dir`
@@ -61,6 +65,6 @@ def load(
     return Dataset(
         name="fashion_mnist",
         **load_arrays(SOURCE, data_dir, tfds_dir),
-        observation="bernoulli",
-        binarisation="dynamic",
+        observation=observation,
+        binarisation="dynamic" if observation == "bernoulli" else "none",
     )

@@ -41,6 +41,7 @@ def failure(*args, **kwargs):
         (UNIT, "bernoulli", UNIT.astype(np.float32), "dynamic", 0),
         (UNIT * 100 - 50, "gaussian", (UNIT * 100 - 50).astype(np.float32), "none", 0),
         (UNIT.astype(np.float16), "bernoulli", UNIT.astype(np.float16), "dynamic", 0),
+        (GREY, "discretized_logistic", GREY, "none", 0),
         (BINARY, "bernoulli", BINARY, "fixed", 0),
         (BINARY.astype(np.int64), "bernoulli", BINARY, "fixed", 0),
         (BINARY.astype(np.float64), "bernoulli", BINARY, "fixed", 0),
@@ -429,4 +430,15 @@ def test_a_constant_pixel_of_a_gaussian_is_warned_of(save, caplog):
 def test_other_observations_are_refused(save):
     assert failure(save(GREY), observation="poisson") == (
         "a: observation is 'poisson'; it must be one of bernoulli, gaussian"
+    )
+
+
+def test_a_discretised_logistic_observes_uint8_grey_values_as_they_are(save):
+    dataset = arrays.load(save(GREY), save(GREY, "b.npy"), "discretized_logistic")
+    x = GREY.reshape(20, 12) / np.float64(255)
+    np.testing.assert_allclose(dataset.test_x(), x, rtol=2**-23)
+    np.testing.assert_array_equal(dataset.preprocess(None, GREY), dataset.test_x())
+    assert failure(save(UNIT), observation="discretized_logistic") == (
+        "a: train_images are float32; a discretized_logistic observation needs grey values 0..255 "
+        "as uint8; convert them or use observation='gaussian'"
     )
