@@ -27,7 +27,7 @@ from lvae_jax.imputation import (
     impute,
 )
 from lvae_jax.keys import named_key, typed_key
-from lvae_jax.mesh import MESH_AXES, split_examples, vary_alike
+from lvae_jax.mesh import MESH_AXES, split_examples, vary_alike, whole
 from lvae_jax.models import Condition, Model, as_examples
 from lvae_jax.normalization import Moments, pool, without_constant_units
 from lvae_jax.outliers import LikelihoodRatio, likelihood_ratio
@@ -142,6 +142,7 @@ def reestimate_batch_stats(
         raise ValueError(
             f"{images.shape[0]} images, batch_size={batch_size}; give at least 1 of each"
         )
+    images = whole(images)
     batch_size = min(batch_size, images.shape[0])
     batches = images.shape[0] // batch_size
     order = jax.random.permutation(named_key(key, "shuffle"), images.shape[0])
@@ -224,6 +225,7 @@ def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array) ->
     On a mesh (`jax.set_mesh`) the images of a batch are split over its devices, whose number has to
     divide `batch_size`.
     """
+    arrays = tuple(map(whole, arrays))
     n = arrays[0].shape[0]
     batches = -(-n // batch_size)
     # The last batch is filled up with copies of the first images, so that one program serves all.
@@ -409,7 +411,7 @@ def log_likelihood(
         raise ValueError(f"num_samples={num_samples}, chunk_size={chunk_size}; give at least 1")
     keys = _threefry(key)
     keys = keys if keys.ndim else jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(images))
-    x, keys = split_examples(x, MESH_AXES), split_examples(keys, MESH_AXES)
+    x, keys = (split_examples(whole(a), MESH_AXES) for a in (x, keys))
     chunk_size = min(chunk_size, num_samples)
     encoded = model.apply(variables, x, method="encode", **_given(condition))
 

@@ -41,6 +41,16 @@ def split_examples(x: Array, axes: str | tuple[str, ...] = "data") -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(found)))
 
 
+def whole(x: Array) -> Array:
+    """An array that a caller has split over Explicit axes, whole on every device; others as given.
+
+    Batches are gathered by rows, for which Explicit axes would have to say where each row goes.
+    """
+    if any(jax.typeof(x).sharding.spec):
+        return jax.sharding.reshard(x, PartitionSpec())
+    return x
+
+
 def vary_alike(tree: Any, *others: Any) -> Any:
     """Within `jax.shard_map`: the tree, each array marked as varying over all axes that any does.
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt32
 from lvae_jax.averaging import average_parameters, averaged
 from lvae_jax.flat import Flattenable, all_finite, flattened, to_arrays, to_vectors
 from lvae_jax.keys import named_key, typed_key
-from lvae_jax.mesh import MESH_AXES, auto_axes, split_examples, vary_alike
+from lvae_jax.mesh import MESH_AXES, auto_axes, split_examples, vary_alike, whole
 from lvae_jax.models import Model
 from lvae_jax.objective import ELBO, Metrics, Objective, loss_and_gradients
 
@@ -324,6 +324,7 @@ def train_epoch(
       ValueError: batch_size is more than n.
     """
     key, max_nonfinite = typed_key(key), jnp.asarray(max_nonfinite, jnp.int32)
+    images = whole(images)
     state = vary_alike(state, images, key, beta, update_scale, max_nonfinite)
     position, batches = epoch_batches(key, state.step, images.shape[0], batch_size)
     rows = jax.lax.dynamic_slice_in_dim(batches, position, steps or len(batches))

@@ -1,4 +1,4 @@
-"""Training inside other people's code: their maps over devices, meshes, keys, dtypes and loops."""
+"""Training and evaluation inside other code: maps over devices, meshes, keys, dtypes, loops."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lvae_jax import LadderVAE, Objective, bounds, keys, objective, training
+from lvae_jax import LadderVAE, Objective, bounds, evaluation, keys, objective, training
 
 pytestmark = pytest.mark.usefixtures("compile_sooner")
 
@@ -137,7 +137,8 @@ def test_an_epoch_under_a_mesh_of_other_axes_is_the_plain_one(name, axis_type):
     start, expected = jax.device_get(state()), plain_epoch()
     with jax.set_mesh(mesh):
         on_mesh = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec()))
-        found = epoch(on_mesh(start), KEY, on_mesh(np.asarray(IMAGES)))
+        split = jax.device_put(np.asarray(IMAGES), NamedSharding(mesh, PartitionSpec(name)))
+        found = epoch(on_mesh(start), KEY, split)
     assert_trees_close(jax.device_get(found), expected)
 
 
@@ -159,6 +160,61 @@ def test_replicas_under_a_mesh_of_other_axes_are_the_plain_ones(axis_type):
 
 
 # Keys
+
+
+def log_likelihood(variables, x, key):
+    return evaluation.log_likelihood(MODEL, variables, x, key, 6, 2).log_likelihood
+
+
+def elbo(variables, x, key):
+    return evaluation.elbo(MODEL, variables, identity, x, key, batch_size=4).elbo
+
+
+@functools.cache
+def variables():
+    return evaluation.reestimate_batch_stats(
+        MODEL, state().params, identity, IMAGES, KEY, batch_size=4
+    )
+
+
+@pytest.mark.parametrize("estimate", [log_likelihood, elbo])
+@pytest.mark.parametrize("over", ["pmap", "vmap", "shard_map", "shard_map without check_vma"])
+def test_an_estimate_within_a_map_is_the_plain_one(over, estimate):
+    given = (variables(), X, KEY)
+    if over == "pmap":
+        found = jax.pmap(estimate)(*map(lead, given))
+    elif over == "vmap":
+        found = jax.vmap(estimate)(*map(lead, given))
+    else:
+        mesh = jax.make_mesh((1,), ("theirs",), axis_types=(AxisType.Auto,))
+
+        def one_each(variables, x, key):
+            return estimate(*jax.tree.map(lambda leaf: leaf[0], (variables, x, key)))[None]
+
+        split = PartitionSpec("theirs")
+        mapped = jax.shard_map(
+            one_each, mesh=mesh, in_specs=split, out_specs=split, check_vma=over == "shard_map"
+        )
+        found = jax.jit(mapped)(*map(lead, given))
+    assert_trees_close(found[0], estimate(*given))
+
+
+@pytest.mark.parametrize("estimate", [log_likelihood, elbo])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_an_estimate_under_a_mesh_of_other_axes_is_the_plain_one(axis_type, estimate):
+    expected = estimate(variables(), X, KEY)
+    mesh = jax.make_mesh((1,), ("theirs",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(X, NamedSharding(mesh, PartitionSpec("theirs")))
+        assert_trees_close(estimate(variables(), split, KEY), expected)
+
+
+def test_statistics_reestimated_within_pmap_are_the_plain_ones():
+    def reestimate(params, images, key):
+        return evaluation.reestimate_batch_stats(MODEL, params, identity, images, key, batch_size=4)
+
+    found = jax.pmap(reestimate)(*map(lead, (state().params, IMAGES, KEY)))
+    assert_trees_close(found, lead(variables()))
 
 
 def test_old_style_keys_give_what_typed_keys_give():
