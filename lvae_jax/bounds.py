@@ -77,6 +77,15 @@ def kl_per_unit(terms: Terms) -> PerLayer:
     Returns:
       A tuple over layers of [samples, batch, units]. A closed form is never negative; a one-sample
       estimate (the lower layers of bottom-up inference) can be.
+
+    Example:
+      >>> one = jnp.ones((1, 1, 1))
+      >>> terms = Terms(
+      ...     log_px=jnp.full((1, 1), -3.0), z=(one,), posterior=(Gaussian(one, one),),
+      ...     prior=(Gaussian(0 * one, one),), closed_form_kl=(True,)
+      ... )
+      >>> float(kl_per_unit(terms)[0].squeeze())
+      0.5
     """
     return tuple(
         distributions.kl(q, p) if closed_form else log_ratio
@@ -111,6 +120,15 @@ def elbo(terms: Terms, beta: float | Float[Array, ""] = 1.0) -> Float[Array, " b
 
     Returns:
       [batch].
+
+    Example:
+      >>> one = jnp.ones((1, 1, 1))
+      >>> terms = Terms(
+      ...     log_px=jnp.full((1, 1), -3.0), z=(one,), posterior=(Gaussian(one, one),),
+      ...     prior=(Gaussian(0 * one, one),), closed_form_kl=(True,)
+      ... )
+      >>> elbo(terms).tolist(), elbo(terms, beta=0.0).tolist()
+      ([-3.5], [-3.0])
     """
     return jnp.mean(terms.log_px - beta * sum_layers(kl_per_unit(terms)), axis=0)
 
@@ -121,6 +139,15 @@ def log_weights(
     """log p(x | z) + beta (log p(z) - log q(z | x)) of each sample, in nats.
 
     For beta = 1 this is the logarithm of the importance weight p(x, z) / q(z | x).
+
+    Example:
+      >>> one = jnp.ones((1, 1, 1))
+      >>> terms = Terms(
+      ...     log_px=jnp.full((1, 1), -3.0), z=(one,), posterior=(Gaussian(one, one),),
+      ...     prior=(Gaussian(0 * one, one),), closed_form_kl=(True,)
+      ... )
+      >>> log_weights(terms).tolist()  # log N(1; 0, 1) - log N(1; 1, 1) is -1/2
+      [[-3.5]]
     """
     return terms.log_px - beta * sum_layers(log_ratio_per_unit(terms))
 
@@ -146,6 +173,14 @@ def importance_weighted(
 
     Raises:
       ValueError: the number of samples is not a multiple of importance_samples.
+
+    Example:
+      >>> zero = jnp.zeros((2, 1, 1))
+      >>> standard = (Gaussian(zero, zero + 1),)  # q = p, so that the weights are p(x | z)
+      >>> log_px = jnp.log(jnp.float32([[0.2], [0.6]]))
+      >>> terms = Terms(log_px, (zero,), standard, standard, closed_form_kl=(True,))
+      >>> round(float(jnp.exp(importance_weighted(terms)[0])), 6)
+      0.4
     """
     log_w = log_weights(terms, beta)
     if importance_samples is None:

@@ -40,7 +40,12 @@ def standard_gaussian(shape: tuple[int, ...]) -> Gaussian:
 
 
 def mean(p: Gaussian | Bernoulli) -> Float[Array, "*shape"]:
-    """The mean of each unit: `mean` of a Gaussian, the probability of a one of a Bernoulli."""
+    """The mean of each unit: `mean` of a Gaussian, the probability of a one of a Bernoulli.
+
+    Example:
+      >>> float(mean(Bernoulli(jnp.float32(0.0))))
+      0.5
+    """
     return p.mean if isinstance(p, Gaussian) else jax.nn.sigmoid(p.logits)
 
 
@@ -72,6 +77,11 @@ def sample(key: Key[Array, ""], p: Gaussian | Bernoulli) -> Float[Array, "*shape
 
     Returns:
       A draw of the distribution's shape; zeros and ones for a Bernoulli.
+
+    Example:
+      >>> draws = sample(jax.random.key(0), Gaussian(jnp.full(10_000, 3.0), jnp.full(10_000, 4.0)))
+      >>> bool(abs(draws.mean() - 3) < 0.1), bool(abs(draws.std() - 2) < 0.1)
+      (True, True)
     """
     if isinstance(p, Gaussian):
         noise_shape = jnp.broadcast_shapes(p.mean.shape, p.variance.shape)

@@ -137,6 +137,19 @@ def reestimate_batch_stats(
     Raises:
       ValueError: there are no images, batch_size is less than 1, or the model has batch norm other
         than `networks.BatchNorm`.
+
+    Example:
+      >>> from lvae_jax import LadderVAE
+      >>> model, images = LadderVAE(4, (2,), (3,)), jnp.eye(4)
+      >>> def preprocess(key, images):
+      ...     return images
+      >>> keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
+      >>> params = jax.jit(model.init)(keys, images)["params"]
+      >>> variables = reestimate_batch_stats(
+      ...     model, params, preprocess, images, jax.random.key(2), batch_size=4
+      ... )
+      >>> sorted(variables)
+      ['batch_stats', 'params']
     """
     if images.shape[0] < 1 or batch_size < 1:
         raise ValueError(
@@ -210,6 +223,11 @@ def active_units(means: Float[Array, "samples images units"]) -> Bool[Array, " u
 
     Raises:
       ValueError: the samples cannot be paired.
+
+    Example:
+      >>> means = jnp.float32([[[0.0, 3.0], [0.0, -3.0]]] * 2)  # the second unit follows the image
+      >>> active_units(means).tolist()
+      [False, True]
     """
     samples = means.shape[0]
     if samples < 2 or samples % 2:
@@ -272,6 +290,17 @@ def elbo(
 
     Warns:
       UserWarning: the batch statistics are those of `init`; only outside `jit` is that known.
+
+    Example:
+      >>> from lvae_jax import LadderVAE
+      >>> model, images = LadderVAE(4, (2,), (3,), batch_norm=False), jnp.eye(4)
+      >>> keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
+      >>> variables = jax.jit(model.init)(keys, images)
+      >>> def preprocess(key, images):
+      ...     return images
+      >>> result = elbo(model, variables, preprocess, images, jax.random.key(2))
+      >>> result.elbo.shape, [kl.shape for kl in result.kl_per_unit]
+      ((), [(2,)])
     """
     if images.shape[0] < 1 or batch_size < 1:
         raise ValueError(

@@ -80,6 +80,13 @@ def make_optimizer(
 
     Returns:
       A transformation whose updates are added to the parameters.
+
+    Example:
+      >>> optimizer = make_optimizer(learning_rate=0.1)
+      >>> params = jnp.ones(2)
+      >>> updates, _ = optimizer.update(jnp.float32([5.0, -0.2]), optimizer.init(params), params)
+      >>> [round(float(u), 3) for u in updates]  # Adam's first step follows the gradient's signs
+      [-0.1, 0.1]
     """
     chain = optax.chain(
         optax.identity()
@@ -107,6 +114,13 @@ def init_state(
     Returns:
       The state before the first step. With several keys every leaf has a leading axis of them, and
       each replica is what its own key gives.
+
+    Example:
+      >>> from lvae_jax import LadderVAE
+      >>> model, images = LadderVAE(4, (2,), (3,)), jnp.eye(4)
+      >>> state = init_state(model, make_optimizer(), jax.random.key(0))
+      >>> int(state.step), sorted(state.params)
+      (0, ['generative', 'inference'])
     """
     key = typed_key(key)
     if key.ndim:
@@ -174,6 +188,15 @@ def train_step(
 
     Returns:
       The state after the step, and the batch's metrics.
+
+    Example:
+      >>> from lvae_jax import LadderVAE
+      >>> model, images = LadderVAE(4, (2,), (3,)), jnp.eye(4)
+      >>> optimizer = optax.adamw(1e-3)
+      >>> state = init_state(model, optimizer, jax.random.key(0))
+      >>> state, metrics = train_step(model, optimizer, state, images, jax.random.key(1))
+      >>> int(state.step), metrics.kl_per_layer.shape
+      (1, (1,))
     """
     state = vary_alike(state, x, key, beta, update_scale)
     value, metrics, gradients = _loss_and_gradients(model, state.params, x, key, beta, objective)
@@ -322,6 +345,19 @@ def train_epoch(
 
     Raises:
       ValueError: batch_size is more than n.
+
+    Example:
+      >>> from lvae_jax import LadderVAE
+      >>> model, images = LadderVAE(4, (2,), (3,)), jnp.eye(4)
+      >>> def preprocess(key, images):
+      ...     return images
+      >>> optimizer = make_optimizer()
+      >>> state = init_state(model, optimizer, jax.random.key(0))
+      >>> state, metrics = train_epoch(
+      ...     model, optimizer, preprocess, state, images, jax.random.key(0), batch_size=2
+      ... )
+      >>> int(state.step)
+      2
     """
     key, max_nonfinite = typed_key(key), jnp.asarray(max_nonfinite, jnp.int32)
     images = whole(images)
