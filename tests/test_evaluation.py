@@ -246,7 +246,7 @@ def test_default_chunk_size_of_a_device_that_is_absent():
 
 
 def test_log_likelihood_chooses_its_chunk_size_where_none_is_given():
-    model = VAE(4, (2,), (3,))
+    model = VAE(4, (2,), (3,), batch_norm=False)
     x = jnp.zeros((3, 4))
     variables = model.init({"params": jax.random.key(0), "sample": jax.random.key(1)}, x)
     one, other = (

@@ -228,7 +228,10 @@ def test_one_image_in_a_file_is_refused_by_the_command_in_one_line(tmp_path):
 def test_a_million_columns_are_refused_by_the_command_in_one_line(tmp_path):
     flags = ("--batch_size=2", "--latent_sizes=2", "--hidden_sizes=1000000")
     line = arrays_command(tmp_path, np.zeros((4, 1_000_000), bool), *flags)
-    assert line.startswith("error: the run needs about 64.0 TB of memory (parameters 64.0 TB, ")
+    assert line.startswith(
+        "error: the run needs about 64.0 TB of memory (parameters, their gradients and moments "
+        "64.0 TB, data 16 MB) and "
+    )
     assert "are available; give smaller --hidden_sizes, or images of fewer values" in line
 
 
