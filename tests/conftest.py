@@ -47,6 +47,17 @@ def _compilation_cache(tmp_path_factory):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_dropped():
+    """Lets go of a file's programs after its tests.
+
+    Each takes a dozen memory maps, of which Linux gives a process 65,530: a worker that keeps all
+    programs of the suite crashes in the middle of compiling one.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def compile_sooner():
     """What holds for all tests by now."""

@@ -550,7 +550,9 @@ def test_gradients_are_limited_in_norm_and_then_elementwise(max_gradient_norm, m
     tree = {"a": jnp.float32(gradient[:3]), "b": jnp.float32(gradient[3:])}
     updates, _ = optimizer.update(tree, optimizer.init(tree), tree)
     expected = -0.5 * limited / (np.abs(limited) + 1.0)
-    assert_close(flat(updates), expected, roundings=8)
+    # Adam divides by 1 - 0.999, which has the rounding of 0.999: 1,000 of its own, and under the
+    # square root half as many.
+    assert_close(flat(updates), expected, roundings=8 + 500)
 
 
 # Keys
