@@ -429,7 +429,7 @@ def test_a_constant_pixel_of_a_gaussian_is_warned_of(save, caplog):
 
 def test_other_observations_are_refused(save):
     assert failure(save(GREY), observation="poisson") == (
-        "a: observation is 'poisson'; it must be one of bernoulli, gaussian"
+        "a: observation is 'poisson'; it must be one of bernoulli, gaussian, discretized_logistic"
     )
 
 

@@ -123,7 +123,8 @@ def test_preprocess_is_one_object_so_that_nothing_is_compiled_twice():
     [
         (
             {"observation": "poisson"},
-            "toy: observation is 'poisson'; it must be one of bernoulli, gaussian",
+            "toy: observation is 'poisson'; it must be one of bernoulli, gaussian, "
+            "discretized_logistic",
         ),
         (
             {"binarisation": "static"},

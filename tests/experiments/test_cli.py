@@ -75,7 +75,7 @@ def test_what_a_console_cannot_show_is_replaced(encoding, shown):
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
         capture_output=True, check=False,
     )  # fmt: skip
-    assert (result.returncode, result.stdout) == (0, b"-82.1 %b 0.1\n" % shown)
+    assert (result.returncode, result.stdout) == (0, shown)
 
 
 def test_a_closed_stderr_is_no_error_and_nobody_else_gets_its_descriptor(tmp_path):

@@ -79,6 +79,7 @@ def test_a_ladder_fitted_to_grey_values_comes_close_to_their_entropy(tmp_path):
     pixels = np.arange(4)
     by_mean = [np.log(m[pixels, draws[5000:].reshape(-1, 4)]).sum(axis=1) for m in mass]
     truth = np.logaddexp(*by_mean) - np.log(2)
-    # As above: no model is better in expectation, and by chance on 1,000 draws hardly.
+    # As above: no model is better in expectation, and by chance on 1,000 draws hardly. A model of
+    # independent pixels loses their total correlation, 3 ln 2 nats; this one a tenth at most.
     assert results["test_log_likelihood"] < np.mean(truth) + 0.05
-    assert results["test_log_likelihood"] > np.mean(truth) - 2 * DISTANCE
+    assert results["test_log_likelihood"] > np.mean(truth) - 0.3 * np.log(2)
