@@ -202,6 +202,8 @@ class Weights(nn.Module):
 
     offset: float
     spread: float
+    data_dim: int = 1
+    depth: int = 1
 
     def encode(self, x):
         return x
