@@ -3,7 +3,7 @@
 import json
 
 import installed_wheel
-from notebook import code_cells, run
+from notebook_cells import code_cells, run
 
 TOUR = installed_wheel.ROOT / "examples" / "tour.ipynb"
 
