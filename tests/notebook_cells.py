@@ -1,4 +1,4 @@
-"""Runs a notebook's cells in order, without Jupyter: `notebook_cells.py FILE` also saves their output.
+"""Runs a notebook's cells in order, without Jupyter; `notebook_cells.py FILE` saves their output.
 
 A notebook is JSON, and a code cell of Python alone is a program; what a cell shows is what it
 prints, and the figures that are open at its end.
