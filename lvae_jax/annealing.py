@@ -21,7 +21,7 @@ ACCEPTANCE = 0.65
 
 
 class Bidirectional(NamedTuple):
-    """Of images drawn from the model, one a key."""
+    """Bounds of log p(x) for images drawn from the model, one per key."""
 
     x: Float[Array, "images data_dim"]
     """The images."""
@@ -77,7 +77,7 @@ def bidirectional(
       variables: its variables, batch-norm statistics included.
       keys: one for every image.
       temperatures: T; both bounds close with it.
-      chains: an image, in each direction.
+      chains: per image and direction.
       leapfrog_steps: of a Hamiltonian step.
 
     Returns:

@@ -22,7 +22,7 @@ Layers = tuple[Float[Array, "samples _units"], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """How much is spent on the posterior of an image.
+    """How much computation the posterior of each image may take.
 
     Attributes:
       num_samples: K importance samples, a multiple of `chains`.
@@ -259,7 +259,7 @@ def impute(
       observed: True where x is observed.
       filling: what the encoder is first fed for missing values: the training images' mean, say.
       key: a key, from which image i takes `fold_in(key, i)`.
-      num_draws: an image.
+      num_draws: per image.
       effort: how many samples, chains and steps.
 
     Returns:

@@ -38,7 +38,7 @@ def encode(
     """The posterior of every layer, (7)-(9) or (16)-(19), along the means or along a sample.
 
     Every q(z_i | ...) is conditioned on a value of a neighbouring layer. Without a key that value
-    is the mean of its own posterior: one deterministic point an image, for features, retrieval and
+    is the mean of its own posterior: one deterministic point per image, for features, retrieval and
     plots. With a key it is a sample, which represents the posterior's uncertainty: for averages
     over q and for anything that the generative model is to continue from.
 

@@ -62,7 +62,7 @@ def likelihood_ratio(
       x: the images.
       key: a key, from which image i takes `fold_in(key, i)`.
       above: k, between 1 and L - 1.
-      num_samples: samples an image, at least 2.
+      num_samples: samples per image, at least 2.
       batch_size: images at a time; the result does not depend on it.
 
     Returns:
