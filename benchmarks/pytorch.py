@@ -216,7 +216,7 @@ def make_epoch(
     Args:
       sizes: of the model.
       images: grey, uint8, [n, data_dim].
-      batch_size: images a step; the last partial batch is dropped.
+      batch_size: images per step; the last partial batch is dropped.
       compiled: whether the loss, forward and backward, is compiled by `torch.compile`.
 
     Returns:
@@ -250,7 +250,7 @@ def make_epoch(
 
 
 def make_log_likelihood(
-    model: Ladder, x: torch.Tensor, num_samples: int, chunk_size: int, compiled: bool
+    model: Ladder, x: torch.Tensor, num_samples: int, chunk_size: int
 ) -> Callable[[], Any]:
     """The importance-sampled log-likelihood, (6), of every image.
 
@@ -258,8 +258,7 @@ def make_log_likelihood(
       model: in evaluation mode.
       x: [images, data_dim].
       num_samples: K, a multiple of chunk_size.
-      chunk_size: samples an image at a time.
-      compiled: whether the log weights of a chunk are compiled by `torch.compile`.
+      chunk_size: samples per image at a time.
 
     Returns:
       A function that gives [images], in nats.
@@ -269,12 +268,10 @@ def make_log_likelihood(
         noise = model.draw_noise(chunk_size * len(x))
         return torch.logsumexp(model.log_weights(x, likelihoods, noise), dim=0)
 
-    chunk_weights: Callable[..., torch.Tensor] = torch.compile(chunk) if compiled else chunk
-
     def log_likelihood() -> np.ndarray:
         with torch.inference_mode():
             likelihoods = model.encode(x)
-            sums = [chunk_weights(likelihoods) for _ in range(num_samples // chunk_size)]
+            sums = [chunk(likelihoods) for _ in range(num_samples // chunk_size)]
             return (torch.logsumexp(torch.stack(sums), dim=0) - math.log(num_samples)).cpu().numpy()
 
     return log_likelihood

@@ -1,8 +1,7 @@
 """`python -m benchmarks.run`: how fast training, likelihood and start-up are, and what bounds them.
 
-Contenders are timed in turn within one process, so that a machine whose speed drifts slows them
-alike; what is reported is medians with their range, and ratios round by round. Tables go to
-standard output, all figures to --json.
+Contenders are timed in turn within one process, so that a machine whose speed drifts slows all of
+them. The tables hold medians with their range, and ratios formed round by round.
 """
 
 import argparse
@@ -17,16 +16,16 @@ from typing import Any
 
 import jax
 
-from benchmarks import likelihood, products, startup, targets, training_step
+from benchmarks import likelihood, startup, targets, training_step
+from benchmarks.timing import markdown
 
 SECTIONS: dict[str, Any] = {
     "step": training_step,
     "likelihood": likelihood,
     "startup": startup,
-    "products": products,
     "targets": targets,
 }
-"""Each is a module with the plans FULL and QUICK, `measure(plan)`, and `table(result)`."""
+"""Each is a module with the plans FULL and QUICK, and `measure(plan)`: tables by caption, notes."""
 
 
 def sections_of(text: str) -> list[str]:
@@ -59,12 +58,12 @@ def machine() -> dict[str, Any]:
 
 
 def run(sections: list[str], quick: bool, data_dir: Path | None) -> dict[str, Any]:
-    """Runs sections, printing the table of each as soon as it is there.
+    """Runs sections and prints the tables of each as soon as they are measured.
 
     Args:
-      sections: of `SECTIONS`.
+      sections: names in `SECTIONS`.
       quick: small models and few rounds.
-      data_dir: holds a folder a data set with its original files, or None.
+      data_dir: has a folder per data set with its original files, or None.
 
     Returns:
       Every figure, by section.
@@ -79,13 +78,16 @@ def run(sections: list[str], quick: bool, data_dir: Path | None) -> dict[str, An
         if name == "startup":
             plan = plan._replace(data_dir=data_dir)
         result[name] = module.measure(plan)
-        print(module.table(result[name]), flush=True)
+        for caption, rows in result[name]["tables"].items():
+            print(f"{caption}\n\n{markdown(rows)}\n" if rows else caption, flush=True)
+        for note in result[name]["notes"]:
+            print(f"Note: {note}.", flush=True)
         print(f"({name}: {time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
     return result
 
 
 def main() -> None:
-    """Runs the sections asked for; prints tables, and JSON to a file where asked."""
+    """Runs the sections asked for, prints their tables and writes all figures to --json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument(
         "--only", type=sections_of, default=list(SECTIONS), help=f"some of {','.join(SECTIONS)}"

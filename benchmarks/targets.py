@@ -26,7 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import hlo
 from benchmarks.sizes import PAPER, Sizes
-from benchmarks.timing import markdown
+from benchmarks.timing import Row
 from lvae_jax import LadderVAE, evaluation, training
 from lvae_jax.data import as_stored, binarise
 
@@ -120,7 +120,11 @@ def measure(plan: Plan) -> dict[str, Any]:
             )
             continue
         rows += _in_a_process(name, plan)
-    return {"batch_size": plan.batch_size, "rows": rows, "notes": notes}
+    caption = (
+        f"Kernels of one pass through a program's loop; batch {plan.batch_size}, products in "
+        f"{plan.precision}. Bytes are per device."
+    )
+    return {"tables": {caption: [_cells(row) for row in rows]}, "notes": notes}
 
 
 def _in_a_process(name: str, plan: Plan) -> list[dict[str, Any]]:
@@ -300,52 +304,26 @@ def _lower_likelihood(
     return program.lower(model, variables, x, keys, plan.num_samples, chunk_size)
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result for a person, in Markdown."""
-    lines = [
-        f"Kernels of one pass through a program's loop; batch {result['batch_size']}, products in "
-        "float32. Bytes are those of a device.",
-        "",
-        markdown(
-            [
-                "target",
-                "program",
-                "kernels",
-                "products",
-                "reductions",
-                "other fusions",
-                "calls and others",
-                "MB moved",
-                "collectives",
-                "their kB",
-                "arguments, MiB",
-                "temporary, MiB",
-                "of the device",
-                "compile, s",
-            ],
-            [_cells(row) for row in result["rows"]],
-        ),
-    ]
-    return "\n".join([*lines, "", *(f"Note: {note}." for note in result["notes"])]).rstrip()
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any]) -> Row:
+    """What a program became, by the headings of the table; bytes are those of one device."""
     kernels = row["kernels"]
     needed = row["argument_bytes"] + row["temporary_bytes"]
-    return [
-        row["target"],
-        row["program"],
-        str(sum(kernels.values())),
-        *(str(kernels[kind]) for kind in ("products", "reductions", "fusions")),
-        str(kernels["calls"] + kernels["others"]),
-        f"{row['bytes_moved'] / 1e6:,.0f}",
-        ", ".join(f"{count} {kind}" for kind, count in row["collectives"].items()),
-        f"{row['collective_bytes'] / 1e3:,.0f}",
-        f"{row['argument_bytes'] / 2**20:,.0f}",
-        f"{row['temporary_bytes'] / 2**20:,.0f}",
-        f"{needed / row['device_bytes']:.1%}",
-        f"{row['compile_seconds']:.0f}",
-    ]
+    return {
+        "target": row["target"],
+        "program": row["program"],
+        "kernels": sum(kernels.values()),
+        "products": kernels["products"],
+        "reductions": kernels["reductions"],
+        "other fusions": kernels["fusions"],
+        "calls and others": kernels["calls"] + kernels["others"],
+        "MB moved": row["bytes_moved"] / 1e6,
+        "collectives": ", ".join(f"{count} {kind}" for kind, count in row["collectives"].items()),
+        "their kB": row["collective_bytes"] / 1e3,
+        "arguments, MiB": row["argument_bytes"] / 2**20,
+        "temporary, MiB": row["temporary_bytes"] / 2**20,
+        "of the device": f"{needed / row['device_bytes']:.1%}",
+        "compile, s": row["compile_seconds"],
+    }
 
 
 def plan_of(text: str) -> Plan:

@@ -1,8 +1,9 @@
-"""Timing contenders in turn within one process: medians, ranges, and ratios pair by pair.
+"""Times contenders in turn within one process: medians, ranges, and ratios round by round.
 
 A machine whose speed drifts slows all of them alike, so their ratio holds where their times do not.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,25 +12,28 @@ from typing import Any
 import jax
 
 Spread = dict[str, float]
-"""Median, least and greatest of the same quantity measured several times."""
+"""Median, minimum and maximum of a quantity measured several times."""
+
+Row = dict[str, str | int | float | Spread]
+"""One row of a table, by the heading of each column."""
 
 
 def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time of a call, its results waited for, and the results."""
+    """The wall time of a call, until its results are ready, and the results."""
     start = time.perf_counter()
     result = jax.block_until_ready(function())
     return time.perf_counter() - start, result
 
 
 def in_turn(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round; each runs once before, since first calls differ.
+    """Seconds of each contender in each round, after one call of each that is not timed.
 
     Args:
       contenders: functions by name; what they return is waited for and dropped.
       rounds: how often each is timed.
 
     Returns:
-      The times by name, one a round.
+      The times by name, one per round.
     """
     for function in contenders.values():
         seconds(function)
@@ -40,9 +44,10 @@ def in_turn(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[st
     return times
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Median, least and greatest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def spread(values: Sequence[float], factor: float = 1.0) -> Spread:
+    """Median, minimum and maximum, times a factor for the unit."""
+    scaled = [factor * value for value in values]
+    return {"median": statistics.median(scaled), "min": min(scaled), "max": max(scaled)}
 
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> Spread:
@@ -50,21 +55,20 @@ def ratio(values: Sequence[float], others: Sequence[float]) -> Spread:
     return spread([a / b for a, b in zip(values, others, strict=True)])
 
 
-def shown(s: Spread, digits: int = 2, factor: float = 1.0) -> str:
-    """A spread for a table: median (min to max), times a factor for the unit."""
-    median, least, greatest = (
-        f"{factor * s[name]:,.{digits}f}" for name in ("median", "min", "max")
-    )
-    return f"{median} ({least} to {greatest})"
+def shown(value: str | int | float | Spread) -> str:
+    """A cell of a table: real numbers to three digits, a spread as median (min to max)."""
+    if isinstance(value, dict):
+        return "{median} ({min} to {max})".format(**{k: shown(v) for k, v in value.items()})
+    if isinstance(value, float):
+        digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+        return f"{value:,.{max(digits, 0)}f}"
+    return str(value)
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns aligned."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
-    )
+def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table with aligned columns; a row may lack some of them."""
+    header = list(dict.fromkeys(heading for row in rows for heading in row))
+    cells = [[shown(row.get(heading, "")) for heading in header] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    lines = [header, ["-" * width for width in widths], *cells]
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import likelihood, optional, products, run, startup, training_step
+from benchmarks import likelihood, optional, run, startup, training_step
 from benchmarks.sizes import Sizes
 
-TINY = Sizes(12, (4, 3), (8, 6))
+TINY = Sizes(12, (4,), (8,))
 
 
 @pytest.fixture
@@ -40,68 +40,40 @@ def _run(monkeypatch, tmp_path, *arguments):
 
 
 def test_steps_are_timed_and_pytorch_is_left_out_with_a_note(
-    monkeypatch, tmp_path, capsys, no_pytorch, compile_sooner
+    monkeypatch, tmp_path, capsys, no_pytorch
 ):
     plan = training_step.Plan(
         sizes=TINY, batch_size=16, steps=2, rounds=3, sweep_rounds=1, sweep_flops=1.0,
-        depths=(1,), batch_sizes=(), widths=(2,), replicas=(2,),
+        depths=(), batch_sizes=(), widths=(2,),
     )  # fmt: skip
     monkeypatch.setattr(training_step, "QUICK", plan)
     result = _run(monkeypatch, tmp_path, "--quick", "--only=step")["step"]
-    assert set(result["paper"]["step_seconds"]) == {"lvae_jax", "plain_jax", "products"}
+    rows, sweeps = result["tables"].values()
+    times = {row[""]: row for row in rows}
+    assert set(times) == {"lvae_jax", "plain JAX", "products alone"}
     assert optional.NO_PYTORCH in result["notes"]
-    sweeps = [(sweep["what"], sweep["value"]) for sweep in result["sweeps"]]
-    assert sweeps == [("depth", 1), ("width", 2)]
+    assert [row[""] for row in sweeps] == ["width x2"]
     spreads = list(_spreads(result))
-    assert len(spreads) > 20
+    assert len(spreads) == 2 * len(rows) + 3 * len(sweeps)
     for spread in spreads:
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
-    ratio = result["paper"]["ratios"]["lvae_jax_over_plain_jax"]
-    step = result["paper"]["step_seconds"]
-    assert ratio["min"] <= step["lvae_jax"]["max"] / step["plain_jax"]["min"]
+    ours, plain = (times[name]["step, ms"] for name in ("lvae_jax", "plain JAX"))
+    assert times["plain JAX"]["lvae_jax / this"]["min"] <= ours["max"] / plain["min"]
     output = capsys.readouterr().out
     assert "| plain JAX" in output
     assert "| width x2" in output
     assert f"Note: {optional.NO_PYTORCH}." in output
 
 
-def test_the_likelihood_is_timed_and_its_memory_is_flat_in_k(
-    monkeypatch, tmp_path, capsys, no_pytorch, compile_sooner
-):
-    # The process for each K has the paper's lowest layer: all log weights of K = 40,000 and 1,000
-    # images would be 160 MB.
-    plan = likelihood.Plan(
-        sizes=Sizes(784, (64,), (512,)), images=3, num_samples=4, chunk_sizes=(1, 2), rounds=2,
-        memory_samples=(1, 40_000), memory_images=1, memory_chunk_size=500,
-    )  # fmt: skip
+def test_the_likelihood_is_timed(monkeypatch, tmp_path, capsys, no_pytorch):
+    plan = likelihood.Plan(sizes=TINY, images=3, num_samples=4, chunk_sizes=(1, 2), rounds=2)
     monkeypatch.setattr(likelihood, "QUICK", plan)
     result = _run(monkeypatch, tmp_path, "--quick", "--only=likelihood")["likelihood"]
-    assert [row["chunk_size"] for row in result["chunks"]] == [1, 2]
-    for spread in _spreads(result["chunks"]):
+    (rows,) = result["tables"].values()
+    assert [row["chunk"] for row in rows] == [1, 2]
+    for spread in _spreads(rows):
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
-    few, many = result["memory"]
-    assert many["num_samples"] == 40_000
-    # All the logits at once would be 125 MB, and hidden layers 160.
-    assert many["peak_mib"] < few["peak_mib"] + 60
-    assert "| 40,000" in capsys.readouterr().out
-
-
-def test_products_are_timed_forward_and_backward(monkeypatch, tmp_path, capsys, no_pytorch):
-    plan = products.Plan(shapes=((4, 3, 2), (2, 5, 5)), rounds=2, flops=100.0)
-    monkeypatch.setattr(products, "QUICK", plan)
-    result = _run(monkeypatch, tmp_path, "--quick", "--only=products")["products"]
-    assert [(row["shape"], row["product"][:2]) for row in result["rows"]] == [
-        (shape, name) for shape in ([4, 3, 2], [2, 5, 5]) for name in ("y ", "dW", "dx")
-    ]
-    assert len(list(_spreads(result))) == 6
-    assert "| 4x3x2 " in capsys.readouterr().out
-
-
-def test_xla_computes_each_product_from_operands_as_they_are_stored():
-    rng = np.random.default_rng(0)
-    x, w, g = (np.float32(rng.normal(size=shape)) for shape in ((4, 3), (3, 2), (4, 2)))
-    for a, b in ((x, w), (x.T, g), (g, w.T)):
-        np.testing.assert_allclose(products._by_xla(a, b)(), a @ b, rtol=1e-5, atol=1e-6)
+    assert "| chunk | lvae_jax " in capsys.readouterr().out
 
 
 def test_sections_are_refused_or_put_in_order(capsys, monkeypatch):
@@ -110,9 +82,7 @@ def test_sections_are_refused_or_put_in_order(capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         run.main()
     assert ended.value.code == 2
-    assert (
-        "'steps'; give some of step,likelihood,startup,products,targets" in capsys.readouterr().err
-    )
+    assert "'steps'; give some of step,likelihood,startup,targets" in capsys.readouterr().err
 
 
 def test_plans_of_a_quick_look_measure_less():

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import run, targets
 from benchmarks.sizes import Sizes
 from benchmarks.targets import Plan, Target
+from benchmarks.timing import markdown
 
 TINY = Plan(
     Sizes(12, (4,), (8,)), ("here",), (1,), (1, 2), 16, images=64, evaluated=4, num_samples=8
@@ -35,8 +36,9 @@ def test_every_program_of_a_run_is_compiled_and_counted():
     arguments = rows[0]["argument_bytes"]
     weights = (12 * 8 + 8 * 8 + 8 * 8) + (4 * 8 + 8 * 8 + 8 * 12) + 2 * (8 + 8 + 8 + 8 + 8) + 12
     assert 0 <= arguments - (3 * 4 * weights + 64 * 12) < 200
-    table = targets.table({"batch_size": 16, "rows": rows, "notes": []})
-    assert table.count("| here ") == len(rows)
+    cells = [targets._cells(row) for row in rows]
+    assert cells[0]["kernels"] == sum(rows[0]["kernels"].values())
+    assert markdown(cells).count("| here ") == len(rows)
 
 
 @pytest.mark.usefixtures("compile_sooner")
@@ -52,7 +54,7 @@ def test_a_target_without_its_compiler_is_left_out_with_what_installs_it(
     figures = tmp_path / "figures.json"
     monkeypatch.setattr(sys, "argv", ["benchmarks.run", "--only=targets", f"--json={figures}"])
     run.main()
-    assert json.loads(figures.read_text())["targets"]["rows"] == []
+    assert list(json.loads(figures.read_text())["targets"]["tables"].values()) == [[]]
     said = capsys.readouterr().out
     assert 'pip install "lvae-jax[gpu-target]"' in said
     assert 'pip install "lvae-jax[tpu-target]"' in said

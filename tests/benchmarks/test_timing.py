@@ -27,14 +27,22 @@ def test_ratio_is_formed_round_by_round():
         timing.ratio([1.0, 2.0], [1.0])
 
 
-def test_shown_has_the_unit_and_the_range():
-    assert timing.shown({"median": 1.5, "min": 1.0, "max": 2.0}, 1, 1e3) == (
-        "1,500.0 (1,000.0 to 2,000.0)"
-    )
+def test_a_spread_has_a_factor_for_its_unit():
+    assert timing.spread([0.001, 0.002], 1e3) == {"median": 1.5, "min": 1.0, "max": 2.0}
 
 
-def test_a_markdown_table_has_a_line_a_row_and_equal_columns():
-    lines = timing.markdown(["", "ms"], [["plain JAX", "1"], ["b", "10"]]).splitlines()
-    assert lines[1] == "| --------- | -- |"
-    assert lines[3] == "| b         | 10 |"
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.012345, "0.0123"), (12.345, "12.3"), (1234.5, "1,234"), (7, "7"), ("x", "x"),
+     ({"median": 1.5, "min": 1.0, "max": 20.0}, "1.50 (1.00 to 20.0)")],
+)  # fmt: skip
+def test_a_number_is_shown_to_three_digits(value, text):
+    assert timing.shown(value) == text
+
+
+def test_a_markdown_table_has_a_line_per_row_and_a_column_per_heading():
+    lines = timing.markdown([{"": "plain JAX", "ms": 1}, {"": "b", "ms": 10, "s": 2}]).splitlines()
+    assert lines[0] == "|           | ms | s |"
+    assert lines[1] == "| --------- | -- | - |"
+    assert lines[3] == "| b         | 10 | 2 |"
     assert len({len(line) for line in lines}) == 1
