@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key, UInt32
 
-from lvae_jax import distributions, observations
+from lvae_jax import distributions, normalization, observations
 from lvae_jax.bounds import PerLayer, Terms
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.networks import ACTIVATIONS, Activation, Networks, Replace
@@ -284,6 +284,9 @@ class HierarchicalVAE(nn.Module):
     condition_dim: int = 0
     mlp: Replace | None = None
     head: Replace | None = None
+    generative_hidden_sizes: Sizes | None = None
+    batch_norm_epsilon: float = normalization.EPSILON
+    variance_bias: float = 0.0
 
     def __post_init__(self) -> None:
         """Makes tuples of the sizes, and checks the fields.
@@ -294,21 +297,35 @@ class HierarchicalVAE(nn.Module):
         object.__setattr__(self, "data_dim", _as_int(self.data_dim))
         object.__setattr__(self, "latent_sizes", _as_tuples("latent_sizes", self.latent_sizes))
         object.__setattr__(self, "hidden_sizes", _as_tuples("hidden_sizes", self.hidden_sizes))
+        if self.generative_hidden_sizes is not None:
+            generative = _as_tuples("generative_hidden_sizes", self.generative_hidden_sizes)
+            object.__setattr__(self, "generative_hidden_sizes", generative)
         self._check_fields()
         super().__post_init__()
 
     def setup(self) -> None:  # noqa: D102
         networks = Networks(
-            self.activation, self.batch_norm, self.variance_floor, self.mlp, self.head
+            self.activation,
+            self.batch_norm,
+            self.variance_floor,
+            self.mlp,
+            self.head,
+            self.batch_norm_epsilon,
+            self.variance_bias,
         )
         self.observed = observations.named(self.observation, self.variance_floor)
         self.generative = GenerativeModel(
-            self.data_dim, self.latent_sizes, self.hidden_sizes, self.observed, networks
+            self.data_dim, self.latent_sizes, self._generative_sizes, self.observed, networks
         )
         self.inference = self._inference_model(networks)
 
     def _inference_model(self, networks: Networks) -> LadderInference | BottomUpInference:
         raise TypeError("HierarchicalVAE has no inference model; use LadderVAE or VAE")
+
+    @property
+    def _generative_sizes(self) -> Sizes:
+        given = self.generative_hidden_sizes
+        return self.hidden_sizes if given is None else given
 
     def _check_fields(self) -> None:
         if not self.latent_sizes or len(self.latent_sizes) != len(self.hidden_sizes):
@@ -322,13 +339,22 @@ class HierarchicalVAE(nn.Module):
                 f"data_dim={self.data_dim!r}, latent_sizes={self.latent_sizes}, "
                 f"hidden_sizes={self.hidden_sizes}: every size must be an integer of at least 1"
             )
+        generative = self._generative_sizes
+        if len(generative) != self.depth or not all(
+            isinstance(size, int) and size >= 1 for size in _flattened(generative)
+        ):
+            raise ValueError(
+                f"generative_hidden_sizes={generative}: give integers of at least 1, one entry for "
+                f"each of the {self.depth} layers"
+            )
         if not isinstance(self.condition_dim, int) or self.condition_dim < 0:
             raise ValueError(
                 f"condition_dim={self.condition_dim!r}; give the number of features of a "
                 "condition, or 0 for none"
             )
-        if not self.variance_floor >= 0:
-            raise ValueError(f"variance_floor={self.variance_floor!r}; give at least 0")
+        for name in ("variance_floor", "batch_norm_epsilon"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}; give at least 0")
         observations.named(self.observation, self.variance_floor)
         known = self.activation in ACTIVATIONS if isinstance(self.activation, str) else False
         if not known and not callable(self.activation):
@@ -345,7 +371,7 @@ class HierarchicalVAE(nn.Module):
     @property
     def numbers_per_sample(self) -> int:
         """How many numbers one sample of z computes: of x, of the hidden layers, and of z."""
-        hidden = [2 * h if isinstance(h, int) else sum(h) for h in self.hidden_sizes]
+        hidden = [2 * h if isinstance(h, int) else sum(h) for h in self._generative_sizes]
         return self.data_dim + sum(hidden) + sum(self.latent_sizes)
 
     def __call__(
@@ -641,7 +667,8 @@ class LadderVAE(HierarchicalVAE):
         layers of n units; a tuple gives them one by one.
       observation: p(x | z_1): "bernoulli", "gaussian", "discretized_logistic", or an
         `observations.Observation`.
-      activation: "leaky_relu" (slope 0.1), "tanh", or a function such as `jax.nn.gelu`.
+      activation: "leaky_relu" (slope 0.1), "leaky_relu_0.01" (slope 0.01), "tanh", or a function
+        such as `jax.nn.gelu`.
       batch_norm: in every MLP and on the mean and variance heads of the latents.
       variance_floor: added to every variance.
       condition_dim: features of the condition that all MLPs are given beside their input; 0 for a
@@ -651,6 +678,11 @@ class LadderVAE(HierarchicalVAE):
         where there is one; or None for the paper's MLP.
       head: replaces heads in the same way by `module(d, train)`, which returns a `Gaussian`; at
         layer 0 the observation's numbers, [..., head_size * data_dim].
+      generative_hidden_sizes: hidden units of the generative model's MLPs, as `hidden_sizes`, where
+        they are not those.
+      batch_norm_epsilon: added to variances within batch norm (the authors: 1e-10).
+      variance_bias: initial bias of what a variance is made of, where batch norm has no shift in
+        its place (the authors: 1).
       own_top_down: the downward inference has MLPs of its own instead of the generative ones.
       mean_upward: mu_hat_{i-1} is fed upward instead of d_{i-1}.
       combine: how a layer's likelihood and prior give its posterior: "precision_weighted",

@@ -17,6 +17,7 @@ from lvae_jax.normalization import Moments
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     # max(y, y / 10) is nn.leaky_relu(y, 0.1) in one operation less.
     "leaky_relu": lambda y: jnp.maximum(y, 0.1 * y),
+    "leaky_relu_0.01": lambda y: jnp.maximum(y, 0.01 * y),
     "tanh": jnp.tanh,
 }
 """Activations that a model can be given by name."""
@@ -38,6 +39,17 @@ def glorot_normal(gain: float) -> jax.nn.initializers.Initializer:
     return nn.initializers.variance_scaling(gain**2, "fan_avg", "normal")
 
 
+def second_half(value: float) -> jax.nn.initializers.Initializer:
+    """Zeros, then the value for the second half of the units: those that a variance is made of."""
+
+    def init(key: Any, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        return jnp.zeros(shape, dtype).at[shape[-1] // 2 :].set(value)
+
+    if not value:
+        return nn.initializers.zeros_init()
+    return init
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation, by the batch's own moments in training and by stored ones otherwise.
 
@@ -45,6 +57,8 @@ class BatchNorm(nn.Module):
     batch alone**; there is no moving average. `evaluation.reestimate_batch_stats` pools them over
     the training set for given parameters, which is what evaluation needs.
     """
+
+    epsilon: float = normalization.EPSILON
 
     @nn.compact
     def __call__(
@@ -55,13 +69,14 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones_init(), (units,), jnp.float32)
         shift = self.param("shift", nn.initializers.zeros_init(), (units,), jnp.float32)
         if train and not self.is_mutable_collection("batch_stats"):
-            return normalization.batch_normalize(y, scale, shift)
+            return normalization.batch_normalize(y, scale, shift, self.epsilon)
         mean = self.variable("batch_stats", "mean", jnp.zeros, (units,), jnp.float32)
         variance = self.variable("batch_stats", "variance", jnp.ones, (units,), jnp.float32)
         if not train:
-            return normalization.normalize(y, Moments(mean.value, variance.value), scale, shift)
+            stored = Moments(mean.value, variance.value)
+            return normalization.normalize(y, stored, scale, shift, self.epsilon)
         mean.value, variance.value = normalization.moments(jax.lax.stop_gradient(y))
-        return normalization.batch_normalize(y, scale, shift)
+        return normalization.batch_normalize(y, scale, shift, self.epsilon)
 
 
 class Linear(nn.Module):
@@ -70,6 +85,8 @@ class Linear(nn.Module):
     units: int
     batch_norm: bool
     gain: float = 1.0
+    batch_norm_epsilon: float = normalization.EPSILON
+    bias_init: jax.nn.initializers.Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(
@@ -79,10 +96,13 @@ class Linear(nn.Module):
         # As rows: the weights' gradient of a product with more axes costs XLA transposed copies.
         rows = y.reshape(-1, y.shape[-1])
         rows = nn.Dense(
-            self.units, use_bias=not self.batch_norm, kernel_init=glorot_normal(self.gain)
+            self.units,
+            use_bias=not self.batch_norm,
+            kernel_init=glorot_normal(self.gain),
+            bias_init=self.bias_init,
         )(rows)
         if self.batch_norm:
-            rows = BatchNorm()(rows, train)
+            rows = BatchNorm(self.batch_norm_epsilon)(rows, train)
         return rows.reshape(*y.shape[:-1], self.units)
 
 
@@ -93,11 +113,13 @@ class MLP(nn.Module):
       sizes: units of each hidden layer.
       activation: the nonlinearity, one of `ACTIVATIONS` by name or any function.
       batch_norm: whether each linear layer is followed by `BatchNorm`.
+      batch_norm_epsilon: of `BatchNorm`.
     """
 
     sizes: tuple[int, ...]
     activation: Activation
     batch_norm: bool
+    batch_norm_epsilon: float = normalization.EPSILON
 
     @nn.compact
     def __call__(
@@ -113,7 +135,7 @@ class MLP(nn.Module):
         activation = self.activation
         activation = ACTIVATIONS[activation] if isinstance(activation, str) else activation
         for units in self.sizes:
-            y = Linear(units, self.batch_norm, gain=math.sqrt(2.0))(y, train)
+            y = Linear(units, self.batch_norm, math.sqrt(2.0), self.batch_norm_epsilon)(y, train)
             y = activation(y)
         return y
 
@@ -127,13 +149,19 @@ class GaussianHead(nn.Module):
     units: int
     batch_norm: bool
     variance_floor: float
+    variance_bias: float = 0.0
+    batch_norm_epsilon: float = normalization.EPSILON
 
     @nn.compact
     def __call__(self, d: Float[Array, "*batch d"], train: bool) -> Gaussian:
         """The Gaussian of `units` units that d determines."""
-        mean, raw_variance = jnp.split(
-            Linear(2 * self.units, self.batch_norm)(d, train), 2, axis=-1
+        linear = Linear(
+            2 * self.units,
+            self.batch_norm,
+            batch_norm_epsilon=self.batch_norm_epsilon,
+            bias_init=second_half(self.variance_bias),
         )
+        mean, raw_variance = jnp.split(linear(d, train), 2, axis=-1)
         return Gaussian(mean, jax.nn.softplus(raw_variance) + self.variance_floor)
 
 
@@ -144,11 +172,13 @@ class WideHead(nn.Module):
     """
 
     units: int
+    variance_bias: float = 0.0
 
     @nn.compact
     def __call__(self, d: Float[Array, "*batch d"], train: bool) -> Float[Array, "*batch units"]:
         """Applies the layer to the last axis."""
-        return Linear(self.units, batch_norm=False)(d, train)
+        bias_init = second_half(self.variance_bias)
+        return Linear(self.units, batch_norm=False, bias_init=bias_init)(d, train)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,24 +193,29 @@ class Networks:
     variance_floor: float
     replace_mlp: Replace | None
     replace_head: Replace | None
+    batch_norm_epsilon: float
+    variance_bias: float
 
     def mlp(self, layer: int, direction: Direction, sizes: int | tuple[int, ...]) -> Any:
         """d(y) as a module called with y and `train`; n hidden units mean the paper's (n, n)."""
         sizes = (sizes, sizes) if isinstance(sizes, int) else sizes
         replaced = _replaced("mlp", self.replace_mlp, layer, direction)
-        return replaced or MLP(sizes, self.activation, self.batch_norm)
+        return replaced or MLP(sizes, self.activation, self.batch_norm, self.batch_norm_epsilon)
 
     def head(self, layer: int, direction: Direction, units: int) -> Any:
         """What makes a `Gaussian` of d."""
         replaced = _replaced("head", self.replace_head, layer, direction)
-        return replaced or GaussianHead(units, self.batch_norm, self.variance_floor)
+        return replaced or GaussianHead(
+            units, self.batch_norm, self.variance_floor, self.variance_bias, self.batch_norm_epsilon
+        )
 
     def observation_head(self, data_dim: int, head_size: int) -> Any:
         """What makes an observation's numbers of d, [..., head_size * data_dim]."""
         replaced = _replaced("head", self.replace_head, 0, "down")
         if head_size == 1:
             return replaced or Linear(data_dim, batch_norm=False)
-        return replaced or WideHead(head_size * data_dim)
+        bias = self.variance_bias if head_size == 2 else 0.0  # of a location and its scale
+        return replaced or WideHead(head_size * data_dim, bias)
 
 
 def _replaced(

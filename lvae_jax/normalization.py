@@ -5,6 +5,7 @@ Sums over the batch are what an accelerator launches most kernels for, and a mes
 How they are best taken depends on the device: `moments` and `_paired_sums` choose.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 from lvae_jax.mesh import vary_alike
 
 EPSILON = 1e-5
-"""Added to the variance of a batch, so that a unit that is constant over it normalises to zero."""
+"""Added to a batch's variance by default, so that a unit constant over it normalises to zero."""
 
 ROUNDING = 16 * float(jnp.finfo(jnp.float32).eps)
 """A unit that deviates from its mean by no more than this part of it is constant."""
@@ -134,50 +135,58 @@ def normalize(
     statistics: Moments,
     scale: Float[Array, " units"],
     shift: Float[Array, " units"],
+    epsilon: float = EPSILON,
 ) -> Float[Array, "*batch units"]:
-    """scale (y - mean) / sqrt(variance + EPSILON) + shift with statistics given, not of y."""
-    factor = scale * jax.lax.rsqrt(statistics.variance + EPSILON)
+    """scale (y - mean) / sqrt(variance + epsilon) + shift with statistics given, not of y."""
+    factor = scale * jax.lax.rsqrt(statistics.variance + epsilon)
     last = (1,) * (y.ndim - 1) + (-1,)
     return (y - statistics.mean.reshape(last)) * factor.reshape(last) + shift.reshape(last)
 
 
 def batch_normalize(
-    y: Float[Array, "*batch units"], scale: Float[Array, " units"], shift: Float[Array, " units"]
+    y: Float[Array, "*batch units"],
+    scale: Float[Array, " units"],
+    shift: Float[Array, " units"],
+    epsilon: float = EPSILON,
 ) -> Float[Array, "*batch units"]:
     """Batch normalisation by y's own moments: scale y_hat + shift.
 
-    y_hat = (y - mean) / sqrt(variance + EPSILON). The gradient is written out, since the derivative
+    y_hat = (y - mean) / sqrt(variance + epsilon). The gradient is written out, since the derivative
     through mean and variance collapses to two sums over the batch, where automatic differentiation
     passes over memory more often. With g = dL/d(output):
 
-        dL/dy = scale / sqrt(variance + EPSILON) (g - mean(g) - y_hat mean(g y_hat))
+        dL/dy = scale / sqrt(variance + epsilon) (g - mean(g) - y_hat mean(g y_hat))
 
     Args:
       y: pre-activations.
       scale: of each unit.
       shift: of each unit.
+      epsilon: added to the variance.
 
     Returns:
       Of y's shape.
     """
     # Within `jax.shard_map` the gradient of a scale that all devices share is a sum over devices:
     # JAX adds it where the scale is made to vary as y does, outside the function below.
-    return _batch_normalize(*vary_alike((y, scale, shift)))
+    return _batch_normalize(*vary_alike((y, scale, shift)), epsilon)
 
 
-@jax.custom_vjp
-def _batch_normalize(y: Array, scale: Array, shift: Array) -> Array:
-    return normalize(y, moments(y), scale, shift)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _batch_normalize(y: Array, scale: Array, shift: Array, epsilon: float) -> Array:
+    return normalize(y, moments(y), scale, shift, epsilon)
 
 
-def _forward(y: Array, scale: Array, shift: Array) -> tuple[Array, tuple[Array, Moments, Array]]:
+Residuals = tuple[Array, Moments, Array]
+
+
+def _forward(y: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Residuals]:
     statistics = moments(y)
-    return normalize(y, statistics, scale, shift), (y, statistics, scale)
+    return normalize(y, statistics, scale, shift, epsilon), (y, statistics, scale)
 
 
-def _backward(residuals: tuple[Array, Moments, Array], g: Array) -> tuple[Array, Array, Array]:
+def _backward(epsilon: float, residuals: Residuals, g: Array) -> tuple[Array, Array, Array]:
     y, statistics, scale = residuals
-    inverse_std = jax.lax.rsqrt(statistics.variance + EPSILON)
+    inverse_std = jax.lax.rsqrt(statistics.variance + epsilon)
     rows, g_rows = (a.reshape(-1, a.shape[-1]) for a in (y, g))
     y_hat = (rows - statistics.mean[None]) * inverse_std[None]
     d_shift, d_scale = _paired_sums(g_rows, g_rows * y_hat)

@@ -30,6 +30,8 @@ class Objective:
         `bounds.doubly_reparameterized`.
       free_bits: nats per unit, see `bounds.free_bits`; 0 for none. For the ELBO and its standard
         gradient only.
+      closed_form_kl: whether the ELBO's KL terms are in closed form where there is one; without,
+        all are log q - log p at the sample, as in the authors' code.
 
     Raises:
       ValueError: a number of samples is less than 1, there is no such gradient, or free bits are
@@ -44,6 +46,7 @@ class Objective:
     importance_samples: int = 1
     gradient: str = "standard"
     free_bits: float = 0.0
+    closed_form_kl: bool = True
 
     def __post_init__(self) -> None:
         if min(self.mc_samples, self.importance_samples) < 1:
@@ -77,6 +80,9 @@ class Objective:
         Returns:
           A scalar. Its gradient is the standard one.
         """
+        if not self.closed_form_kl:
+            no_layer = (False,) * len(terms.closed_form_kl)
+            terms = dataclasses.replace(terms, closed_form_kl=no_layer)
         if self.free_bits:
             return -bounds.free_bits(terms, beta, self.free_bits)
         if self.importance_samples == 1:

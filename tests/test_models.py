@@ -208,12 +208,12 @@ def test_samples_have_the_mean_and_covariance_of_the_joint_posterior(model_class
 # A forward pass in NumPy, float64, given the samples
 
 
-def np_linear(params, batch_stats, y):
+def np_linear(params, batch_stats, y, epsilon=BATCH_NORM_EPSILON):
     y = y @ np.float64(params["Dense_0"]["kernel"])
     if "BatchNorm_0" not in params:
         return y + np.float64(params["Dense_0"]["bias"])
     moments = jax.tree.map(np.float64, batch_stats["BatchNorm_0"])
-    y_hat = (y - moments["mean"]) / np.sqrt(moments["variance"] + BATCH_NORM_EPSILON)
+    y_hat = (y - moments["mean"]) / np.sqrt(moments["variance"] + epsilon)
     return y_hat * np.float64(params["BatchNorm_0"]["scale"]) + np.float64(
         params["BatchNorm_0"]["shift"]
     )
@@ -246,13 +246,14 @@ class NumpyModel:
     def mlp(self, part, index, y):
         params, batch_stats = self._parts(part, index)
         for name in ("Linear_0", "Linear_1"):
-            y = np_linear(params[name], batch_stats.get(name), y)
+            y = np_linear(params[name], batch_stats.get(name), y, self.model.batch_norm_epsilon)
             y = np.tanh(y) if self.model.activation == "tanh" else np.where(y > 0, y, 0.1 * y)
         return y
 
     def head(self, part, index, d):
         params, batch_stats = self._parts(part, index)
-        y = np_linear(params["Linear_0"], batch_stats.get("Linear_0"), d)
+        epsilon = self.model.batch_norm_epsilon
+        y = np_linear(params["Linear_0"], batch_stats.get("Linear_0"), d, epsilon)
         mean, raw_variance = np.split(y, 2, axis=-1)
         return mean, np.logaddexp(0, raw_variance) + self.model.variance_floor
 
@@ -285,10 +286,16 @@ def check_gaussian(actual, value_and_error, shape):
 
 FORWARD = {
     "ladder": {"activation": "leaky_relu", "observation": "bernoulli", "batch_norm": False},
-    "own_top_down": {"activation": "tanh", "observation": "gaussian", "batch_norm": True},
+    "own_top_down": {
+        "activation": "tanh", "observation": "gaussian", "batch_norm": True,
+        "batch_norm_epsilon": 0.5, "generative_hidden_sizes": (5, 7),
+    },
     "mean_upward": {"activation": "leaky_relu", "observation": "gaussian", "batch_norm": True},
-    "vae": {"activation": "tanh", "observation": "bernoulli", "batch_norm": True},
-}
+    "vae": {
+        "activation": "tanh", "observation": "bernoulli", "batch_norm": True,
+        "batch_norm_epsilon": 0.25, "generative_hidden_sizes": (4, 6),
+    },
+}  # fmt: skip
 
 
 @functools.cache
@@ -581,8 +588,53 @@ def test_the_papers_mnist_ladder_has_1_86_million_parameters():
     upward += sum(normalised(h, 2 * z) for h, z in zip(hidden, latents, strict=True))
     downward = sum(mlp(z, h) for h, z in zip(hidden, latents, strict=True))
     downward += sum(normalised(h, 2 * z) for h, z in zip(hidden[1:], latents[:-1], strict=True))
-    assert count == upward + downward + 512 * 784 + 784
-    assert round(count / 1e6, 2) == 1.86
+    assert count == upward + downward + 512 * 784 + 784 == 1_859_424
+
+
+def test_parameters_of_the_vae_and_of_the_ladders_of_the_authors_code():
+    latents, hidden = (64, 32, 16, 8, 4), (512, 256, 128, 64, 32)
+    wide = (512, 512, 256, 128, 64)
+
+    def count(model):
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes(model)[0]["params"]))
+
+    ladder = functools.partial(LadderVAE, 784, latents, hidden, mean_upward=True)
+    assert count(VAE(784, latents, hidden)) == count(ladder()) == 1_707_104
+    own = count(ladder(own_top_down=True))
+    # Of each MLP below the top: two kernels, and scale and shift of two batch norms; its head.
+    assert own - count(ladder()) == sum(
+        above * h + h * h + 4 * h + h * 2 * z + 4 * z
+        for above, h, z in zip(latents[1:], hidden[1:], latents[:-1], strict=True)
+    )
+    authors = count(ladder(own_top_down=True, generative_hidden_sizes=wide))
+    assert authors - own == sum(
+        above * (w - h) + w * w - h * h + 4 * (w - h) + (w - h) * 2 * z
+        for above, w, h, z in zip(latents[1:], wide[1:], hidden[1:], latents[:-1], strict=True)
+    )
+    assert authors == 2_168_384
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_bias_of_variances_is_that_of_x_and_where_there_is_no_batch_norm_of_every_z(batch_norm):
+    model = LadderVAE(
+        4, (3, 2), (5, 3), observation="gaussian", batch_norm=batch_norm, variance_bias=1.0
+    )
+    params = jax.tree.map(np.asarray, dict(init(model, 0)["params"]))
+    biases = {
+        "/".join(key.key for key in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if path[-1].key == "bias" and np.any(leaf)
+    }
+    heads = [] if batch_norm else ["inference/heads_0", "inference/heads_1", "generative/heads_0"]
+    heads.append("generative/observation_head")
+    assert set(biases) == {f"{head}/Linear_0/Dense_0/bias" for head in heads}
+    for bias in biases.values():
+        np.testing.assert_array_equal(bias, [0] * (len(bias) // 2) + [1] * (len(bias) // 2))
+
+
+def test_an_observation_of_one_number_has_no_bias_of_a_variance():
+    params = init(LadderVAE(4, (3,), (5,), variance_bias=1.0), 0)["params"]
+    assert not np.any(params["generative"]["observation_head"]["Dense_0"]["bias"])
 
 
 @pytest.mark.parametrize("model_class", [VAE, LadderVAE])
@@ -622,13 +674,22 @@ def test_the_papers_mnist_ladder_has_1_86_million_parameters():
         ),
         (
             {"activation": "relu"},
-            "activation='relu'; give one of leaky_relu, tanh, or a function",
+            "activation='relu'; give one of leaky_relu, leaky_relu_0.01, tanh, or a function",
         ),
         (
             {"condition_dim": -1},
             "condition_dim=-1; give the number of features of a condition, or 0 for none",
         ),
         ({"variance_floor": -0.1}, "variance_floor=-0.1; give at least 0"),
+        ({"batch_norm_epsilon": -0.1}, "batch_norm_epsilon=-0.1; give at least 0"),
+        *(
+            (
+                {"generative_hidden_sizes": sizes},
+                f"generative_hidden_sizes={sizes}: give integers of at least 1, one entry for each "
+                "of the 1 layers",
+            )
+            for sizes in [(), (3, 2), (0,), ((3, 2.5),)]
+        ),
     ],
 )
 def test_bad_fields_are_refused(model_class, fields, message):

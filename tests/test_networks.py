@@ -79,7 +79,11 @@ def linear_in_float64(params, stored, y):
     return (y - mean) / np.sqrt(variance + EPSILON) * norm["scale"] + norm["shift"]
 
 
-ACTIVATIONS = {"leaky_relu": lambda y: np.where(y > 0, y, 0.1 * y), "tanh": np.tanh}
+ACTIVATIONS = {
+    "leaky_relu": lambda y: np.where(y > 0, y, 0.1 * y),
+    "leaky_relu_0.01": lambda y: np.where(y > 0, y, 0.01 * y),
+    "tanh": np.tanh,
+}
 
 
 def mlp_in_float64(variables, activation, y, train):
@@ -134,7 +138,7 @@ def test_linear_is_the_float64_forward_pass(batch_norm, train, shape):
     assert_within(apply(module, variables, y, train), expected, error)
 
 
-@pytest.mark.parametrize("activation", ["leaky_relu", "tanh"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("train", [True, False], ids=["train", "evaluate"])
 @pytest.mark.parametrize("batch_norm", [True, False], ids=["batch_norm", "bias"])
 def test_mlp_is_the_float64_forward_pass(batch_norm, train, activation):
@@ -269,6 +273,18 @@ def test_glorot_normal_has_its_standard_deviation(fan_in, fan_out, gain):
 def test_kernels_start_with_the_gain_of_their_place(module, gain):
     params = module.init(jax.random.key(2), jnp.zeros((2, 300)), train=False)["params"]
     assert_is_normal(params["Linear_0"]["Dense_0"]["kernel"], gain * np.sqrt(2 / 500))
+
+
+def test_the_bias_of_a_variance_starts_as_given_and_that_of_a_mean_at_zero():
+    y = make_inputs()
+    head = GaussianHead(2, batch_norm=False, variance_floor=FLOOR, variance_bias=1.0)
+    dense = head.init(jax.random.key(0), y, train=False)["params"]["Linear_0"]["Dense_0"]
+    np.testing.assert_array_equal(dense["bias"], [0, 0, 1, 1])
+    assert dense["bias"].dtype == jnp.float32
+    normalised = GaussianHead(2, batch_norm=True, variance_floor=FLOOR, variance_bias=1.0)
+    linear = normalised.init(jax.random.key(0), y, train=False)["params"]["Linear_0"]
+    assert "bias" not in linear["Dense_0"]
+    np.testing.assert_array_equal(linear["BatchNorm_0"]["shift"], 0)
 
 
 # --- Batch statistics ----------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Moments and batch normalisation against NumPy in float64, and a gradient against two others."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,19 +38,19 @@ def random_inputs(shape, seed=0):
     return tuple(float32(a) for a in (y, scale, shift, rng.normal(size=shape)))
 
 
-def batch_normalize_in_float64(y, scale, shift):
+def batch_normalize_in_float64(y, scale, shift, epsilon=EPSILON):
     """The definition, in NumPy."""
     y, scale, shift = (np.asarray(a, np.float64) for a in (y, scale, shift))
     axes = tuple(range(y.ndim - 1))
-    return (y - y.mean(axes)) / np.sqrt(y.var(axes) + EPSILON) * scale + shift
+    return (y - y.mean(axes)) / np.sqrt(y.var(axes) + epsilon) * scale + shift
 
 
-def naive_batch_normalize(y, scale, shift):
+def naive_batch_normalize(y, scale, shift, epsilon=EPSILON):
     """The definition, in JAX, for automatic differentiation."""
     rows = y.reshape(-1, y.shape[-1])
     mean = jnp.mean(rows, axis=0, keepdims=True)
     variance = jnp.mean((rows - mean) ** 2, axis=0, keepdims=True)
-    normalized = (rows - mean) / jnp.sqrt(variance + EPSILON) * scale[None] + shift[None]
+    normalized = (rows - mean) / jnp.sqrt(variance + epsilon) * scale[None] + shift[None]
     return normalized.reshape(y.shape)
 
 
@@ -222,6 +224,26 @@ def test_the_gradient_written_out_is_that_of_automatic_differentiation(shape, se
         written_out, automatic, errors_of_gradients(*inputs), strict=True
     ):
         assert actual.shape == expected.shape
+        assert_within(actual, expected, 2 * error)
+
+
+@pytest.mark.parametrize("epsilon", [1e-10, 3.0])
+def test_epsilon_is_what_is_added_to_the_variance_of_values_and_gradients(epsilon):
+    *inputs, g = random_inputs((4, 5, 3))
+    ours = functools.partial(normalization.batch_normalize, epsilon=epsilon)
+    by_hand = functools.partial(batch_normalize_in_float64, epsilon=epsilon)
+    expected, error = value_and_error(by_hand, *inputs, roundings=8)
+    assert_within(ours(*inputs), expected, error)
+    statistics = normalization.moments(inputs[0])
+    given = normalization.normalize(inputs[0], statistics, *inputs[1:], epsilon)
+    assert_within(given, expected, error)
+    automatic = functools.partial(naive_batch_normalize, epsilon=epsilon)
+    for actual, expected, error in zip(
+        pull_back(ours, *inputs, g),
+        pull_back(automatic, *inputs, g),
+        errors_of_gradients(*inputs, g),
+        strict=True,
+    ):
         assert_within(actual, expected, 2 * error)
 
 

@@ -231,9 +231,12 @@ def importance_loss(params, model, x, key, samples, group):
     return -sum(jnp.mean(jnp.log(jnp.mean(jnp.exp(g), axis=0))) for g in groups) / len(groups)
 
 
-@pytest.mark.parametrize(("mc_samples", "importance_samples"), [(3, 2), (1, 6)])
+@pytest.mark.parametrize(
+    ("mc_samples", "importance_samples", "closed_form_kl"),
+    [(3, 2, True), (1, 6, True), (6, 1, False)],  # with K = 1: log q - log p instead of a KL
+)
 def test_step_climbs_the_bound_of_importance_samples_averaged_over_mc_samples(
-    mc_samples, importance_samples
+    mc_samples, importance_samples, closed_form_kl
 ):
     model = LadderVAE(5, (2,), (4,), batch_norm=False)
     state = fresh_state(GRADIENT, random_params(model, seed=4))
@@ -254,7 +257,7 @@ def test_step_climbs_the_bound_of_importance_samples_averaged_over_mc_samples(
         key,
         jnp.float32(1.0),
         jnp.float32(1.0),
-        Objective(mc_samples, importance_samples),
+        Objective(mc_samples, importance_samples, closed_form_kl=closed_form_kl),
     )
     assert_is_step(state, stepped, gradient, error)
 
