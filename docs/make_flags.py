@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.registry import EXPERIMENTS
-from experiments.settings import Settings
+from experiments.settings import PRESETS, Settings
 
 PAGE = Path(__file__).with_name("flags.md")
 END = "## Where the paper is silent"
@@ -18,6 +18,16 @@ Every data set's command has these flags. Their defaults are the paper's setting
 
 | flag | default | what |
 | --- | --- | --- |
+"""
+
+PRESETS_HEADER = """
+## Presets
+
+A preset puts other defaults in place; flags that you give override it. `config.json` stores the
+settings that result, and the command that a run prints to resume it spells them out.
+
+| flag | defaults that it sets |
+| --- | --- |
 """
 
 OWN = """
@@ -39,6 +49,10 @@ def tables() -> str:
     """The page up to `END`."""
     common = {field.name for field in dataclasses.fields(Settings)}
     page = INTRODUCTION + "".join(f"| {row(Settings(), name)} |\n" for name in fields(Settings()))
+    page += PRESETS_HEADER
+    for flag, preset in {"--as_authors": "as_authors", "--recipe=fast": "fast"}.items():
+        sets = [f"`{as_flag(name, value)}`" for name, value in PRESETS[preset].items()]
+        page += f"| `{flag}` | {' '.join(sets)} |\n"
     page += OWN
     for command, (_, defaults) in EXPERIMENTS.items():
         for name in fields(defaults):
@@ -47,7 +61,7 @@ def tables() -> str:
     page += DIFFERENT
     for command, (_, defaults) in EXPERIMENTS.items():
         different = [
-            f"`--{name}={shown(getattr(defaults, name))}`"
+            f"`{as_flag(name, getattr(defaults, name))}`"
             for name in fields(Settings())
             if getattr(defaults, name) != getattr(Settings(), name)
         ]
@@ -66,6 +80,13 @@ def row(defaults: Settings, name: str) -> str:
     default = shown(getattr(defaults, name))
     help_text = fields(defaults)[name].metadata["help"].replace("|", "\\|")
     return f"`--{name}` | {default and f'`{default}`'} | {help_text}"
+
+
+def as_flag(name: str, value: Any) -> str:
+    """A setting as it is typed."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no{name}"
+    return f"--{name}={shown(value)}"
 
 
 def shown(value: Any) -> str:

@@ -12,7 +12,7 @@ from absl import app, flags, logging
 
 from experiments import settings as settings_lib
 from experiments.errors import RunError
-from experiments.settings import Command, Kind, Settings
+from experiments.settings import Command, Kind, Presets, Settings
 from experiments.store.files import NO_ROOM
 
 
@@ -37,6 +37,7 @@ def main(name: str, load: Callable[[Any], Any], defaults: Settings) -> None:
             dataset = devices.first_alone(lambda: load(settings))  # it may have to be prepared
             run(settings, dataset, Command(name, defaults))
 
+    define_flags(Presets())
     _start(train_and_evaluate, defaults, arguments="")
 
 
@@ -169,6 +170,8 @@ def from_flags(kind: type[Settings]) -> Settings:
     """
     values = _flag_values(kind)
     given = {name for name in values if flags.FLAGS[name].present}
+    presets = Presets(**_flag_values(Presets)).defaults(values)
+    values |= {name: value for name, value in presets.items() if name not in given}
     # Sizes that are given decide how many of the others are used, and the depth.
     for sizes, others in (("latent_sizes", "hidden_sizes"), ("hidden_sizes", "latent_sizes")):
         if sizes in given and others not in given:

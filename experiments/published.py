@@ -66,6 +66,7 @@ EPOCHS = {"mnist": 2000, "omniglot": 1500, "small_norb": 2000}
 _STATED = {
     "activation": "leaky_relu",
     "own_top_down": False,
+    "wide_generative": False,
     "mean_upward": False,
     "beta": 1.0,
     "batch_size": 256,
@@ -74,6 +75,7 @@ _STATED = {
     "mc_samples": 1,
     "iw_samples": 1,
     "gradient": "standard",
+    "closed_form_kl": True,
     "free_bits": 0.0,
     "ema_decay": 0.0,
     "validation": 0,

@@ -6,7 +6,7 @@ Nothing here imports JAX, so that `--help` and a bad flag are answered at once.
 import dataclasses
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,16 +112,33 @@ class Settings:
         (512, 256, 128, 64, 32), SIZES, "units of the two hidden layers of the MLPs at each layer"
     )
     activation: str = setting(
-        "leaky_relu", choice("leaky_relu", "tanh"), "nonlinearity of the MLPs"
+        "leaky_relu",
+        choice("leaky_relu", "leaky_relu_0.01", "tanh"),
+        "nonlinearity of the MLPs; leaky_relu: max(x, x/10), leaky_relu_0.01: max(x, x/100)",
     )
     batch_norm: bool = setting(True, FLAG, "batch normalisation in the MLPs and the latents' heads")
+    batch_norm_epsilon: float = setting(
+        1e-5, POSITIVE, "added to variances within batch normalisation (the authors: 1e-10)"
+    )
     own_top_down: bool = setting(
         False, FLAG, "lvae: the downward inference has MLPs of its own, as the authors' code can"
+    )
+    wide_generative: bool = setting(
+        False,
+        FLAG,
+        "lvae: the generative MLP of z_i has the hidden units of layer i instead of those of layer "
+        "i + 1, as the authors' code has with MLPs of its own",
     )
     mean_upward: bool = setting(
         False, FLAG, "lvae: feed mu_hat upward instead of d, as the authors' code can"
     )
     variance_floor: float = setting(1e-5, POSITIVE, "added to every variance")
+    variance_bias: float = setting(
+        0.0,
+        real("a number within float32", lambda v: True),
+        "initial bias of what softplus makes a variance of (the authors: 1); no effect where batch "
+        "normalisation follows",
+    )
 
     epochs: int = setting(2000, whole(1), "passes over the training images")
     warmup_epochs: int | tuple[int, ...] = setting(
@@ -148,6 +165,12 @@ class Settings:
         "standard",
         choice("standard", "stl", "dreg"),
         "gradient of the inference model; stl: sticking the landing; dreg: doubly reparameterised",
+    )
+    closed_form_kl: bool = setting(
+        True,
+        FLAG,
+        "KL terms in closed form where there is one; false: log q - log p of the sample, as in the "
+        "authors' code",
     )
     free_bits: float = setting(
         0.0, NOT_NEGATIVE, "nats per unit below which training does not reduce its mean KL; 0: none"
@@ -321,6 +344,63 @@ def as_typed(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
+OF_THE_LADDER = ("own_top_down", "wide_generative", "mean_upward")
+"""Settings that a VAE does not have."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Every choice of the authors' code (docs/flags.md has it line by line).
+    "as_authors": {
+        "activation": "leaky_relu_0.01",
+        "batch_norm_epsilon": 1e-10,
+        "own_top_down": True,
+        "wide_generative": True,
+        "mean_upward": True,
+        "variance_bias": 1.0,
+        "closed_form_kl": False,
+        "adam_epsilon": 1e-4,
+        "max_gradient_norm": 4.0,
+        "max_gradient": 0.9,
+    },
+    # The best short run on MNIST that was found (docs/results.md).
+    "fast": {
+        "schedule": "cosine",
+        "learning_rate": 8e-3,
+        "epochs": 120,
+        "warmup_epochs": 30,
+    },
+}
+"""Defaults in place of an experiment's own; flags still override them. No two set the same one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Presets:
+    """The flags that stand for several settings. A run stores those settings, not these flags."""
+
+    as_authors: bool = setting(
+        False, FLAG, "every choice of the authors' code where the flags allow it; see docs/flags.md"
+    )
+    recipe: str = setting(
+        "", choice("", "fast"), "fast: a short schedule at a high learning rate, found on MNIST"
+    )
+
+    def defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What these presets put in place of an experiment's defaults.
+
+        Args:
+          values: every setting by name, which say what the presets leave out: of a VAE what is the
+            ladder's, and the activation where it is tanh, which the authors used for NORB.
+        """
+        chosen = ["as_authors"] * self.as_authors + [self.recipe] * bool(self.recipe)
+        left_out = set(OF_THE_LADDER) if values["model"] == "vae" else set()
+        left_out |= {"activation"} if values["activation"] == "tanh" else set()
+        return {
+            name: value
+            for preset in chosen
+            for name, value in PRESETS[preset].items()
+            if name not in left_out
+        }
+
+
 Rules = list[tuple[bool, str]]
 """Whether a rule is broken, and what to say then."""
 
@@ -390,9 +470,9 @@ def _rules_of_the_model(s: Settings) -> Rules:
             "or --nobatch_norm",
         ),
         (
-            s.model == "vae" and (s.own_top_down or s.mean_upward),
-            "--model=vae: --own_top_down and --mean_upward are variants of the ladder; leave them "
-            "out or give --model=lvae",
+            s.model == "vae" and any(getattr(s, name) for name in OF_THE_LADDER),
+            "--model=vae: --own_top_down, --wide_generative and --mean_upward are variants of the "
+            "ladder; leave them out or give --model=lvae",
         ),
         (
             bool(s.free_bits) and (s.iw_samples > 1 or s.gradient != "standard"),

@@ -176,14 +176,19 @@ def objective_of(settings: Settings) -> Objective:
         importance_samples=settings.iw_samples,
         gradient=settings.gradient,
         free_bits=settings.free_bits,
+        closed_form_kl=settings.closed_form_kl,
     )
 
 
 def make_model(settings: Settings, data_dim: int, observation: str) -> HierarchicalVAE:
     """The model of the settings, for a data set's dimension and observation."""
     latent_sizes, hidden_sizes = settings.layers()
+    wide = (hidden_sizes[0], *hidden_sizes[:-1])
     ladder = functools.partial(
-        LadderVAE, own_top_down=settings.own_top_down, mean_upward=settings.mean_upward
+        LadderVAE,
+        own_top_down=settings.own_top_down,
+        mean_upward=settings.mean_upward,
+        generative_hidden_sizes=wide if settings.wide_generative else None,
     )
     model_class: Any = {"lvae": ladder, "vae": VAE}[settings.model]
     return model_class(
@@ -193,7 +198,9 @@ def make_model(settings: Settings, data_dim: int, observation: str) -> Hierarchi
         observation=observation,
         activation=settings.activation,
         batch_norm=settings.batch_norm,
+        batch_norm_epsilon=settings.batch_norm_epsilon,
         variance_floor=settings.variance_floor,
+        variance_bias=settings.variance_bias,
     )
 
 
@@ -221,9 +228,12 @@ def initial_params(experiment: Experiment) -> Any:
             "hidden_sizes",
             "batch_norm",
             "own_top_down",
+            "wide_generative",
             "mean_upward",
         )
-        differences = [f"{n} {was[n]} there, {now[n]} here" for n in names if was[n] != now[n]]
+        differences = [
+            f"{n} {was.get(n)} there, {now[n]} here" for n in names if was.get(n) != now[n]
+        ]
         if config["dataset"] != experiment.dataset.name:
             differences.append(f"trained on {config['dataset']}, not on {experiment.dataset.name}")
         raise SettingsError(

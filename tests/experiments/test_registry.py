@@ -74,8 +74,10 @@ PARSE = """
 import dataclasses, importlib, json, sys
 from absl import flags
 from experiments import cli
+from experiments.settings import Presets
 
 found = []
+cli.define_flags(Presets())
 for name, *argv in json.load(sys.stdin):
     defaults = importlib.import_module(name).DEFAULTS
     cli.define_flags(defaults)

@@ -1,13 +1,18 @@
 """The command line: what is accepted, and the one line that refuses what is not."""
 
+import dataclasses
+import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from docs import make_flags
-from experiments.settings import Settings
+from experiments import cli, registry
+from experiments.settings import PRESETS, Command, Presets, Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +59,7 @@ def digits(*arguments, cwd=ROOT):
         (["mnist"], "unexpected argument 'mnist': every setting is given as --name=value"),
         (["--batch_size=1"], "--batch_size=1: batch normalisation has nothing to normalise over"),
         (["--model=vae", "--mean_upward"], "--mean_upward are variants of the ladder"),
+        (["--recipe=slow"], "flag --recipe=slow: give one of fast"),
         (["--gradient=iwae"], "flag --gradient=iwae: give one of standard, stl, dreg"),
         (["--free_bits=-0.1"], "flag --free_bits=-0.1: give a number of at least 0"),
         (
@@ -100,7 +106,7 @@ def test_what_only_the_data_or_the_disk_can_refuse_is_refused_the_same_way(
 def test_help_lists_every_setting_of_the_experiment_with_its_default(tmp_path):
     result = digits("--help", cwd=tmp_path)
     assert "jax" not in result.stderr
-    for name in Settings.__dataclass_fields__:
+    for name in (*Settings.__dataclass_fields__, *Presets.__dataclass_fields__):
         assert f"--{name}:" in result.stdout or f"--[no]{name}:" in result.stdout
     assert "--hidden_sizes: units of the two hidden layers" in result.stdout
     assert "(default: '128,64,32')" in result.stdout
@@ -109,7 +115,7 @@ def test_help_lists_every_setting_of_the_experiment_with_its_default(tmp_path):
 def test_the_table_of_flags_names_every_flag_with_the_default_of_mnist():
     rows = {
         line.split("`")[1]: line
-        for line in (ROOT / "docs" / "flags.md").read_text().splitlines()
+        for line in make_flags.PAGE.read_text("utf-8").split("## Presets")[0].splitlines()
         if line.startswith("| `--")
     }
     settings = Settings()
@@ -125,6 +131,67 @@ def test_the_page_of_flags_is_as_the_settings_are_now():
     page = make_flags.PAGE.read_text("utf-8")
     assert make_flags.updated(page) == page, "run python -m docs.make_flags"
     assert "| `experiments.norb` | `--cameras` | `one` |" in page
+
+
+def presets_of(arguments: list[str], experiment: str = "mnist") -> Settings:
+    """The settings of a command line; no flags are left."""
+    defaults = registry.experiment(experiment).defaults
+    cli.define_flags(defaults)
+    cli.define_flags(Presets())
+    try:
+        cli.parse(["a command", *arguments])
+        return cli.from_flags(type(defaults))
+    finally:
+        names = [*(f.name for f in fields(defaults)), *(f.name for f in fields(Presets))]
+        flags.FLAGS.remove_flag_values(names)
+        flags.FLAGS.unparse_flags()
+
+
+AUTHORS = {
+    "activation": "leaky_relu_0.01", "batch_norm_epsilon": 1e-10, "own_top_down": True,
+    "wide_generative": True, "mean_upward": True, "variance_bias": 1.0, "closed_form_kl": False,
+    "adam_epsilon": 1e-4, "max_gradient_norm": 4.0, "max_gradient": 0.9,
+}  # fmt: skip
+NOT_OF_A_VAE = {"own_top_down": False, "wide_generative": False, "mean_upward": False}
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arguments", "expected"),
+    [
+        ("mnist", ["--as_authors"], AUTHORS),
+        ("mnist", ["--as_authors", "--depth=2"], AUTHORS | {"depth": 2}),
+        ("mnist", ["--as_authors", "--model=vae"], AUTHORS | NOT_OF_A_VAE | {"model": "vae"}),
+        (
+            "mnist",
+            ["--as_authors", "--nomean_upward", "--adam_epsilon=1e-8"],
+            AUTHORS | {"mean_upward": False, "adam_epsilon": 1e-8},
+        ),
+        ("norb", ["--as_authors"], AUTHORS | {"activation": "tanh"}),
+        ("mnist", ["--as_authors", "--recipe=fast"], AUTHORS | PRESETS["fast"]),
+        ("mnist", ["--recipe=fast"], PRESETS["fast"]),
+        ("omniglot", ["--recipe=fast", "--epochs=7"], PRESETS["fast"] | {"epochs": 7}),
+        ("mnist", ["--noas_authors", "--recipe="], {}),
+    ],
+)
+def test_a_preset_sets_defaults_that_flags_override(experiment, arguments, expected):
+    defaults = registry.experiment(experiment).defaults
+    assert presets_of(arguments, experiment) == dataclasses.replace(defaults, **expected)
+
+
+def test_presets_set_settings_that_exist_and_no_two_the_same():
+    sets = [name for preset in PRESETS.values() for name in preset]
+    assert len(sets) == len(set(sets))
+    kinds = {field.name: field.metadata["kind"] for field in fields(Settings)}
+    for preset in PRESETS.values():
+        assert all(kinds[name].accept(value) for name, value in preset.items())
+
+
+def test_what_a_preset_sets_is_what_config_json_and_the_command_that_resumes_say():
+    settings = presets_of(["--as_authors", "--seed=3"])
+    assert AUTHORS.items() <= settings.changing_results().items()
+    line = Command("mnist", Settings()).line(settings, Path("a"))
+    assert "as_authors" not in line
+    assert presets_of(shlex.split(line)[3:]) == dataclasses.replace(settings, workdir="a")
 
 
 def test_depth_keeps_the_lowest_layers():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from experiments import arrays, cli, digits, mnist, norb, registry
 from experiments import settings as settings_lib
 from experiments.errors import SettingsError
-from experiments.settings import Settings
+from experiments.settings import Presets, Settings
 
 EXPERIMENTS = {"mnist": mnist, "digits": digits, "arrays": arrays, "norb": norb}
 
@@ -24,10 +24,12 @@ EXPERIMENTS = {"mnist": mnist, "digits": digits, "arrays": arrays, "norb": norb}
 def flags_of(defaults: Settings):
     """absl's flags as in a process that runs the experiment; none are left."""
     cli.define_flags(defaults)
+    cli.define_flags(Presets())
     try:
         yield
     finally:
-        flags.FLAGS.remove_flag_values([field.name for field in dataclasses.fields(defaults)])
+        fields = (*dataclasses.fields(defaults), *dataclasses.fields(Presets))
+        flags.FLAGS.remove_flag_values([field.name for field in fields])
         flags.FLAGS.unparse_flags()
 
 

@@ -128,7 +128,8 @@ def test_a_model_has_the_number_of_its_data_set_variant_and_depth_alone(
         {"activation": "tanh"}, {"gradient": "stl"}, {"free_bits": 0.1}, {"mc_samples": 10},
         {"iw_samples": 10}, {"beta": 0.5}, {"batch_size": 128}, {"validation": 400},
         {"eval_samples": 500}, {"eval_subset": 1000}, {"mean_upward": True}, {"ema_decay": 0.999},
-        {"own_top_down": True}, {"replicas": 2, "learning_rate": (1e-3, 2e-3)},
+        {"own_top_down": True}, {"activation": "leaky_relu_0.01"}, {"closed_form_kl": False},
+        {"wide_generative": True}, {"replicas": 2, "learning_rate": (1e-3, 2e-3)},
     ],
     ids=str,
 )  # fmt: skip
@@ -140,7 +141,7 @@ def test_a_number_is_said_to_be_of_other_settings_where_anything_the_paper_state
 
 @pytest.mark.parametrize(
     "same",
-    [{}, {"seed": 7}, {"replicas": 4}, {"variance_floor": 1e-6}, {"eval_every": 1}],
+    [{}, {"seed": 7}, {"replicas": 4}, {"batch_norm_epsilon": 1e-10}, {"eval_every": 1}],
     ids=str,
 )
 def test_what_the_paper_does_not_state_may_differ(same):
