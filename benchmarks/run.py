@@ -79,7 +79,7 @@ def run(sections: list[str], quick: bool, data_dir: Path | None) -> dict[str, An
             plan = plan._replace(data_dir=data_dir)
         result[name] = module.measure(plan)
         for caption, rows in result[name]["tables"].items():
-            print(f"{caption}\n\n{markdown(rows)}\n" if rows else caption, flush=True)
+            print(f"{caption}\n\n{markdown(rows)}" if rows else caption, flush=True)
         for note in result[name]["notes"]:
             print(f"Note: {note}.", flush=True)
         print(f"({name}: {time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)

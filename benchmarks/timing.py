@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from experiments.show import numbers
+
 Spread = dict[str, float]
 """Median, minimum and maximum of a quantity measured several times."""
 
@@ -68,7 +70,4 @@ def shown(value: str | int | float | Spread) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """A Markdown table with aligned columns; a row may lack some of them."""
     header = list(dict.fromkeys(heading for row in rows for heading in row))
-    cells = [[shown(row.get(heading, "")) for heading in header] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    lines = [header, ["-" * width for width in widths], *cells]
-    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+    return numbers.markdown(header, *([shown(row.get(h, "")) for h in header] for row in rows))

@@ -10,7 +10,7 @@ import numpy as np
 from experiments import cli, finished
 from experiments.finished import UseSettings
 from experiments.settings import setting, whole
-from experiments.show import uses
+from experiments.show import numbers, uses
 from lvae_jax import evaluation
 
 
@@ -48,7 +48,7 @@ def certify(settings: CertifySettings, *workdirs: str) -> None:
     lower, upper, acceptance = np.concatenate(bounds, axis=1)
     estimate = np.concatenate(estimates)
     name = f"L_{settings.samples}"
-    numbers = {
+    by_name = {
         "lower bound of log p(x)": lower,
         "upper bound of log p(x)": upper,
         "upper less lower bound": upper - lower,
@@ -56,8 +56,9 @@ def certify(settings: CertifySettings, *workdirs: str) -> None:
         f"lower bound less {name}": lower - estimate,
         f"upper bound less {name}": upper - estimate,
     }
-    summary = {key: finished.mean_and_error(values) for key, values in numbers.items()}
-    print(uses.table(["nats", "mean"], [[k, uses.with_error(v)] for k, v in summary.items()]))
+    summary = {key: finished.mean_and_error(values) for key, values in by_name.items()}
+    table = [[key, uses.with_error(number)] for key, number in summary.items()]
+    print(numbers.markdown(["nats", "mean"], *table))
     off = summary[f"upper bound less {name}"]
     print(
         f"In the mean over {settings.images} images drawn from the model, {name} is below "

@@ -35,14 +35,13 @@ def names(runs: Sequence[Run]) -> list[str]:
 
 def table(runs: Sequence[Run]) -> str:
     """The runs as a Markdown table, a row a run; what a run does not have yet is left empty."""
-    header = (
+    header = [
         "run", "data set", "model", "epochs", "seed", "test log-likelihood", "the paper's",
         "test ELBO", "train ELBO", "KL of z_1, z_2, ...", f"units with KL > {USED_KL}",
         "training, s",
-    )  # fmt: skip
-    rows = [header, ("---",) * len(header)]
-    rows += [_row(name, run) for name, run in zip(names(runs), runs, strict=True)]
-    return "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in rows)
+    ]  # fmt: skip
+    rows = [_row(name, run) for name, run in zip(names(runs), runs, strict=True)]
+    return numbers.markdown(header, *([_cell(text) for text in row] for row in rows))
 
 
 def _cell(text: str) -> str:

@@ -16,7 +16,7 @@ from experiments import cli, finished
 from experiments.errors import SettingsError
 from experiments.finished import Finished, UseSettings
 from experiments.settings import TEXT, setting, whole
-from experiments.show import pictures, uses
+from experiments.show import numbers, pictures, uses
 from experiments.show.figures import labelled_rows
 from lvae_jax import evaluation
 from lvae_jax.distributions import Bernoulli, Gaussian
@@ -183,15 +183,15 @@ def impute(settings: ImputeSettings, *workdirs: str) -> None:
         nats[name] = np.asarray(masked_log_prob(full, jnp.asarray(x), jnp.asarray(~observed)))
     what = "RMSE of the mean" if observation == "gaussian" else "missing pixels wrong, %"
     scale = 1 if observation == "gaussian" else 100
-    numbers = {
+    found_by = {
         name: {
             "nats": finished.mean_and_error(nats[name]),
             "error": finished.mean_and_error(scale * wrong(means[name], x, observed, observation)),
         }
         for name in nats
     }
-    rows = [[name, *map(uses.with_error, of.values())] for name, of in numbers.items()]
-    print(uses.table(["", "nats of the missing given the observed", what], rows))
+    rows = [[name, *map(uses.with_error, of.values())] for name, of in found_by.items()]
+    print(numbers.markdown(["", "nats of the missing given the observed", what], *rows))
     monte_carlo = float(np.sqrt(np.sum(np.float64(likelihood.standard_error) ** 2)) / len(x))
     size = np.float64(found.effective_sample_size)
     print(
@@ -208,7 +208,7 @@ def impute(settings: ImputeSettings, *workdirs: str) -> None:
         "images": len(x),
         "samples": settings.samples,
         "seed": settings.seed,
-        "numbers": numbers,
+        "numbers": found_by,
         "monte_carlo_standard_error": monte_carlo,
         "effective_sample_size": {"median": float(np.median(size)), "min": float(size.min())},
         "rounds": float(np.mean(found.rounds)),

@@ -16,7 +16,7 @@ from experiments import cli, finished, registry
 from experiments.errors import SettingsError
 from experiments.finished import Finished, UseSettings
 from experiments.settings import PATH, TEXT, setting, whole
-from experiments.show import uses
+from experiments.show import numbers, uses
 from lvae_jax import evaluation
 from lvae_jax.data import DataError, arrays
 from lvae_jax.data.binarisation import to_unit
@@ -165,7 +165,7 @@ def outliers(settings: OutlierSettings, *workdirs: str) -> None:
         f"{names[0]}, nats",
         f"{names[1]}, nats",
     ]
-    print(uses.table(header, rows))
+    print(numbers.markdown(header, *rows))
     print(
         f"{counts[0]} test images of {names[0]} against {counts[1]} of {names[1]}, the "
         f"outliers; ± the standard error over the images ({RESAMPLES} bootstrap samples)."

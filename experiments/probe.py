@@ -15,7 +15,7 @@ from experiments.errors import WorkdirError
 from experiments.finished import Finished, UseSettings
 from experiments.progress import Progress
 from experiments.settings import setting, whole
-from experiments.show import uses
+from experiments.show import numbers, uses
 from lvae_jax import latents
 
 LABELS = (100, 1000, 0)
@@ -163,10 +163,10 @@ def probe(settings: ProbeSettings, *workdirs: str) -> None:
     features, active = representations(run, train_x, test_x)
 
     rng = np.random.default_rng(settings.seed)
-    numbers = [n for n in LABELS if n < len(train_x)]
     choices = {
         n or len(train_x): [labelled(labels[0], n, rng) for _ in range(settings.draws if n else 1)]
-        for n in numbers
+        for n in LABELS
+        if n < len(train_x)
     }
     results: dict[str, Any] = {
         "dataset": run.dataset.name,
@@ -189,7 +189,7 @@ def probe(settings: ProbeSettings, *workdirs: str) -> None:
             results["representations"].append(entry)
             progress.update(done, name)
 
-    print(uses.probe_table(results))
+    print(numbers.markdown(*uses.probe_rows(results)))
     print(uses.probe_note(results))
     if run.dataset.name == "mnist":
         print(PUBLISHED)

@@ -22,7 +22,7 @@ from experiments.paper.plan import (
 from experiments.published import VARIANTS
 from experiments.results import RunResults
 from experiments.show import figures
-from experiments.show.numbers import log_likelihood, number
+from experiments.show.numbers import log_likelihood, markdown, number
 
 Found = Sequence[tuple[PlannedRun, RunResults | None]]
 """Runs, and what those that are finished found."""
@@ -103,7 +103,7 @@ def table_1(paper: PaperSettings, found: Found) -> str:
         seconds = f"{results.training_seconds:,.0f}" if results else ""
         rows.append([name, source, f"{printed:.2f}", *_bounds(results), seconds])
     layers = first.settings.depth
-    text = f"# Table 1: {first.experiment}\n\n{_note(paper, found)}{_markdown(rows)}"
+    text = f"# Table 1: {first.experiment}\n\n{_note(paper, found)}{markdown(*rows)}"
     return text + f"\nOurs has {layers} layers.\n" * (layers != 5)
 
 
@@ -142,7 +142,7 @@ def table_2(paper: PaperSettings, found: Found) -> str:
                 text += f"{published.OMNIGLOT_NOTE}\n\n"
             if experiment == "norb":
                 text += f"{published.NORB_NOTE}\n\n"
-        text += f"{_markdown(rows)}\n"
+        text += f"{markdown(*rows)}\n"
     return text
 
 
@@ -172,7 +172,7 @@ def figure_3(paper: PaperSettings, found: Found) -> str:
                 ),
             ]
         )
-    text = f"# Figure 3: {found[0][0].experiment}\n\n{_note(paper, found)}{_markdown(rows)}"
+    text = f"# Figure 3: {found[0][0].experiment}\n\n{_note(paper, found)}{markdown(*rows)}"
     return (
         text
         + f"\nThe paper's best VAE on MNIST, of no stated depth: L_5000 {published.BEST_VAE}.\n"
@@ -200,11 +200,6 @@ def command(paper: PaperSettings) -> str:
         if value != getattr(defaults, name):
             given.append(f"--{name}={','.join(value) if name == 'only' else value}")
     return shlex.join(["python", "-m", "experiments.paper", *given])
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _claims(paper: PaperSettings) -> str:

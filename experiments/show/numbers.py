@@ -45,6 +45,13 @@ def log_likelihood(results: RunResults) -> str:
     return log_likelihoods(results)[0]
 
 
+def markdown(header: Sequence[str], *rows: Sequence[str]) -> str:
+    """A Markdown table with aligned columns, which reads well on a console too."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = (header, ["-" * width for width in widths], *rows)
+    return "".join(f"| {' | '.join(map(str.ljust, line, widths))} |\n" for line in lines)
+
+
 class Layer(NamedTuple):
     """A layer in numbers."""
 

@@ -222,7 +222,7 @@ def _figures(run: Run, images: Mapping[str, bytes]) -> list[dict[str, str]]:
 
 
 def _probe(probe: Mapping[str, Any], images: Mapping[str, bytes]) -> dict[str, Any]:
-    header, rows = uses.probe_rows(probe)
+    header, *rows = uses.probe_rows(probe)
     picture = base64.b64encode(images["probe"]).decode() if "probe" in images else None
     return {"header": header, "rows": rows, "note": uses.probe_note(probe), "data": picture}
 

@@ -1,6 +1,6 @@
 """What a trained model is used for, shown: tables and figures of probe, outliers and certify."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,25 +12,16 @@ from experiments.show.figures import STYLE
 CLASSIFIERS = {"knn": "k-nearest neighbours", "logistic": "logistic regression"}
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned, which reads well on a console too."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in (header, ["-" * width for width in widths], *rows)
-    )
-
-
 def with_error(number: Mapping[str, float], digits: int = 2) -> str:
     """`mean ± standard error`."""
     return f"{number['mean']:.{digits}f} ± {number['standard_error']:.{digits}f}"
 
 
-def probe_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def probe_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """Header and rows of probe's table: test errors in per cent."""
     header = ["representation", "units", "best unit, nats"]
-    numbers = list(results["representations"][0]["errors"])
-    header += [f"{name}, {int(n):,} labels" for name in ("k-NN", "logistic") for n in numbers]
+    counts = list(results["representations"][0]["errors"])
+    header += [f"{name}, {int(n):,} labels" for name in ("k-NN", "logistic") for n in counts]
     rows = []
     for entry in results["representations"]:
         information = entry.get("information")
@@ -39,14 +30,9 @@ def probe_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             str(entry["units"]),
             f"{max(information):.2f}" if information else "",
         ]
-        row += [with_error(entry["errors"][n][name]) for name in CLASSIFIERS for n in numbers]
+        row += [with_error(entry["errors"][n][name]) for name in CLASSIFIERS for n in counts]
         rows.append(row)
-    return header, rows
-
-
-def probe_table(results: Mapping[str, Any]) -> str:
-    """Probe's table for a console."""
-    return table(*probe_rows(results))
+    return [header, *rows]
 
 
 def probe_note(results: Mapping[str, Any]) -> str:
