@@ -211,7 +211,12 @@ class Settings:
         choice("float32", "tf32", "bf16"),
         "precision of matrix products on a GPU or TPU; sums, and products on a CPU, are float32",
     )
-    init_from: str = setting("", SOURCE, "workdir of another run, whose parameters to start from")
+    init_from: str = setting("", SOURCE, "workdir of another run, whose training to continue")
+    fresh_optimizer: bool = setting(
+        False,
+        FLAG,
+        "with --init_from: a new state of Adam, and the parameters that the other run evaluates",
+    )
 
     eval_every: int = setting(10, whole(0), "epochs between test ELBOs; 0: only at the end")
     validation: int = setting(

@@ -28,6 +28,7 @@ def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, ep
     images, step = experiment.dataset.train_images, int(stopped.step)
     position, batches = training.epoch_batches(key, step, len(images), settings.batch_size)
     batch = images[np.asarray(batches[position])]
+    of_this_run = epoch * experiment.steps_per_epoch + int(position)
     x, sample_key = training.step_inputs(experiment.preprocess, batch, key, step)
     quantity = diagnosis.first_nonfinite(
         experiment.model,
@@ -39,7 +40,7 @@ def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, ep
     )
     of_seed = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
     raise NonFiniteError(
-        f"epoch {epoch}, step {step}{of_seed}: "
+        f"epoch {epoch}, step {of_this_run}{of_seed}: "
         f"{quantity or 'the loss or a gradient is not finite'}"
         + (f", after {limit} skipped updates" if limit else "")
         + f"; the last checkpoint in {workdir.path} is kept. Try a smaller --learning_rate or "

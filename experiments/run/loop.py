@@ -20,7 +20,7 @@ from experiments.run.record import Record
 from experiments.run.setup import (
     MATMUL_PRECISION,
     Experiment,
-    initial_params,
+    continued,
     make_config,
     make_experiment,
     state_like,
@@ -64,12 +64,11 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
         # The model, the data on the devices, the state. The folder's files are only made once
         # nothing is left that could be refused.
         experiment = make_experiment(settings, dataset)
-        initial = initial_params(experiment)
+        initial = continued(experiment)
         workdir.lock()
         report(experiment.describe())
         program, state = compile_and_initialise(experiment)
-        if initial is not None:
-            state = state._replace(params=devices.put(initial, experiment.mesh, "replica"))
+        state = state._replace(**devices.put(initial, experiment.mesh, "replica"))
         workdir.create()
         state, step = workdir.restore(state_like(experiment)) or (state, 0)
 

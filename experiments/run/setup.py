@@ -17,7 +17,7 @@ import lvae_jax
 from experiments.errors import SettingsError
 from experiments.run import devices, memory
 from experiments.settings import Command, Settings
-from experiments.store.workdir import read_config, read_trained
+from experiments.store.workdir import read_config, read_state, read_step, read_trained
 from lvae_jax import VAE, LadderVAE, compilation, training
 from lvae_jax.data import Dataset
 from lvae_jax.data.validation import hold_out
@@ -204,50 +204,79 @@ def make_model(settings: Settings, data_dim: int, observation: str) -> Hierarchi
     )
 
 
-def initial_params(experiment: Experiment) -> Any:
-    """With --init_from the parameters of another run, of as many replicas or of one; else None.
+def continued(experiment: Experiment) -> dict[str, Any]:
+    """With --init_from, what a state continues from another run: some of its fields by name.
+
+    These are the parameters, the optimiser's state and the step of its newest checkpoint; with
+    --fresh_optimizer the parameters that it evaluates and the step. The step decides the draws, so
+    none of the other run's is repeated; it is rounded up to a whole epoch of this run.
+
+    Returns:
+      Arrays of the host with an axis of replicas in front; nothing without --init_from.
 
     Raises:
-      SettingsError: the other run's model is not this one.
+      SettingsError: the other run's model or optimiser is not this one.
       WorkdirError: there is no such run.
     """
-    settings = experiment.settings
+    settings, like = experiment.settings, state_like(experiment)
     if not settings.init_from:
-        return None
-    other = Path(settings.init_from)
-    (params, _), config = read_trained(other), read_config(other)
+        return {}
+    given, other = f"--init_from={settings.init_from}", Path(settings.init_from)
+    params, config = read_trained(other)[0], read_config(other)
+    _refuse_another_model(experiment, params, config)
+    there, ema_decay = jax.tree.leaves(params)[0].shape[0], config["settings"].get("ema_decay", 0.0)
+    if there not in (1, settings.replicas):
+        raise SettingsError(
+            f"{given}: it has {there} replicas; give --replicas={there}, or a run of one"
+        )
+    if settings.fresh_optimizer:
+        fields = {"params": params, "step": read_step(other)}
+    elif bool(ema_decay) == bool(settings.ema_decay):
+        fields = read_state(other, _with_replicas(like, there))._asdict()
+    else:
+        raise SettingsError(
+            f"{given}: --ema_decay={ema_decay} there, {settings.ema_decay} here, and only one of "
+            "the optimisers keeps an average; give the same, or --fresh_optimizer"
+        )
+    per_epoch = experiment.steps_per_epoch
+    fields["step"] = -(-fields["step"] // per_epoch) * per_epoch
+    kept = {name: fields[name] for name in ("params", "opt_state", "step") if name in fields}
+    return jax.tree.map(
+        lambda leaf: np.broadcast_to(leaf, (settings.replicas, *leaf.shape[1:])), kept
+    )
+
+
+def _with_replicas(like: Any, replicas: int) -> Any:
+    """Arrays of the host that stand for a state's shapes and dtypes, with so many replicas."""
+    return jax.tree.map(
+        lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), (replicas, *leaf.shape[1:])), like
+    )
+
+
+def _refuse_another_model(experiment: Experiment, params: Any, config: dict[str, Any]) -> None:
+    settings = experiment.settings
 
     def shapes(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.shape[1:], tree)
 
-    if shapes(params) != shapes(state_like(experiment).params):
-        was, now = config["settings"], settings.changing_results()
-        names = (
-            "model",
-            "latent_sizes",
-            "hidden_sizes",
-            "batch_norm",
-            "own_top_down",
-            "wide_generative",
-            "mean_upward",
-        )
-        differences = [
-            f"{n} {was.get(n)} there, {now[n]} here" for n in names if was.get(n) != now[n]
-        ]
-        if config["dataset"] != experiment.dataset.name:
-            differences.append(f"trained on {config['dataset']}, not on {experiment.dataset.name}")
-        raise SettingsError(
-            f"--init_from={settings.init_from}: its model is another one "
-            f"({'; '.join(differences)}); give the same model settings"
-        )
-    there = jax.tree.leaves(params)[0].shape[0]
-    if there not in (1, settings.replicas):
-        raise SettingsError(
-            f"--init_from={settings.init_from}: it has {there} replicas; give --replicas={there}, "
-            "or a run of one"
-        )
-    return jax.tree.map(
-        lambda leaf: np.broadcast_to(leaf, (settings.replicas, *leaf.shape[1:])), params
+    if shapes(params) == shapes(state_like(experiment).params):
+        return
+    was, now = config["settings"], settings.changing_results()
+    names = (
+        "model",
+        "latent_sizes",
+        "hidden_sizes",
+        "batch_norm",
+        "own_top_down",
+        "wide_generative",
+        "mean_upward",
+    )
+    differences = [f"{n} {was.get(n)} there, {now[n]} here" for n in names if was.get(n) != now[n]]
+    if config["dataset"] != experiment.dataset.name:
+        differences.append(f"trained on {config['dataset']}, not on {experiment.dataset.name}")
+    raise SettingsError(
+        f"--init_from={settings.init_from}: its model is another one "
+        f"({'; '.join(differences)}); give the same model settings"
     )
 
 

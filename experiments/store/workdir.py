@@ -33,6 +33,8 @@ __all__ = [
     "read_metrics",
     "read_results",
     "read_run",
+    "read_state",
+    "read_step",
     "read_trained",
     "remove_tensorboard",
     "write_json",
@@ -339,9 +341,43 @@ def read_trained(path: Path) -> tuple[Any, int]:
         checkpoints.close()
         if trained is not None:
             return trained
-    raise WorkdirError(
-        f"{path} holds no run with a checkpoint; give the --workdir of one that was trained"
-    )
+    return _found(None, path)
+
+
+def read_state(path: Path, like: Any) -> Any:
+    """The state of a run's newest checkpoint, on the host.
+
+    Args:
+      path: of the run.
+      like: NumPy arrays of the state's structure, shapes and dtypes.
+
+    Raises:
+      WorkdirError: there is no checkpoint, or its state is another one.
+    """
+    checkpoints = Checkpoints(path / "checkpoints")
+    found = checkpoints.restore(like)
+    checkpoints.close()
+    return _found(found, path)[0]
+
+
+def read_step(path: Path) -> Any:
+    """By replica, the step of a run's newest checkpoint, counted since its parameters were drawn.
+
+    Raises:
+      WorkdirError: there is no checkpoint.
+    """
+    checkpoints = Checkpoints(path / "checkpoints")
+    found = checkpoints.read("step")
+    checkpoints.close()
+    return _found(found, path)[0]
+
+
+def _found(found: Any, path: Path) -> Any:
+    if found is None:
+        raise WorkdirError(
+            f"{path} holds no run with a checkpoint; give the --workdir of one that was trained"
+        )
+    return found
 
 
 def _entry(tree: Any, name: str) -> Any:

@@ -281,10 +281,11 @@ def test_metrics_of_epochs_that_no_checkpoint_remembers_are_dropped(tmp_path):
     assert lines_of(workdir.path) == [json.loads(json.dumps(r.to_json())) for r in kept]
 
 
-def test_init_from_starts_from_the_other_runs_parameters(finished, tmp_path):
+@pytest.mark.parametrize(("fresh", "updates"), [(False, 15), (True, 3)])
+def test_init_from_starts_from_the_other_runs_parameters(finished, tmp_path, fresh, updates):
     settings = dataclasses.replace(
         SETTINGS, workdir=str(tmp_path / "tuned"), init_from=str(finished), epochs=1,
-        warmup_epochs=0, learning_rate=1e-30, eval_every=0,
+        warmup_epochs=0, learning_rate=1e-30, eval_every=0, fresh_optimizer=fresh,
     )  # fmt: skip
     run(settings, stripes())
     before, after = checkpoint_of(finished), checkpoint_of(tmp_path / "tuned")
@@ -292,7 +293,59 @@ def test_init_from_starts_from_the_other_runs_parameters(finished, tmp_path):
     assert params
     for path in params:
         np.testing.assert_array_equal(before[path], after[path])
-    assert after["['step']"] == 3
+    # Draws carry on after the four epochs of three steps; Adam's state does unless it is new.
+    assert after["['step']"] == 15
+    assert [int(leaf[0]) for path, leaf in after.items() if "count" in path] == [updates]
+
+
+def test_continuing_a_run_is_the_longer_run_bit_for_bit_and_resumes_exactly(finished, tmp_path):
+    whole = dataclasses.replace(SETTINGS, epochs=6, eval_every=0, workdir=str(tmp_path / "a"))
+    run(whole, stripes())
+    settings = dataclasses.replace(
+        SETTINGS, epochs=2, warmup_epochs=0, init_from=str(finished), checkpoint_seconds=0.0
+    )
+    continued, resumed = tmp_path / "continued", tmp_path / "resumed"
+    run(dataclasses.replace(settings, workdir=str(continued)), stripes())
+    trained = ("train_elbo", "log_px", "kl_per_layer", "beta", "learning_rate")
+    for one, other in zip(lines_of(tmp_path / "a")[4:], lines_of(continued), strict=True):
+        assert [one[name] for name in trained] == [other[name] for name in trained]
+    assert [line["step"] for line in lines_of(continued)] == [3, 6]
+    state = checkpoint_of(continued)
+    for path, leaf in checkpoint_of(tmp_path / "a").items():
+        np.testing.assert_array_equal(leaf, state[path])
+    # A run that was killed after its first epoch.
+    shutil.copytree(continued, resumed)
+    for path in (resumed / "model", resumed / "checkpoints" / "6"):
+        shutil.rmtree(path)
+    (resumed / "results.json").unlink()
+    run(dataclasses.replace(settings, workdir=str(resumed)), stripes())
+    for path, leaf in checkpoint_of(resumed).items():
+        np.testing.assert_array_equal(leaf, state[path])
+    one, other = (json.loads((path / "results.json").read_text()) for path in (continued, resumed))
+    assert without_times(one) == without_times(other)
+
+
+def test_a_run_of_another_batch_size_continues_with_a_whole_epoch(finished, tmp_path):
+    settings = dataclasses.replace(
+        SETTINGS, workdir=str(tmp_path / "run"), init_from=str(finished), batch_size=10, epochs=1
+    )
+    run(settings, stripes())
+    # Twelve steps there, and five an epoch here: those after the fifteenth.
+    assert checkpoint_of(tmp_path / "run")["['step']"] == 20
+    assert [line["step"] for line in lines_of(tmp_path / "run")] == [5]
+
+
+def test_a_moving_average_is_continued_only_by_an_optimiser_that_keeps_one(finished, tmp_path):
+    settings = dataclasses.replace(
+        SETTINGS, workdir=str(tmp_path / "run"), init_from=str(finished), ema_decay=0.9
+    )
+    with pytest.raises(SettingsError) as refusal:
+        run(settings, stripes())
+    assert str(refusal.value) == (
+        f"--init_from={finished}: --ema_decay=0.0 there, 0.9 here, and only one of the optimisers "
+        "keeps an average; give the same, or --fresh_optimizer"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_moving_average_is_evaluated_saved_and_resumed_exactly(tmp_path):
