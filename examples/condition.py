@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lvae_jax import LadderVAE, bounds, evaluation
+from lvae_jax import LadderVAE, evaluation, training
 
 # Noisy copies of ten prototypes, 64 binary pixels each.
 rng = np.random.default_rng(0)
@@ -19,28 +19,21 @@ y = jax.nn.one_hot(labels, 10)
 
 # All MLPs, upward and downward, are given y beside their input.
 model = LadderVAE(64, (8, 4), (64, 32), condition_dim=10)
-keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
-params = jax.jit(model.init)(keys, x[:1], condition=y[:1])["params"]
 optimizer = optax.adamw(1e-2)
-opt_state = optimizer.init(params)
 
 
-@jax.jit
-def step(params, opt_state, key):
-    def loss(params):
-        rngs = {"sample": key}
-        terms = model.apply({"params": params}, x, train=True, condition=y, rngs=rngs)
-        return -jnp.mean(bounds.elbo(terms))
-
-    updates, opt_state = optimizer.update(jax.grad(loss)(params), opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
+def preprocess(key, images):  # these are x already; binarisation of grey values would go here
+    return images
 
 
-for i in range(60):
-    params, opt_state = step(params, opt_state, jax.random.key(i))
+state = training.init_state(model, optimizer, jax.random.key(0))
+for _ in range(15):
+    state, metrics = training.train_epoch(
+        model, optimizer, preprocess, state, x, jax.random.key(1), batch_size=250, condition=y
+    )
 
 variables = evaluation.reestimate_batch_stats(
-    model, params, lambda key, x: x, x, jax.random.key(2), batch_size=250, condition=y
+    model, state.params, preprocess, x, jax.random.key(2), batch_size=250, condition=y
 )
 
 

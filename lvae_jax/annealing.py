@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
-from lvae_jax.models import HierarchicalVAE
+from lvae_jax.checks import check_rows, warns_of_initial_statistics
+from lvae_jax.keys import typed_key
+from lvae_jax.models import HierarchicalVAE, given
 
 ACCEPTANCE = 0.65
 """Share of Hamiltonian proposals to accept; the best one for many dimensions (Beskos, 2013)."""
@@ -44,15 +46,17 @@ class _State(NamedTuple):
     gradient: Float[Array, " units"]
 
 
+@warns_of_initial_statistics
 @functools.partial(jax.jit, static_argnames=("model", "temperatures", "chains", "leapfrog_steps"))
 def bidirectional(
     model: HierarchicalVAE,
     variables: Any,
-    keys: Key[Array, " images"],
+    keys: Key[Array, " images"] | UInt32[Array, "images words"],
     *,
     temperatures: int = 500,
     chains: int = 1,
     leapfrog_steps: int = 10,
+    condition: Float[Array, "images features"] | None = None,
 ) -> Bidirectional:
     """A lower and an upper bound of log p(x) for images drawn from the model.
 
@@ -79,6 +83,7 @@ def bidirectional(
       temperatures: T; both bounds close with it.
       chains: per image and direction.
       leapfrog_steps: of a Hamiltonian step.
+      condition: of every image, for a model with a `condition_dim`.
 
     Returns:
       The images, and the bounds of each. Only their means over images bound the mean log p(x).
@@ -101,16 +106,19 @@ def bidirectional(
             f"temperatures={temperatures}, chains={chains}, leapfrog_steps={leapfrog_steps}; "
             "give at least 2 temperatures, and 1 of each of the others"
         )
+    check_rows(condition, keys)
     betas = _sigmoid_spaced(temperatures)
     units = sum(model.latent_sizes)
 
-    def of_image(key: Key[Array, ""]) -> Bidirectional:
+    def of_image(key: Key[Array, ""], condition: Any) -> Bidirectional:
+        apply = functools.partial(model.apply, variables, **given(condition))
+        observe = functools.partial(_observe, apply, model.latent_sizes)
         eps_key, x_key, pilot_key, up_key, down_key = jax.random.split(key, 5)
         exact = jax.random.normal(eps_key, (units,), jnp.float32)
-        x = distributions.sample(x_key, _observe(model, variables, exact))
+        x = distributions.sample(x_key, observe(exact))
 
         def log_px(eps: Array) -> Array:
-            return distributions.sum_log_prob(_observe(model, variables, eps), x)
+            return distributions.sum_log_prob(observe(eps), x)
 
         def start(eps: Array) -> _State:
             return _State(eps, *jax.value_and_grad(log_px)(eps))
@@ -161,7 +169,7 @@ def bidirectional(
             acceptance=jnp.mean(jnp.stack([accepted_up, accepted_down])),
         )
 
-    return jax.vmap(of_image)(keys)
+    return jax.vmap(of_image)(typed_key(keys), condition)
 
 
 def _sigmoid_spaced(temperatures: int) -> Float[Array, " temperatures_and_one"]:
@@ -171,14 +179,15 @@ def _sigmoid_spaced(temperatures: int) -> Float[Array, " temperatures_and_one"]:
     return betas.at[-1].set(1.0)
 
 
-def _observe(model: HierarchicalVAE, variables: Any, eps: Float[Array, " units"]) -> Any:
+def _observe(
+    apply: Callable[..., Any], latent_sizes: tuple[int, ...], eps: Float[Array, " units"]
+) -> Any:
     """p(x | eps): the layers from the top down as functions of their noise."""
-    ends = [sum(model.latent_sizes[:i]) for i in range(1, model.depth)]
-    *lower, z = jnp.split(eps, ends)
-    for layer in range(model.depth - 1, 0, -1):
-        prior: Any = model.apply(variables, layer, z, method="prior")
-        z = distributions.reparameterize(prior, lower[layer - 1])
-    return model.apply(variables, z, method="observe")
+    depth = len(latent_sizes)
+    *lower, z = jnp.split(eps, [sum(latent_sizes[:i]) for i in range(1, depth)])
+    for layer in range(depth - 1, 0, -1):
+        z = distributions.reparameterize(apply(layer, z, method="prior"), lower[layer - 1])
+    return apply(z, method="observe")
 
 
 def _step(

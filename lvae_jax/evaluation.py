@@ -6,19 +6,18 @@ depends on how images or samples are grouped.
 
 import functools
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from lvae_jax import bounds, compilation
 from lvae_jax.annealing import Bidirectional, bidirectional
 from lvae_jax.bounds import Terms
+from lvae_jax.checks import as_examples, check_rows, warns_of_initial_statistics
 from lvae_jax.imputation import (
     ConditionalLogLikelihood,
     Conditioning,
@@ -28,7 +27,7 @@ from lvae_jax.imputation import (
 )
 from lvae_jax.keys import named_key, typed_key
 from lvae_jax.mesh import MESH_AXES, split_examples, vary_alike, whole
-from lvae_jax.models import Condition, Model, as_examples
+from lvae_jax.models import Model, given
 from lvae_jax.normalization import Moments, pool, without_constant_units
 from lvae_jax.outliers import LikelihoodRatio, likelihood_ratio
 from lvae_jax.training import Preprocess
@@ -57,38 +56,6 @@ __all__ = [
 ACTIVE_VARIANCE = 0.01
 """A unit is active if its posterior mean has a larger variance over the data (Burda, 2016)."""
 
-INITIAL_STATISTICS = (
-    "the batch statistics are the zeros and ones of init, with which the model is another one than "
-    "in training; give evaluation.reestimate_batch_stats's variables"
-)
-
-
-def _warns_of_initial_statistics(compiled: Any) -> Any:
-    """A compiled function of a model and variables that warns of statistics nobody estimated.
-
-    Within `jit`, where the numbers are not known, it does not; nor of arrays on other hosts.
-    """
-
-    @functools.wraps(compiled)
-    def checked(model: Model, variables: Any, *args: Any, **kwargs: Any) -> Any:
-        if _are_initial(variables):
-            warnings.warn(INITIAL_STATISTICS, stacklevel=2)
-        return compiled(model, variables, *args, **kwargs)
-
-    vars(checked)["lower"] = compiled.lower
-    return checked
-
-
-def _are_initial(variables: Any) -> bool:
-    """Whether the first batch norm's moments are those of `init`: all are, or none."""
-    statistics = jax.tree.leaves(variables.get("batch_stats", {}))[:2]
-    return len(statistics) == 2 and all(
-        not isinstance(leaf, jax.core.Tracer)
-        and getattr(leaf, "is_fully_addressable", True)
-        and bool(np.all(np.asarray(leaf) == initial))
-        for leaf, initial in zip(statistics, (0.0, 1.0), strict=True)  # mean, variance
-    )
-
 
 def _threefry(key: Any) -> Key[Array, "*batch"]:
     """The key for draws that depend on nothing else: what rbg draws depends on the keys beside it.
@@ -97,11 +64,6 @@ def _threefry(key: Any) -> Key[Array, "*batch"]:
     """
     words = jax.random.key_data(typed_key(key))[..., :2]
     return jax.random.wrap_key_data(words, impl="threefry2x32")
-
-
-def _given(condition: Condition) -> dict[str, Any]:
-    """Arguments for a model: one without conditions need not know the word."""
-    return {} if condition is None else {"condition": condition}
 
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess", "batch_size"))
@@ -155,21 +117,23 @@ def reestimate_batch_stats(
         raise ValueError(
             f"{images.shape[0]} images, batch_size={batch_size}; give at least 1 of each"
         )
-    images = whole(images)
+    check_rows(condition, images)
+    images, condition = jax.tree.map(whole, (images, condition))
     batch_size = min(batch_size, images.shape[0])
     batches = images.shape[0] // batch_size
     order = jax.random.permutation(named_key(key, "shuffle"), images.shape[0])
 
     def batch_moments(_: None, batch: tuple[Array, Array]) -> tuple[None, Any]:
         index, rows = batch
-        x = preprocess(named_key(key, "preprocess", index), images[split_examples(rows)])
+        rows = split_examples(rows)
+        x = preprocess(named_key(key, "preprocess", index), images[rows])
         _, updates = model.apply(
             {"params": params},
             x,
             train=True,
             rngs={"sample": named_key(key, "sample", index)},
             mutable=["batch_stats"],
-            **_given(None if condition is None else condition[rows]),
+            **given(None if condition is None else condition[rows]),
         )
         return None, updates.get("batch_stats", {})
 
@@ -257,7 +221,7 @@ def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array) ->
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], results)
 
 
-@_warns_of_initial_statistics
+@warns_of_initial_statistics
 @functools.partial(jax.jit, static_argnames=("model", "preprocess", "num_samples", "batch_size"))
 def elbo(
     model: Model,
@@ -306,6 +270,7 @@ def elbo(
         raise ValueError(
             f"{images.shape[0]} images, batch_size={batch_size}; give at least 1 of each"
         )
+    check_rows(condition, images)
     key = _threefry(key)
     conditions = () if condition is None else (condition,)
 
@@ -313,8 +278,8 @@ def elbo(
         image_key = jax.random.fold_in(key, index)
         x = preprocess(named_key(image_key, "preprocess"), image[None])
         rngs = {"sample": named_key(image_key, "sample")}
-        given = _given(condition[0][None] if condition else None)
-        terms = cast(Terms, model.apply(variables, x, num_samples, rngs=rngs, **given))
+        conditioned = given(condition[0][None] if condition else None)
+        terms = cast(Terms, model.apply(variables, x, num_samples, rngs=rngs, **conditioned))
         kl_per_unit = tuple(jnp.mean(kl, axis=(0, 1)) for kl in bounds.kl_per_unit(terms))
         means = tuple(q.mean[:, 0] for q in terms.posterior)
         return bounds.elbo(terms)[0], jnp.mean(terms.log_px), kl_per_unit, means
@@ -386,7 +351,7 @@ def _memory_bytes() -> int:
 _LIKELIHOOD = ("model", "num_samples", "chunk_size")
 
 
-@_warns_of_initial_statistics
+@warns_of_initial_statistics
 @functools.partial(jax.jit, static_argnames=_LIKELIHOOD)
 def log_likelihood(
     model: Model,
@@ -442,16 +407,15 @@ def log_likelihood(
     keys = keys if keys.ndim else jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(images))
     x, keys = (split_examples(whole(a), MESH_AXES) for a in (x, keys))
     chunk_size = min(chunk_size, num_samples)
-    encoded = model.apply(variables, x, method="encode", **_given(condition))
+    encoded = model.apply(variables, x, method="encode", **given(condition))
 
     def log_weight(
         x: Array, encoded: Any, condition: Any, key: Key[Array, ""], sample: Array
     ) -> Array:
         x, encoded, condition = jax.tree.map(lambda a: a[None], (x, encoded, condition))
         rngs = {"sample": jax.random.fold_in(key, sample)}
-        given = _given(condition)
-        terms = cast(Terms, model.apply(variables, x, encoded, rngs=rngs, method="infer", **given))
-        return bounds.log_weights(terms)[0, 0]
+        inferred = model.apply(variables, x, encoded, rngs=rngs, method="infer", **given(condition))
+        return bounds.log_weights(cast(Terms, inferred))[0, 0]
 
     # [samples, images]; samples beyond K, in the last chunk, weigh nothing.
     over_images = jax.vmap(log_weight, (0, 0, 0, 0, None))

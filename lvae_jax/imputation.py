@@ -6,18 +6,24 @@ with the missing values of x' filled in; the fillings are improved by Metropolis
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
+from lvae_jax.checks import check_rows, warns_of_initial_statistics
 from lvae_jax.distributions import Bernoulli, Gaussian
-from lvae_jax.models import HierarchicalVAE
+from lvae_jax.keys import typed_key
+from lvae_jax.models import HierarchicalVAE, given
 
 Layers = tuple[Float[Array, "samples _units"], ...]
+
+Apply = Callable[..., Any]
+"""`model.apply` of a model's variables, and of one image's condition if it takes one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +116,7 @@ def masked_log_prob(
 
 
 def metropolis_within_gibbs(
-    model: HierarchicalVAE,
-    variables: Any,
+    apply: Apply,
     x: Float[Array, "chains data_dim"],
     z: tuple[Float[Array, "chains _units"], ...],
     observed: Bool[Array, "*#kept data_dim"],
@@ -126,8 +131,7 @@ def metropolis_within_gibbs(
     arXiv:1802.04826, algorithm 1.
 
     Args:
-      model: a trained model.
-      variables: its variables, batch-norm statistics included.
+      apply: of a trained model, with its variables: `functools.partial(model.apply, variables)`.
       x: the images with the current fillings.
       z: the current latents, bottom to top.
       observed: True where x is kept.
@@ -137,21 +141,20 @@ def metropolis_within_gibbs(
       x with new fillings, and the latents that they were drawn from.
     """
     proposal_key, accept_key, x_key = jax.random.split(key, 3)
-    proposed = cast(Terms, model.apply(variables, x, rngs={"sample": proposal_key}))
+    proposed = cast(Terms, apply(x, rngs={"sample": proposal_key}))
     at_z = tuple(layer[None] for layer in z)
-    current = cast(Terms, model.apply(variables, x, at_z, method="densities"))
+    current = cast(Terms, apply(x, at_z, method="densities"))
     log_ratio = (bounds.log_weights(proposed) - bounds.log_weights(current))[0]
     accept = jnp.log(jax.random.uniform(accept_key, log_ratio.shape)) < log_ratio
     z = tuple(
         jnp.where(accept[:, None], new[0], old) for new, old in zip(proposed.z, z, strict=True)
     )
-    p: Any = model.apply(variables, z[0], method="observe")
+    p: Any = apply(z[0], method="observe")
     return jnp.where(observed, x, distributions.sample(x_key, p)), z
 
 
 def _weighted(
-    model: HierarchicalVAE,
-    variables: Any,
+    apply: Apply,
     x: Float[Array, " data_dim"],
     observed: Bool[Array, " data_dim"],
     fillings: Float[Array, "chains data_dim"],
@@ -165,7 +168,7 @@ def _weighted(
     """
     chains = len(fillings)
     rngs = {"sample": key}
-    terms = cast(Terms, model.apply(variables, fillings, num_samples // chains, rngs=rngs))
+    terms = cast(Terms, apply(fillings, num_samples // chains, rngs=rngs))
     z = tuple(layer.reshape(-1, layer.shape[-1]) for layer in terms.z)
     prior = tuple(jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), p) for p in terms.prior)
 
@@ -177,18 +180,17 @@ def _weighted(
 
     def log_q(filling: Array) -> Float[Array, " samples"]:
         at_z = tuple(layer[:, None] for layer in z)
-        terms = cast(Terms, model.apply(variables, filling[None], at_z, method="densities"))
+        terms = cast(Terms, apply(filling[None], at_z, method="densities"))
         return log_density(jax.tree.map(lambda a: a[:, 0], terms.posterior), z)
 
-    p: Any = model.apply(variables, z[0], method="observe")
+    p: Any = apply(z[0], method="observe")
     log_px = masked_log_prob(p, x[None], observed[None])
     mixture = bounds.log_mean_exp(jax.vmap(log_q)(fillings))
     return _Posterior(z, log_px + log_density(prior, z) - mixture)
 
 
-def _condition(
-    model: HierarchicalVAE,
-    variables: Any,
+def _given_observed(
+    apply: Apply,
     x: Float[Array, " data_dim"],
     observed: Bool[Array, " data_dim"],
     filling: Float[Array, " data_dim"],
@@ -206,7 +208,7 @@ def _condition(
     x = jnp.where(observed, x, filling)  # a missing value may be NaN
 
     def weigh(key: Array, fillings: Array) -> _Posterior:
-        return _weighted(model, variables, x, observed, fillings, effort.num_samples, key)
+        return _weighted(apply, x, observed, fillings, effort.num_samples, key)
 
     def unfinished(carry: tuple[Array, _Posterior]) -> Array:
         done, posterior = carry
@@ -220,12 +222,12 @@ def _condition(
         )
         chosen = jax.random.categorical(start_key, posterior.log_w, shape=(effort.chains,))
         z = tuple(layer[chosen] for layer in posterior.z)
-        p: Any = model.apply(variables, z[0], method="observe")
+        p: Any = apply(z[0], method="observe")
         fillings = jnp.where(observed[None], x[None], distributions.sample(x_key, p))
 
         def step(i: Array, chain: tuple[Array, Layers]) -> tuple[Array, Layers]:
             step_i = jax.random.fold_in(step_key, i)
-            return metropolis_within_gibbs(model, variables, *chain, observed[None], step_i)
+            return metropolis_within_gibbs(apply, *chain, observed[None], step_i)
 
         fillings, _ = jax.lax.fori_loop(0, effort.steps, step, (fillings, z))
         return done + 1, weigh(weigh_key, fillings)
@@ -236,6 +238,7 @@ def _condition(
     return posterior, rounds.astype(jnp.float32)
 
 
+@warns_of_initial_statistics
 @functools.partial(jax.jit, static_argnames=("model", "num_draws", "effort"))
 def impute(
     model: HierarchicalVAE,
@@ -243,10 +246,11 @@ def impute(
     x: Float[Array, "batch data_dim"],
     observed: Bool[Array, "batch data_dim"],
     filling: Float[Array, " data_dim"],
-    key: Key[Array, ""],
+    key: Key[Array, ""] | UInt32[Array, " words"],
     *,
     num_draws: int = 8,
     effort: Conditioning = Conditioning(),
+    condition: Float[Array, "batch features"] | None = None,
 ) -> Imputation:
     """Draws and means of what is missing, given what is observed.
 
@@ -261,6 +265,7 @@ def impute(
       key: a key, from which image i takes `fold_in(key, i)`.
       num_draws: per image.
       effort: how many samples, chains and steps.
+      condition: of every image, for a model with a `condition_dim`.
 
     Returns:
       The imputation. Where the effective sample size stays small, the draws repeat few latents.
@@ -283,14 +288,15 @@ def impute(
       ((8, 5, 4), (5, 4))
     """
     _check_shapes(x, observed, filling)
+    check_rows(condition, x)
+    key = typed_key(key)
 
-    def of_image(image: tuple[Array, Array, Array]) -> tuple[Array, ...]:
-        index, x, observed = image
-        condition_key, choice_key, x_key = jax.random.split(jax.random.fold_in(key, index), 3)
-        posterior, rounds = _condition(
-            model, variables, x, observed, filling, condition_key, effort
-        )
-        p: Any = model.apply(variables, posterior.z[0], method="observe")
+    def of_image(image: tuple[Array, Array, Array, Any]) -> tuple[Array, ...]:
+        index, x, observed, condition = image
+        apply = _apply(model, variables, condition)
+        posterior_key, choice_key, x_key = jax.random.split(jax.random.fold_in(key, index), 3)
+        posterior, rounds = _given_observed(apply, x, observed, filling, posterior_key, effort)
+        p: Any = apply(posterior.z[0], method="observe")
         weights = jax.nn.softmax(posterior.log_w)
         mean = weights @ distributions.mean(p)
         chosen = jax.random.categorical(choice_key, posterior.log_w, shape=(num_draws,))
@@ -299,10 +305,11 @@ def impute(
         draws = jnp.where(observed[None], x[None], drawn)
         return draws, jnp.where(observed, x, mean), size, rounds
 
-    draws, *rest = jax.lax.map(of_image, (jnp.arange(x.shape[0]), x, observed))
+    draws, *rest = jax.lax.map(of_image, (jnp.arange(x.shape[0]), x, observed, condition))
     return Imputation(jnp.swapaxes(draws, 0, 1), *rest)
 
 
+@warns_of_initial_statistics
 @functools.partial(jax.jit, static_argnames=("model", "effort"))
 def conditional_log_likelihood(
     model: HierarchicalVAE,
@@ -310,9 +317,10 @@ def conditional_log_likelihood(
     x: Float[Array, "batch data_dim"],
     observed: Bool[Array, "batch data_dim"],
     filling: Float[Array, " data_dim"],
-    key: Key[Array, ""],
+    key: Key[Array, ""] | UInt32[Array, " words"],
     *,
     effort: Conditioning = Conditioning(),
+    condition: Float[Array, "batch features"] | None = None,
 ) -> ConditionalLogLikelihood:
     """log p(x_m | x_o) = log p(x) - log p(x_o): nats of the missing values given the observed.
 
@@ -328,6 +336,7 @@ def conditional_log_likelihood(
       filling: what the encoder is first fed for missing values: the training images' mean, say.
       key: a key, from which image i takes `fold_in(key, i)`.
       effort: how many samples, chains and steps.
+      condition: of every image, for a model with a `condition_dim`.
 
     Returns:
       The estimates of every image.
@@ -339,21 +348,30 @@ def conditional_log_likelihood(
       As of `impute`.
     """
     _check_shapes(x, observed, filling)
+    check_rows(condition, x)
+    key = typed_key(key)
     samples = effort.num_samples
 
-    def of_image(image: tuple[Array, Array, Array]) -> tuple[Array, ...]:
-        index, x, observed = image
+    def of_image(image: tuple[Array, Array, Array, Any]) -> tuple[Array, ...]:
+        index, x, observed, condition = image
+        apply = _apply(model, variables, condition)
         whole_key, part_key = jax.random.split(jax.random.fold_in(key, index))
         everything = jnp.ones_like(observed)
-        whole = _weighted(model, variables, x, everything, x[None], samples, whole_key).log_w
-        part = _condition(model, variables, x, observed, filling, part_key, effort)[0].log_w
+        whole = _weighted(apply, x, everything, x[None], samples, whole_key).log_w
+        part = _given_observed(apply, x, observed, filling, part_key, effort)[0].log_w
         sizes = jnp.stack([bounds.effective_sample_size(w) for w in (whole, part)])
         errors = bounds.importance_standard_error(sizes, samples)
         difference = bounds.log_mean_exp(whole) - bounds.log_mean_exp(part)
         return difference, jnp.sqrt(jnp.sum(errors**2)), jnp.min(sizes)
 
-    images = (jnp.arange(x.shape[0]), x, observed)
+    images = (jnp.arange(x.shape[0]), x, observed, condition)
     return ConditionalLogLikelihood(*jax.lax.map(of_image, images))
+
+
+def _apply(model: HierarchicalVAE, variables: Any, condition: Any) -> Apply:
+    """`model.apply` for one image, which has this condition or none."""
+    condition = None if condition is None else condition[None]
+    return functools.partial(model.apply, variables, **given(condition))
 
 
 def _check_shapes(x: Array, observed: Array, filling: Array) -> None:

@@ -1,16 +1,19 @@
 """What a trained model knows of an image, layer by layer: `encode`."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax.bounds import Terms
+from lvae_jax.checks import check_rows, warns_of_initial_statistics
 from lvae_jax.distributions import Gaussian
 from lvae_jax.evaluation import active_units
-from lvae_jax.models import HierarchicalVAE
+from lvae_jax.keys import typed_key
+from lvae_jax.models import HierarchicalVAE, given
 
 
 class Latents(NamedTuple):
@@ -26,14 +29,16 @@ class Latents(NamedTuple):
     """Which units vary with the image: see `evaluation.active_units`."""
 
 
+@warns_of_initial_statistics
 @functools.partial(jax.jit, static_argnames=("model", "batch_size"))
 def encode(
     model: HierarchicalVAE,
     variables: Any,
     x: Float[Array, "batch data_dim"],
-    key: Key[Array, ""] | None = None,
+    key: Key[Array, ""] | UInt32[Array, " words"] | None = None,
     *,
     batch_size: int = 250,
+    condition: Float[Array, "batch features"] | None = None,
 ) -> Latents:
     """The posterior of every layer, (7)-(9) or (16)-(19), along the means or along a sample.
 
@@ -48,6 +53,7 @@ def encode(
       x: the images.
       key: None for the means; or a key, from which image i takes `fold_in(key, i)`.
       batch_size: images at a time; the result does not depend on it.
+      condition: of every image, for a model with a `condition_dim`.
 
     Returns:
       The latents. `active` is Burda's criterion over these images: with a key by two independent
@@ -62,19 +68,22 @@ def encode(
       >>> [q.mean.shape for q in latents.posterior]
       [(5, 3), (5, 2)]
     """
+    check_rows(condition, x)
     numbers = jnp.arange(x.shape[0])
-    keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(typed_key(key), numbers)
 
-    def of_image(image: tuple[Array, Array | None]) -> tuple[Any, Any]:
-        x, key = image
+    def of_image(image: tuple[Array, Any, Any]) -> tuple[Any, Any]:
+        *rows, key = image
+        x, condition = jax.tree.map(lambda a: a[None], rows)
+        apply = functools.partial(model.apply, variables, **given(condition))
         if key is None:
-            terms = _along_means(model, variables, x)
+            terms = _along_means(apply, x, model.latent_sizes)
         else:
-            terms = cast(Terms, model.apply(variables, x[None], 2, rngs={"sample": key}))
+            terms = cast(Terms, apply(x, 2, rngs={"sample": key}))
         return jax.tree.map(lambda a: a[:, 0], (terms.posterior, terms.z))
 
     # [batch, samples, units]
-    posterior, z = jax.lax.map(of_image, (x, keys), batch_size=batch_size)
+    posterior, z = jax.lax.map(of_image, (x, condition, keys), batch_size=batch_size)
     active = []
     for q in posterior:
         means = jnp.swapaxes(q.mean, 0, 1)
@@ -84,14 +93,14 @@ def encode(
     return Latents(posterior, z, tuple(active))
 
 
-def _along_means(model: HierarchicalVAE, variables: Any, x: Array) -> Terms:
+def _along_means(apply: Callable[..., Any], x: Array, latent_sizes: tuple[int, ...]) -> Terms:
     """The terms of one image where every z_i is the mean of its own posterior.
 
     Upward or downward, a layer's posterior depends on layers before it alone: with every pass one
     layer more is settled. (XLA drops what the passes have in common.)
     """
-    z = tuple(jnp.zeros((1, 1, units), jnp.float32) for units in model.latent_sizes)
-    for _ in range(model.depth + 1):
-        terms = cast(Terms, model.apply(variables, x[None], z, method="densities"))
+    z = tuple(jnp.zeros((1, 1, units), jnp.float32) for units in latent_sizes)
+    for _ in range(len(latent_sizes) + 1):
+        terms = cast(Terms, apply(x, z, method="densities"))
         z = tuple(q.mean for q in terms.posterior)
     return terms

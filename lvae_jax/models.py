@@ -5,8 +5,6 @@ position i - 1. x is [batch, data_dim] and z_i is [samples, batch, units].
 """
 
 import functools
-import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -17,12 +15,19 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from lvae_jax import distributions, normalization, observations
 from lvae_jax.bounds import PerLayer, Terms
+from lvae_jax.checks import as_examples, as_int, as_tuples
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.networks import ACTIVATIONS, Activation, Networks, Replace
 from lvae_jax.observations import BernoulliObservation, GaussianObservation, Head, Observation
 
 Condition = Float[Array, "examples features"] | None
 """What all networks are given beside their input: features of each example, or nothing."""
+
+
+def given(condition: Condition) -> dict[str, Any]:
+    """The argument `condition` for a model; a module without conditions need not have it."""
+    return {} if condition is None else {"condition": condition}
+
 
 Sizes = tuple[int | tuple[int, ...], ...]
 """Hidden units of the MLPs at each layer; n means (n, n)."""
@@ -294,11 +299,11 @@ class HierarchicalVAE(nn.Module):
         Raises:
           ValueError: a field that makes no model.
         """
-        object.__setattr__(self, "data_dim", _as_int(self.data_dim))
-        object.__setattr__(self, "latent_sizes", _as_tuples("latent_sizes", self.latent_sizes))
-        object.__setattr__(self, "hidden_sizes", _as_tuples("hidden_sizes", self.hidden_sizes))
+        object.__setattr__(self, "data_dim", as_int(self.data_dim))
+        object.__setattr__(self, "latent_sizes", as_tuples("latent_sizes", self.latent_sizes))
+        object.__setattr__(self, "hidden_sizes", as_tuples("hidden_sizes", self.hidden_sizes))
         if self.generative_hidden_sizes is not None:
-            generative = _as_tuples("generative_hidden_sizes", self.generative_hidden_sizes)
+            generative = as_tuples("generative_hidden_sizes", self.generative_hidden_sizes)
             object.__setattr__(self, "generative_hidden_sizes", generative)
         self._check_fields()
         super().__post_init__()
@@ -387,8 +392,9 @@ class HierarchicalVAE(nn.Module):
           x: the examples.
           num_samples: samples of z per example.
           train: batch norm by the batch's own moments, stored in "batch_stats" where mutable.
-          condition: [batch, condition_dim], which all MLPs are given beside their input; only for
-            a model with a `condition_dim`. `init` does without.
+          condition: [batch, condition_dim], which all MLPs are given beside their input, or
+            [1, condition_dim] for all examples alike; only for a model with a `condition_dim`.
+            `init` does without.
 
         Returns:
           The terms of every bound: see `bounds`.
@@ -493,6 +499,7 @@ class HierarchicalVAE(nn.Module):
         self, layer: int, z_above: Float[Array, "*batch above"], condition: Condition = None
     ) -> Gaussian:
         """p(z_i | z_{i+1}) of layer i = 1 .. L - 1, given z_{i+1}; that of layer L is N(0, I)."""
+        condition = self._condition_of(condition)
         return self.generative.prior(layer, z_above, condition=condition)
 
     def observe(
@@ -508,6 +515,7 @@ class HierarchicalVAE(nn.Module):
                 f"observation={self.observation!r} has no distribution of single variables; this "
                 "needs a model with bernoulli or gaussian observations"
             )
+        condition = self._condition_of(condition)
         return self.observed.distribution(self.generative.observe(z_1, condition=condition))
 
     def generate(
@@ -564,90 +572,38 @@ class HierarchicalVAE(nn.Module):
         noise = jax.random.normal(key, (*shape, sum(self.latent_sizes)), jnp.float32)
         return jnp.split(noise, ends, axis=-1)
 
-    def _condition_of(self, condition: Condition, examples: int) -> Condition:
-        """The condition as float32; zeros where `init` gives none."""
-        expected = (examples, self.condition_dim)
+    def _condition_of(self, condition: Condition, examples: int | None = None) -> Condition:
+        """The condition as float32, with a row for each example; zeros where `init` gives none.
+
+        With `examples=None` its rows are left as they are, to fit the caller's arrays.
+        """
+        shape = (1 if examples is None else examples, self.condition_dim)
         if condition is None:
             if self.condition_dim == 0:
                 return None
             if self.is_initializing():
-                return jnp.zeros(expected, jnp.float32)
+                return jnp.zeros(shape, jnp.float32)
             raise ValueError(
                 f"this model has condition_dim={self.condition_dim}; give a condition of shape "
-                f"{list(expected)}"
+                f"{list(shape)}"
             )
         if self.condition_dim == 0:
             raise ValueError("a condition was given to a model without one; set condition_dim")
-        condition = jnp.asarray(condition)
-        if condition.shape != expected:
+        condition = jnp.asarray(condition, jnp.float32)
+        rows = condition.shape[:-1] in ((examples,), (1,)) or examples is None
+        if not rows or condition.shape[-1:] != (self.condition_dim,):
             raise ValueError(
                 f"the condition has shape {list(condition.shape)}; this model takes "
-                f"{list(expected)}: one row of features per example, such as "
+                f"{list(shape)}: one row of features per example, such as "
                 f"jax.nn.one_hot(labels, {self.condition_dim})"
             )
-        return condition.astype(jnp.float32)
-
-
-def as_examples(x: Any, data_dim: int) -> Float[Array, "batch data_dim"]:
-    """x as float32 [batch, data_dim].
-
-    Args:
-      x: zeros and ones of any dtype, or floating-point numbers. Integers that are not known to be
-        zeros and ones are refused: they may be grey values, which Bernoulli observations take
-        divided by 255. Within `jit` the values are not known, and booleans alone are converted.
-      data_dim: D.
-
-    Returns:
-      x.
-
-    Raises:
-      ValueError: x has another shape, or integers that may be grey values.
-    """
-    x = jnp.asarray(x)
-    if x.ndim != 2 or x.shape[1] != data_dim:
-        what_to_do = ""
-        if x.ndim == 1 and x.shape[0] == data_dim:
-            what_to_do = "; give x[None] for one example"
-        elif x.ndim > 2 and math.prod(x.shape[1:]) == data_dim:
-            what_to_do = "; flatten the images: x.reshape(len(x), -1)"
-        raise ValueError(
-            f"x has shape {list(x.shape)} and the model has data_dim={data_dim}: "
-            f"give [batch, {data_dim}]{what_to_do}"
-        )
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        known = not isinstance(x, jax.core.Tracer)
-        if not known or not bool(jnp.all((x == 0) | (x == 1))):
-            raise ValueError(
-                f"x has dtype {x.dtype}: give grey values as x / 255, and zeros and ones or other "
-                "numbers as x.astype(jnp.float32)"
-            )
-    elif not (jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.bool_):
-        raise ValueError(f"x has dtype {x.dtype}; give x.astype(jnp.float32)")
-    return x.astype(jnp.float32)
+        return condition if examples is None else jnp.broadcast_to(condition, shape)
 
 
 def _is_key(z_or_key: Array) -> bool:
     """Whether it is a PRNG key: typed, or of `jax.random.PRNGKey`, which is of uint32."""
     dtype = z_or_key.dtype
     return jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32
-
-
-def _as_int(size: Any) -> Any:
-    """A NumPy integer as Python's; what is no integer is left to the check."""
-    return operator.index(size) if hasattr(size, "__index__") else size
-
-
-def _as_tuples(name: str, sizes: Any) -> tuple[Any, ...]:
-    """Sizes given as lists, or as NumPy integers, as tuples of integers."""
-
-    def converted(size: Any) -> Any:
-        if isinstance(size, list | tuple):
-            return tuple(converted(entry) for entry in size)
-        return _as_int(size)
-
-    if not isinstance(sizes, list | tuple):
-        raise ValueError(f"{name}={sizes!r}; give a tuple with an entry per layer")
-    return converted(sizes)
 
 
 def _flattened(sizes: Sizes) -> list[int]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, Shaped, UInt32
 
 from lvae_jax import bounds
 from lvae_jax.bounds import Terms
-from lvae_jax.models import Model
+from lvae_jax.models import Model, given
 
 PATH_BOUNDS = {"stl": bounds.sticking_the_landing, "dreg": bounds.doubly_reparameterized}
 """What the inference model's parameters climb instead of the bound, by the gradient's name."""
@@ -154,14 +154,12 @@ def loss_and_gradients(
     # Under jax_enable_x64 float64 would spread from here to the gradients and the metrics.
     x, beta = jnp.asarray(x, jnp.float32), jnp.asarray(beta, jnp.float32)
 
-    given: dict[str, Any] = {"train": True}
-    if condition is not None:  # a model of somebody else's need not know conditions
-        given["condition"] = condition
+    training = {"train": True, **given(condition)}
 
     def infer(params: Any) -> Terms:
         rngs = {"sample": key}
         return cast(
-            Terms, model.apply({"params": params}, x, objective.num_samples, rngs=rngs, **given)
+            Terms, model.apply({"params": params}, x, objective.num_samples, rngs=rngs, **training)
         )
 
     def loss(params: Any) -> tuple[Float[Array, ""], Metrics]:
@@ -171,7 +169,7 @@ def loss_and_gradients(
     def path_loss(inference: Any) -> Float[Array, ""]:
         # The samples depend on the inference model; the densities at them have constant parameters.
         z = infer({**params, "inference": inference}).z
-        path = cast(Terms, model.apply({"params": params}, x, z, method="densities", **given))
+        path = cast(Terms, model.apply({"params": params}, x, z, method="densities", **training))
         bound = PATH_BOUNDS[objective.gradient](path, beta, objective.importance_samples)
         return -jnp.mean(bound)
 

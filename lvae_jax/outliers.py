@@ -5,11 +5,13 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
-from lvae_jax.models import HierarchicalVAE
+from lvae_jax.checks import check_rows, warns_of_initial_statistics
+from lvae_jax.keys import typed_key
+from lvae_jax.models import HierarchicalVAE, given
 
 
 class LikelihoodRatio(NamedTuple):
@@ -28,16 +30,18 @@ class LikelihoodRatio(NamedTuple):
     """L^{>k}, from the same samples of the upper layers."""
 
 
+@warns_of_initial_statistics
 @functools.partial(jax.jit, static_argnames=("model", "above", "num_samples", "batch_size"))
 def likelihood_ratio(
     model: HierarchicalVAE,
     variables: Any,
     x: Float[Array, "batch data_dim"],
-    key: Key[Array, ""],
+    key: Key[Array, ""] | UInt32[Array, " words"],
     *,
     above: int,
     num_samples: int = 16,
     batch_size: int = 50,
+    condition: Float[Array, "batch features"] | None = None,
 ) -> LikelihoodRatio:
     """LLR^{>k} = L - L^{>k}, the ELBO less the ELBO that trusts the layers above k alone.
 
@@ -64,6 +68,7 @@ def likelihood_ratio(
       above: k, between 1 and L - 1.
       num_samples: samples per image, at least 2.
       batch_size: images at a time; the result does not depend on it.
+      condition: of every image, for a model with a `condition_dim`.
 
     Returns:
       [batch] each.
@@ -84,21 +89,25 @@ def likelihood_ratio(
     if num_samples < 2:
         raise ValueError(f"num_samples={num_samples}; give at least 2, for a standard error")
 
-    def of_image(image: tuple[Array, Array]) -> tuple[Array, Array]:
-        index, x = image
-        posterior_key, prior_key = jax.random.split(jax.random.fold_in(key, index))
+    check_rows(condition, x)
+    key = typed_key(key)
+
+    def of_image(image: tuple[Array, Array, Any]) -> tuple[Array, Array]:
+        index, x, condition = jax.tree.map(lambda a: a[None], image)
+        apply = functools.partial(model.apply, variables, **given(condition))
+        posterior_key, prior_key = jax.random.split(jax.random.fold_in(key, index[0]))
         rngs = {"sample": posterior_key}
-        terms = cast(Terms, model.apply(variables, x[None], num_samples, rngs=rngs))
+        terms = cast(Terms, apply(x, num_samples, rngs=rngs))
         kl = [layer[:, 0] for layer in bounds.sum_units(bounds.kl_per_unit(terms))]
 
         z = list(terms.z)
         for layer in range(above, 0, -1):
-            prior: Any = model.apply(variables, layer, z[layer], method="prior")
+            prior: Any = apply(layer, z[layer], method="prior")
             z[layer - 1] = distributions.sample(jax.random.fold_in(prior_key, layer), prior)
-        redrawn = cast(Terms, model.apply(variables, x[None], z, method="densities"))
+        redrawn = cast(Terms, apply(x, z, method="densities"))
         return terms.log_px[:, 0] - sum(kl), redrawn.log_px[:, 0] - sum(kl[above:])
 
-    images = (jnp.arange(x.shape[0]), x)
+    images = (jnp.arange(x.shape[0]), x, condition)
     elbo, elbo_above = jax.lax.map(of_image, images, batch_size=batch_size)
     ratio = elbo - elbo_above  # [batch, samples]
     return LikelihoodRatio(

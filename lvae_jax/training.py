@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt32
 
 from lvae_jax.averaging import average_parameters, averaged
+from lvae_jax.checks import check_rows
 from lvae_jax.flat import Flattenable, all_finite, flattened, to_arrays, to_vectors
 from lvae_jax.keys import named_key, typed_key
 from lvae_jax.mesh import MESH_AXES, auto_axes, split_examples, vary_alike, whole
@@ -170,6 +171,7 @@ def train_step(
     beta: float | Float[Array, ""] = 1.0,
     update_scale: float | Float[Array, ""] = 1.0,
     objective: Objective = ELBO,
+    condition: Float[Array, "batch features"] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step of gradient ascent on the objective, equation (20) or (6).
 
@@ -185,6 +187,7 @@ def train_step(
       update_scale: a factor on the updates; it may change from step to step without another
         compilation.
       objective: what to climb.
+      condition: of each example, for a model that takes one.
 
     Returns:
       The state after the step, and the batch's metrics.
@@ -198,8 +201,10 @@ def train_step(
       >>> int(state.step), metrics.kl_per_layer.shape
       (1, (1,))
     """
-    state = vary_alike(state, x, key, beta, update_scale)
-    value, metrics, gradients = _loss_and_gradients(model, state.params, x, key, beta, objective)
+    state = vary_alike(state, x, key, beta, update_scale, condition)
+    value, metrics, gradients = _loss_and_gradients(
+        model, state.params, x, key, beta, objective, condition
+    )
 
     # Of an optimiser's dtype whatever the caller's, so that the state keeps its own.
     scale = jnp.asarray(update_scale, jnp.float32)
@@ -318,6 +323,7 @@ def train_epoch(
     batch_size: int,
     steps: int | None = None,
     objective: Objective = ELBO,
+    condition: Float[Array, "images features"] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One pass over the training images in a new order, without a last partial batch: one program.
 
@@ -338,6 +344,7 @@ def train_epoch(
       batch_size: examples a step, at most n.
       steps: how many to take; they must not lead beyond the epoch's end. The whole epoch if None.
       objective: what to climb.
+      condition: of each image, for a model that takes one.
 
     Returns:
       The state after the steps, and the means over the updates of the epoch so far (NaN if there
@@ -360,15 +367,17 @@ def train_epoch(
       2
     """
     key, max_nonfinite = typed_key(key), jnp.asarray(max_nonfinite, jnp.int32)
-    images = whole(images)
-    state = vary_alike(state, images, key, beta, update_scale, max_nonfinite)
+    check_rows(condition, images)
+    images, condition = jax.tree.map(whole, (images, condition))
+    state = vary_alike(state, images, key, beta, update_scale, max_nonfinite, condition)
     position, batches = epoch_batches(key, state.step, images.shape[0], batch_size)
     rows = jax.lax.dynamic_slice_in_dim(batches, position, steps or len(batches))
 
     def step(
         optimizer: optax.GradientTransformation, state: TrainState, rows: Int[Array, " batch"]
     ) -> tuple[TrainState, None]:
-        x, sample_key = step_inputs(preprocess, images[split_examples(rows)], key, state.step)
+        rows = split_examples(rows)
+        x, sample_key = step_inputs(preprocess, images[rows], key, state.step)
         stepped, _ = train_step(
             model,
             optimizer,
@@ -378,6 +387,7 @@ def train_epoch(
             beta,
             update_scale,
             objective,
+            None if condition is None else condition[rows],
         )
         stopped = stepped.nonfinite > max_nonfinite
         return stepped._replace(
@@ -411,6 +421,7 @@ def train_replicas(
     batch_size: int,
     steps: int | None = None,
     objective: Objective = ELBO,
+    condition: Float[Array, "images features"] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`train_epoch` of several replicas at once; each equals the single run of its key.
 
@@ -427,6 +438,7 @@ def train_replicas(
       batch_size: see `train_epoch`.
       steps: see `train_epoch`.
       objective: see `train_epoch`.
+      condition: see `train_epoch`; shared as the images are.
 
     Returns:
       As `train_epoch`, with the axis of replicas in front; the metrics are on every device.
@@ -448,6 +460,7 @@ def train_replicas(
             batch_size=batch_size,
             steps=steps,
             objective=objective,
+            condition=condition,
         )
 
     given = (state, typed_key(key), beta, update_scale)

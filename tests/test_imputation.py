@@ -206,7 +206,11 @@ def test_metropolis_within_gibbs_leaves_the_exact_conditional_as_it_is():
     x[:, HIDDEN] = rng.random((chains, 3)) < probability[node][:, HIDDEN]
     observed = np.ones((1, 8), bool)
     observed[:, HIDDEN] = False
-    step = jax.jit(functools.partial(imputation.metropolis_within_gibbs, model, variables))
+    step = jax.jit(
+        functools.partial(
+            imputation.metropolis_within_gibbs, functools.partial(model.apply, variables)
+        )
+    )
     x, (z_1,) = step(
         jnp.float32(x), (jnp.float32(z[node])[:, None],), jnp.array(observed), jax.random.key(4)
     )

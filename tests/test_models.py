@@ -24,7 +24,8 @@ from tolerances import (
 )
 
 from lvae_jax import VAE, LadderVAE, bounds
-from lvae_jax.models import HierarchicalVAE, as_examples
+from lvae_jax.checks import as_examples
+from lvae_jax.models import HierarchicalVAE
 from lvae_jax.networks import MLP
 
 BATCH_NORM_EPSILON = 1e-5

@@ -1,0 +1,113 @@
+"""What public functions check at the door: examples, sizes, and batch statistics."""
+
+import functools
+import math
+import operator
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+INITIAL_STATISTICS = (
+    "the batch statistics are the zeros and ones of init, with which the model is another one than "
+    "in training; give evaluation.reestimate_batch_stats's variables"
+)
+
+
+def warns_of_initial_statistics(compiled: Any) -> Any:
+    """A compiled function of a model and variables that warns of statistics nobody estimated.
+
+    Within `jit`, where the numbers are not known, it does not; nor of arrays on other hosts.
+    """
+
+    @functools.wraps(compiled)
+    def checked(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        if _are_initial(variables):
+            warnings.warn(INITIAL_STATISTICS, stacklevel=2)
+        return compiled(model, variables, *args, **kwargs)
+
+    vars(checked)["lower"] = compiled.lower
+    return checked
+
+
+def _are_initial(variables: Any) -> bool:
+    """Whether the first batch norm's moments are those of `init`: all are, or none."""
+    statistics = jax.tree.leaves(variables.get("batch_stats", {}))[:2]
+    return len(statistics) == 2 and all(
+        not isinstance(leaf, jax.core.Tracer)
+        and getattr(leaf, "is_fully_addressable", True)
+        and bool(np.all(np.asarray(leaf) == initial))
+        for leaf, initial in zip(statistics, (0.0, 1.0), strict=True)  # mean, variance
+    )
+
+
+def check_rows(condition: Any, images: Any) -> None:
+    """Refuses a condition that does not have a row for every image: JAX would repeat its last row.
+
+    Raises:
+      ValueError: it has another number of rows.
+    """
+    if condition is not None and condition.shape[:1] != images.shape[:1]:
+        raise ValueError(
+            f"the condition has shape {list(condition.shape)} and there are {images.shape[0]} "
+            "images; give one row of features per image"
+        )
+
+
+def as_examples(x: Any, data_dim: int) -> Float[Array, "batch data_dim"]:
+    """x as float32 [batch, data_dim].
+
+    Args:
+      x: zeros and ones of any dtype, or floating-point numbers. Integers that are not known to be
+        zeros and ones are refused: they may be grey values, which Bernoulli observations take
+        divided by 255. Within `jit` the values are not known, and booleans alone are converted.
+      data_dim: D.
+
+    Returns:
+      x.
+
+    Raises:
+      ValueError: x has another shape, or integers that may be grey values.
+    """
+    x = jnp.asarray(x)
+    if x.ndim != 2 or x.shape[1] != data_dim:
+        what_to_do = ""
+        if x.ndim == 1 and x.shape[0] == data_dim:
+            what_to_do = "; give x[None] for one example"
+        elif x.ndim > 2 and math.prod(x.shape[1:]) == data_dim:
+            what_to_do = "; flatten the images: x.reshape(len(x), -1)"
+        raise ValueError(
+            f"x has shape {list(x.shape)} and the model has data_dim={data_dim}: "
+            f"give [batch, {data_dim}]{what_to_do}"
+        )
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        known = not isinstance(x, jax.core.Tracer)
+        if not known or not bool(jnp.all((x == 0) | (x == 1))):
+            raise ValueError(
+                f"x has dtype {x.dtype}: give grey values as x / 255, and zeros and ones or other "
+                "numbers as x.astype(jnp.float32)"
+            )
+    elif not (jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.bool_):
+        raise ValueError(f"x has dtype {x.dtype}; give x.astype(jnp.float32)")
+    return x.astype(jnp.float32)
+
+
+def as_int(size: Any) -> Any:
+    """A NumPy integer as Python's; what is no integer is left to the check."""
+    return operator.index(size) if hasattr(size, "__index__") else size
+
+
+def as_tuples(name: str, sizes: Any) -> tuple[Any, ...]:
+    """Sizes given as lists, or as NumPy integers, as tuples of integers."""
+
+    def converted(size: Any) -> Any:
+        if isinstance(size, list | tuple):
+            return tuple(converted(entry) for entry in size)
+        return as_int(size)
+
+    if not isinstance(sizes, list | tuple):
+        raise ValueError(f"{name}={sizes!r}; give a tuple with an entry per layer")
+    return converted(sizes)

@@ -1,0 +1,128 @@
+"""What uses a trained model takes conditions: each image is under its own, in every function.
+
+A model that is conditioned on a label is, at one label, a model without conditions: the label's row
+of weights is a bias. So each image's result is that of the model of its label.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from random_parameters import random_params
+from tolerances import assert_close, assert_within, value_and_error
+
+from lvae_jax import VAE, LadderVAE, evaluation, latents, objective, training
+from lvae_jax.imputation import Conditioning
+
+LABELS = np.array([0, 1, 1, 0, 1])
+Y = jax.nn.one_hot(LABELS, 2)
+X = jnp.float32(np.random.default_rng(0).random((5, 4)) > 0.5)
+OBSERVED = jnp.broadcast_to(jnp.arange(4) < 2, X.shape)
+KEY = jax.random.key(0)
+SIZES = {"data_dim": 4, "latent_sizes": (3, 2), "hidden_sizes": ((5,), (4,)), "batch_norm": False}
+EFFORT = Conditioning(num_samples=8, chains=2, steps=2, rounds=2)
+
+USES = {
+    "encode": lambda m, v, **y: latents.encode(m, v, X, **y).posterior,
+    "encode-sampled": lambda m, v, **y: latents.encode(m, v, X, KEY, **y).z,
+    "likelihood_ratio": lambda m, v, **y: evaluation.likelihood_ratio(
+        m, v, X, KEY, above=1, num_samples=4, **y
+    ),
+    "impute": lambda m, v, **y: (
+        evaluation.impute(m, v, X, OBSERVED, X[0], KEY, num_draws=2, effort=EFFORT, **y).mean
+    ),
+    "conditional_log_likelihood": lambda m, v, **y: (
+        evaluation.conditional_log_likelihood(
+            m, v, X, OBSERVED, X[0], KEY, effort=EFFORT, **y
+        ).log_likelihood
+    ),
+    "bidirectional": lambda m, v, **y: evaluation.bidirectional(
+        m, v, jax.random.split(KEY, 5), temperatures=4, leapfrog_steps=2, **y
+    ),
+    "log_likelihood": lambda m, v, **y: evaluation.log_likelihood(m, v, X, KEY, 6, **y),
+}
+
+
+def of_label(params, label):
+    """Parameters of the model without conditions that is the same at this label."""
+
+    def absorbed(mlp):
+        first = mlp["Linear_0"]["Dense_0"]
+        kernel, rows = first["kernel"][:-2], first["kernel"][-2:]
+        return {
+            **mlp,
+            "Linear_0": {"Dense_0": {"kernel": kernel, "bias": first["bias"] + rows[label]}},
+        }
+
+    return {
+        part: {name: absorbed(n) if "mlps" in name else n for name, n in networks.items()}
+        for part, networks in params.items()
+    }
+
+
+@pytest.mark.parametrize("model_class", [LadderVAE, VAE])
+@pytest.mark.parametrize("use", USES)
+def test_each_image_is_under_its_own_condition(use, model_class):
+    model, plain = model_class(**SIZES, condition_dim=2), model_class(**SIZES)
+    params = random_params(model, scale=0.4)
+    actual = USES[use](model, {"params": params}, condition=Y)
+
+    def by_label(params):
+        params = jax.tree.map(jnp.float32, params)
+        return [USES[use](plain, {"params": of_label(params, label)}) for label in range(2)]
+
+    # Twice: the two programs round differently, and so do the inputs of each.
+    (zero, one), (error_zero, error_one) = value_and_error(by_label, params, roundings=8)
+    for leaf, *of_labels in zip(
+        *map(jax.tree.leaves, (actual, zero, one, error_zero, error_one)), strict=True
+    ):
+        for label, (value, error) in enumerate(zip(of_labels[:2], of_labels[2:], strict=True)):
+            rows = label == LABELS
+            assert_within(np.asarray(leaf)[rows], value[rows], error[rows])
+        assert not np.allclose(of_labels[0], of_labels[1])
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_condition_has_a_row_for_every_image(use):
+    model = LadderVAE(**SIZES, condition_dim=2)
+    variables = {"params": random_params(model)}
+    with pytest.raises(ValueError, match=r"condition has shape \[4, 2\].*one row of features per"):
+        USES[use](model, variables, condition=Y[:4])
+    with pytest.raises(ValueError, match="condition_dim=2; give a condition of shape"):
+        USES[use](model, variables)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_initial_statistics_are_warned_of(use):
+    model = LadderVAE(**{**SIZES, "batch_norm": True})
+    variables = jax.jit(model.init)({"params": KEY, "sample": KEY}, X)
+    # An error in tests, and so before anything is compiled.
+    with pytest.raises(UserWarning, match="zeros and ones of init"):
+        USES[use](model, variables)
+
+
+def test_an_epoch_takes_each_image_with_its_condition():
+    """By a loop of optax's own over the epoch's batches."""
+    model, optimizer = LadderVAE(**SIZES, condition_dim=2), optax.sgd(0.1)
+    state = training.init_state(model, optimizer, KEY)
+    params, opt_state = state.params, state.opt_state
+    _, batches = training.epoch_batches(KEY, 0, 5, 2)
+    step = jax.jit(functools.partial(objective.loss_and_gradients, model))
+    for i, rows in enumerate(batches):
+        key = training.named_key(KEY, "sample", i)
+        _, _, gradients = step(params, X[rows], key, condition=Y[rows])
+        updates, opt_state = optimizer.update(gradients, opt_state)
+        params = optax.apply_updates(params, updates)
+
+    def identity(key, images):
+        return images
+
+    state, _ = training.train_epoch(
+        model, optimizer, identity, state, X, KEY, batch_size=2, condition=Y
+    )
+    for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+        # Two programs, and some fifty roundings on the way to a gradient.
+        assert_close(one, other, roundings=2 * 50, size=1 + np.abs(other))
