@@ -54,6 +54,12 @@ NORB_NOTE = (
     "189 steps and ours 94."
 )
 
+PARAMETERS_NOTE = (
+    "The paper says that the ladder does not increase the number of parameters. By equation (13), "
+    "with d fed upward, the five-layer ladder has 1,859,424 and the VAE 1,707,104; with mu_hat fed "
+    "upward (--mean_upward, as in the authors' code) both have 1,707,104."
+)
+
 LATENT_SIZES = [64, 32, 16, 8, 4]
 """Of z_1 to z_5, on every data set."""
 

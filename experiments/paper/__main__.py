@@ -58,6 +58,9 @@ def main(paper: PaperSettings) -> None:
     runs = planned_runs(paper)
     if paper.dry_run:
         show_plan(paper, runs)
+        from experiments.paper.tables import markdown_tables
+
+        print("", *markdown_tables(paper).values(), sep="\n")
         return
     diverged = make(paper, runs)
 

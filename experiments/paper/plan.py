@@ -62,7 +62,9 @@ class PaperSettings:
         real("a number greater than 0 and at most 1", lambda v: 0 < v <= 1),
         "shortens every schedule to this part of the paper's, for a smoke run",
     )
-    dry_run: bool = setting(False, FLAG, "print the plan only")
+    dry_run: bool = setting(
+        False, FLAG, "print the plan, and the tables of what is finished, and make nothing"
+    )
     on: str = setting(
         "", choice("", *ON), "make everything on this data set instead of the paper's"
     )
@@ -213,7 +215,7 @@ def results_of(planned: PlannedRun) -> RunResults | None:
 
 
 def show_plan(paper: PaperSettings, runs: Sequence[PlannedRun]) -> None:
-    """Prints every run and how far it is."""
+    """Prints every run and how far it is, and what needs which of them."""
     from experiments.store.workdir import read_metrics
 
     for planned in runs:
@@ -221,6 +223,8 @@ def show_plan(paper: PaperSettings, runs: Sequence[PlannedRun]) -> None:
         state = f"epoch {done}" if done else "to do"
         state = "finished" if results_of(planned) else state
         print(f"{planned.name:<36} {planned.settings.epochs:>5,} epochs  {state}")
+    for item in paper.items:
+        print(f"{item}: {', '.join(planned.name for planned in plan(paper, item))}")
     left = time_left(runs)
     time = "" if left is None else f", about {duration(left)} of training left"
     print(f"{len(runs)} runs{time}.{scaled(paper)}")

@@ -33,13 +33,19 @@ def write_tables(paper: PaperSettings) -> None:
     folder = Path(paper.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"results.csv": results_csv(paper, _found(planned_runs(paper)))}
-    tables = {"table1": table_1, "table2": table_2, "figure3": figure_3}
-    for item, table in tables.items():
-        if item in paper.items:
-            texts[f"{item}.md"] = table(paper, _found(plan(paper, item)))
-    texts["claims.md"] = _claims(paper)
-    for name, text in texts.items():
+    for name, text in (texts | markdown_tables(paper)).items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def markdown_tables(paper: PaperSettings) -> dict[str, str]:
+    """The tables and the claims by the names of their files, of the runs that are finished."""
+    tables = {"table1": table_1, "table2": table_2, "figure3": figure_3}
+    texts = {
+        f"{item}.md": table(paper, _found(plan(paper, item)))
+        for item, table in tables.items()
+        if item in paper.items
+    }
+    return texts | {"claims.md": _claims(paper)}
 
 
 def _found(runs: Sequence[PlannedRun]) -> Found:
@@ -86,8 +92,7 @@ def paper_number(planned: PlannedRun, results: RunResults | None) -> float | Non
     if dataset == "mnist" and planned.settings.init_from:
         (row,) = (row for row, variant in TABLE_1_ROWS.items() if variant == planned.variant)
         return published.TABLE_1[row][0]
-    settings = planned.settings.changing_results()
-    paper = published.find({"dataset": dataset, "settings": settings})
+    paper = _published(planned, results)
     return paper.log_likelihood if paper else None
 
 
@@ -104,7 +109,8 @@ def table_1(paper: PaperSettings, found: Found) -> str:
         rows.append([name, source, f"{printed:.2f}", *_bounds(results), seconds])
     layers = first.settings.depth
     text = f"# Table 1: {first.experiment}\n\n{_note(paper, found)}{markdown(*rows)}"
-    return text + f"\nOurs has {layers} layers.\n" * (layers != 5)
+    text += f"\nOurs has {layers} layers.\n" * (layers != 5)
+    return text + f"\n{published.PARAMETERS_NOTE}\n" * (first.experiment == "mnist")
 
 
 def _bound_names(found: Found) -> list[str]:
@@ -137,13 +143,27 @@ def table_2(paper: PaperSettings, found: Found) -> str:
             rows.append(["-".join(map(str, units)), *(cells.get(v, "") for v in VARIANTS)])
         text += f"## {', '.join(names) or experiment}\n\n{_note(paper, of_data)}"
         if any(paper_number(planned, results) for planned, results in of_data):
-            text += "In brackets the paper's numbers.\n\n"
+            text += f"In brackets the paper's numbers{_own_settings(of_data)}.\n\n"
             if experiment == "omniglot":
                 text += f"{published.OMNIGLOT_NOTE}\n\n"
             if experiment == "norb":
                 text += f"{published.NORB_NOTE}\n\n"
         text += f"{markdown(*rows)}\n"
     return text
+
+
+def _own_settings(found: Found) -> str:
+    """Said of the paper's numbers unless everything that it states holds for the runs, too."""
+    numbers = [_published(planned, results) for planned, results in found]
+    same = all(number is None or number.same_settings for number in numbers)
+    return "" if same else ", at its own settings"
+
+
+def _published(planned: PlannedRun, results: RunResults | None) -> published.Published | None:
+    """What the paper has for the model of a run."""
+    dataset = results.dataset if results else data_set_of(planned)
+    settings = planned.settings.changing_results()
+    return published.find({"dataset": dataset, "settings": settings})
 
 
 def _with_paper(planned: PlannedRun, results: RunResults | None) -> str:
@@ -154,12 +174,11 @@ def _with_paper(planned: PlannedRun, results: RunResults | None) -> str:
 
 def figure_3(paper: PaperSettings, found: Found) -> str:
     """The numbers of Figure 3 as Markdown, and those that the paper's text has."""
-    names = [*_bound_names(found), "the paper's L_1", "the paper's L_5000"]
+    own = _own_settings(found)
+    names = [*_bound_names(found), f"the paper's L_1{own}", f"the paper's L_5000{own}"]
     rows = [["model", "layers", "train L_1", *names]]
     for planned, results in found:
-        dataset = results.dataset if results else data_set_of(planned)
-        settings = planned.settings.changing_results()
-        printed = published.find({"dataset": dataset, "settings": settings})
+        printed = _published(planned, results)
         rows.append(
             [
                 planned.variant,
@@ -261,7 +280,8 @@ def _by_depth(
             curve[planned.settings.depth] = results.mean(name)
     if found[0][1].dataset != "mnist":
         return curves, {}
-    ladder, vae = "the paper's LVAE, 5 layers", "the paper's best VAE"
+    own = _own_settings(found)
+    ladder, vae = f"the paper's LVAE, 5 layers{own}", f"the paper's best VAE{own}"
     elbo, best = published.TEST_ELBO, published.BEST_VAE
     return curves, {
         panels["test_elbo"]: {ladder: elbo["LVAE+BN+WU", 5], vae: elbo["VAE+BN+WU", 3]},

@@ -128,6 +128,7 @@ def test_figure_3_has_its_numbers_in_a_table(tiny):
     results = results_of(tiny)
     _, *rows = table_in(path)
     assert len(rows) == 8
+    assert rows[-1][0] == "LVAE+WU"
     for row in rows:
         slug = row[0].lower().replace("+", "-")
         found = results[f"digits-{slug}-{row[1]}"]
@@ -233,11 +234,14 @@ def test_what_is_finished_is_not_made_again_and_what_was_broken_off_is_gone_on_w
     capsys.readouterr()
 
     paper.main(dataclasses.replace(tiny, dry_run=True))
-    shown_plan = capsys.readouterr().out.splitlines()
-    states = {line.split()[0]: line for line in shown_plan[:-1]}
+    out = capsys.readouterr().out
+    shown_plan = out[: out.index("\n\n")].splitlines()
+    states = {line.split()[0]: line for line in shown_plan if not line.split()[0].endswith(":")}
     assert "epoch 3" in states.pop("digits-vae-bn-2")
+    assert states.pop("10").startswith("10 runs, about ")
     assert all(line.endswith("  finished") for line in states.values())
-    assert shown_plan[-1].startswith("10 runs, about ")
+    assert len(states) == 9
+    assert (Path(tiny.workdir) / "table1.md").read_text() in out
     assert not (broken / "results.json").exists()
 
     paper.main(tiny)
@@ -302,6 +306,51 @@ def test_the_full_plan_is_the_papers():
     assert {run.learning_rate for run in runs.values()} == {1e-3}
     ladder = runs["mnist-lvae-wu-5"]
     assert (ladder.model, ladder.batch_norm, ladder.warmup_epochs) == ("lvae", False, 200)
+
+
+def lines_of_dry_run(capsys, **settings) -> list[str]:
+    paper.main(PaperSettings(dry_run=True, **settings))
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_plan_shows_all_that_the_paper_shows_before_a_run_is_made(tmp_path, capsys):
+    lines = lines_of_dry_run(capsys, workdir=str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    four = "mnist-vae-5, mnist-vae-bn-5, mnist-vae-bn-wu-5, mnist-lvae-bn-wu-5"
+    assert {f"figure{i}: {four}" for i in (2, 4, 5, 6)} < set(lines)
+    assert any(line.startswith("figure3: ") and line.endswith("mnist-lvae-wu-5") for line in lines)
+    assert "norb-lvae-bn-wu-5 2,000 epochs to do" in lines
+    assert "omniglot-lvae-bn-wu-5 1,500 epochs to do" in lines
+    # Table 1 whole, with its sources.
+    for row in (
+        "| VAE 1-layer + NF | Rezende and Mohamed, 2015 | -85.10 |",
+        "| IWAE, 2-layer + IW=1 | Burda et al., 2015 | -85.33 |",
+        "| IWAE, 2-layer + IW=50 | Burda et al., 2015 | -82.90 |",
+        "| VAE, 2-layer + VGP | Tran et al., 2015 | -81.90 |",
+        "| LVAE, 5-layer | the paper | -82.12 |",
+        "| LVAE, 5-layer + finetuning | the paper | -81.84 |",
+        "| LVAE, 5-layer + finetuning + IW=10 | the paper | -81.74 |",
+    ):
+        assert any(line.startswith(row) for line in lines), row
+    # Figure 3's numbers of the text, a column for how tight the bound is, and the notes.
+    assert any(line.endswith("| L_1 | L_5000 - L_1 | the paper's L_1 | the paper's L_5000 |")
+               for line in lines)  # fmt: skip
+    assert "| VAE+BN+WU | 3 | | | | | -87.49 | |" in lines
+    assert "| LVAE+BN+WU | 5 | | | | | -85.23 | -82.12 |" in lines
+    assert "The paper's best VAE on MNIST, of no stated depth: L_5000 -82.74." in lines
+    for note in (published.OMNIGLOT_NOTE, published.NORB_NOTE, published.PARAMETERS_NOTE):
+        assert note in lines
+    assert "-103.38" in published.OMNIGLOT_NOTE
+    assert "189 steps" in published.NORB_NOTE
+
+
+def test_the_papers_numbers_beside_shorter_runs_are_said_to_be_at_its_own_settings(
+    tmp_path, capsys
+):
+    lines = lines_of_dry_run(capsys, workdir=str(tmp_path), scale=0.1, only=("table2", "figure3"))
+    own = "In brackets the paper's numbers, at its own settings."
+    assert lines.count(own) == 2
+    assert any(line.endswith("| the paper's L_5000, at its own settings |") for line in lines)
 
 
 def test_table_2_shows_the_papers_numbers_before_a_run_is_made(tmp_path):
