@@ -281,21 +281,29 @@ def test_metrics_of_epochs_that_no_checkpoint_remembers_are_dropped(tmp_path):
     assert lines_of(workdir.path) == [json.loads(json.dumps(r.to_json())) for r in kept]
 
 
-@pytest.mark.parametrize(("fresh", "updates"), [(False, 15), (True, 3)])
-def test_init_from_starts_from_the_other_runs_parameters(finished, tmp_path, fresh, updates):
+@pytest.mark.parametrize(
+    ("fresh", "updates", "replicas"), [(False, 15, 1), (True, 3, 1), (False, 15, 2)]
+)
+def test_init_from_starts_from_the_other_runs_parameters(
+    finished, tmp_path, fresh, updates, replicas
+):
     settings = dataclasses.replace(
         SETTINGS, workdir=str(tmp_path / "tuned"), init_from=str(finished), epochs=1,
         warmup_epochs=0, learning_rate=1e-30, eval_every=0, fresh_optimizer=fresh,
+        replicas=replicas,
     )  # fmt: skip
     run(settings, stripes())
     before, after = checkpoint_of(finished), checkpoint_of(tmp_path / "tuned")
     params = [path for path in before if path.startswith("['params']")]
     assert params
     for path in params:
-        np.testing.assert_array_equal(before[path], after[path])
+        assert len(after[path]) == replicas
+        for replica in after[path]:
+            np.testing.assert_array_equal(before[path][0], replica)
     # Draws carry on after the four epochs of three steps; Adam's state does unless it is new.
-    assert after["['step']"] == 15
-    assert [int(leaf[0]) for path, leaf in after.items() if "count" in path] == [updates]
+    assert after["['step']"].tolist() == [15] * replicas
+    (count,) = (leaf for path, leaf in after.items() if "count" in path)
+    assert count.tolist() == [updates] * replicas
 
 
 def test_continuing_a_run_is_the_longer_run_bit_for_bit_and_resumes_exactly(finished, tmp_path):
