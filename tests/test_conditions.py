@@ -63,8 +63,10 @@ def of_label(params, label):
     }
 
 
-@pytest.mark.parametrize("model_class", [LadderVAE, VAE])
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    ("use", "model_class"),
+    [*((use, LadderVAE) for use in USES), ("encode", VAE), ("likelihood_ratio", VAE)],
+)
 def test_each_image_is_under_its_own_condition(use, model_class):
     model, plain = model_class(**SIZES, condition_dim=2), model_class(**SIZES)
     params = random_params(model, scale=0.4)
@@ -126,3 +128,18 @@ def test_an_epoch_takes_each_image_with_its_condition():
     for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
         # Two programs, and some fifty roundings on the way to a gradient.
         assert_close(one, other, roundings=2 * 50, size=1 + np.abs(other))
+
+
+def test_one_row_is_the_condition_of_all_examples():
+    model = LadderVAE(**SIZES, condition_dim=2)
+    variables = {"params": random_params(model)}
+    one, each = Y[1:2], jnp.tile(Y[1:2], (5, 1))
+    draws = [
+        model.apply(variables, X, condition=y, rngs={"sample": KEY}).log_px for y in (one, each)
+    ]
+    np.testing.assert_array_equal(*draws)
+    pictures = [
+        model.apply(variables, KEY, num_samples=5, condition=y, method="generate")
+        for y in (one, each)
+    ]
+    np.testing.assert_array_equal(*pictures)

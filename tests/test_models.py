@@ -927,7 +927,7 @@ def test_examples_have_conditions_of_their_own():
             np.zeros((5,), int),
             "the condition has shape [5]; this model takes [5, 2]: one row of",
         ),
-        (2, np.zeros((1, 2)), "such as jax.nn.one_hot(labels, 2)"),
+        (2, np.zeros((3, 2)), "such as jax.nn.one_hot(labels, 2)"),
     ],
 )
 def test_a_condition_that_is_missing_or_does_not_fit_is_refused(condition_dim, condition, message):
