@@ -2,10 +2,14 @@
 
 import os
 
+import xla_flags
+
 # Few optimisations: the models of tests are tiny, and compiling them is what takes time. For the
 # processes that tests start, too, so that they find each other's programs in the cache.
 # .ci/machines sets it to 0: there programs are compiled as a user's are.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
+    xla_flags.compile_sooner()
 
 import jax
 import pytest
@@ -56,11 +60,6 @@ def _compiled_programs_are_dropped():
     """
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def compile_sooner():
-    """What holds for all tests by now."""
 
 
 @pytest.fixture

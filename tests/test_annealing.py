@@ -12,8 +12,6 @@ from scipy import special
 
 from lvae_jax import LadderVAE, evaluation
 
-pytestmark = pytest.mark.usefixtures("compile_sooner")
-
 
 @functools.cache
 def eight_pixels():

@@ -8,8 +8,6 @@ import pytest
 
 from lvae_jax import LadderVAE, averaging, training
 
-pytestmark = pytest.mark.usefixtures("compile_sooner")
-
 
 def average_by_hand(values, decay):
     """Sums w_i p_i, with every weight w_i a product of what each later update leaves of it."""

@@ -13,11 +13,6 @@ from lvae_jax.diagnosis import first_nonfinite
 LATENT_SIZES, HIDDEN_SIZES, DATA_DIM = (3, 2), (6, 5), 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_sooner(compile_sooner):
-    pass
-
-
 def model_of(kind=LadderVAE, **options):
     options = {"observation": "bernoulli", "batch_norm": False} | options
     return kind(data_dim=DATA_DIM, latent_sizes=LATENT_SIZES, hidden_sizes=HIDDEN_SIZES, **options)

@@ -27,9 +27,6 @@ from tolerances import (
 from lvae_jax import VAE, LadderVAE, evaluation, training
 from lvae_jax.data import binarisation
 
-pytestmark = pytest.mark.usefixtures("compile_sooner")
-
-
 LINEAR = {VAE: lg.ONE_UNIT_LAYERS, LadderVAE: lg.LADDER}
 
 

@@ -22,8 +22,6 @@ from tolerances import FALSE_ALARM, assert_mean, assert_plausible, standard_erro
 
 from lvae_jax import VAE, LadderVAE, bounds, evaluation
 
-pytestmark = pytest.mark.usefixtures("compile_sooner")
-
 VARIANTS = {
     "vae": VAE,
     "ladder": LadderVAE,

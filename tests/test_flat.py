@@ -9,8 +9,6 @@ from jax.flatten_util import ravel_pytree
 
 from lvae_jax import LadderVAE, flat, training
 
-pytestmark = pytest.mark.usefixtures("compile_sooner")
-
 PARAMS = {"a": jnp.float32([[3.0, -4.0], [0.5, 12.0]]), "b": {"c": jnp.float32([-0.3])}}
 GRADIENTS = {"a": jnp.float32([[1.0, -7.0], [0.0, 2.0]]), "b": {"c": jnp.float32([9.0])}}
 OPTIMIZERS = {

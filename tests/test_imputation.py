@@ -15,8 +15,6 @@ from lvae_jax import VAE, LadderVAE, evaluation, imputation
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.imputation import Conditioning
 
-pytestmark = pytest.mark.usefixtures("compile_sooner")
-
 OBSERVED = np.array([True, False, True])
 FILLING = jnp.float32([5.0, 5.0, 5.0])  # far off, so that Metropolis-within-Gibbs has work
 EFFORT = Conditioning(num_samples=512, chains=16, steps=5, rounds=3, effective_sample_size=200)

@@ -12,10 +12,9 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from xla_flags import with_cpu_devices
 
 from lvae_jax import LadderVAE, Objective, bounds, evaluation, keys, objective, training
-
-pytestmark = pytest.mark.usefixtures("compile_sooner")
 
 MODEL = LadderVAE(5, (2, 1), (4, 3))
 OPTIMIZER = training.make_optimizer(0.01, adam_epsilon=1e-3)
@@ -114,13 +113,12 @@ print(json.dumps({name: jax.jit(both, static_argnums=1)(x, value).tolist()
 
 def test_within_shard_map_gradients_of_shared_parameters_are_the_sum_over_devices():
     # As everywhere in JAX: a gradient of what is the same on both devices is a sum over them.
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     result = subprocess.run(
         [sys.executable, "-c", SHARD_MAP],
         check=True,
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": flags},
+        env={**os.environ, "XLA_FLAGS": with_cpu_devices(2)},
     )
     for mapped, by_hand in json.loads(result.stdout).values():
         assert np.any(by_hand)

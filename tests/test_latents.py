@@ -8,8 +8,6 @@ import pytest
 
 from lvae_jax import VAE, LadderVAE, latents
 
-pytestmark = pytest.mark.usefixtures("compile_sooner")
-
 GENERATIVE = {VAE: lg.ONE_UNIT_LAYERS, LadderVAE: lg.LADDER}
 
 

@@ -42,9 +42,6 @@ all_variants = pytest.mark.parametrize("variant", VARIANTS)
 both_models = pytest.mark.parametrize("model_class", [VAE, LadderVAE])
 
 
-pytestmark = pytest.mark.usefixtures("compile_sooner")
-
-
 @functools.partial(jax.jit, static_argnames=("model", "num_samples", "train"))
 def infer(model, variables, x, key, num_samples=1, train=False):
     return model.apply(variables, x, num_samples=num_samples, train=train, rngs={"sample": key})

@@ -6,7 +6,7 @@ from pathlib import Path
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-def test_the_library_example_runs_and_gives_the_shapes_it_says(compile_sooner):
+def test_the_library_example_runs_and_gives_the_shapes_it_says():
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(example, names)

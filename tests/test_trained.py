@@ -13,8 +13,6 @@ import pytest
 from lvae_jax import VAE, LadderVAE, load, save
 from lvae_jax.trained import ModelFolderError
 
-pytestmark = pytest.mark.usefixtures("compile_sooner")
-
 MODELS = {
     "ladder": LadderVAE(5, (3, 2), (4, 6), own_top_down=True, variance_floor=1e-3),
     "mean_upward": LadderVAE(5, (3, 2), (4, 6), mean_upward=True, activation="tanh"),

@@ -26,9 +26,6 @@ from tolerances import (
 from lvae_jax import VAE, LadderVAE, Objective, bounds, evaluation, objective, schedules, training
 from lvae_jax.data import binarisation
 
-pytestmark = pytest.mark.usefixtures("compile_sooner")
-
-
 train_step = training.train_step
 
 

@@ -39,7 +39,6 @@ def test_a_part_with_a_result_is_not_repeated_and_one_that_had_to_stop_is(plan):
     assert json.loads((plan.results / "long.json").read_text())["found"] == 2
 
 
-@pytest.mark.usefixtures("compile_sooner")
 def test_steps_replicas_and_likelihood_are_timed(plan):
     wanted = ("step-default", "replicas-2", "likelihood")
     found = on_device.parts(plan)

@@ -9,8 +9,6 @@ from tolerances import assert_close, assert_within, value_and_error
 
 from benchmarks import plain_jax
 
-pytestmark = pytest.mark.usefixtures("compile_sooner")
-
 DATA_DIM = 12
 LATENT_SIZES = (4, 3, 2)
 HIDDEN_SIZES = (8, 6, 5)

@@ -18,7 +18,6 @@ TINY = Plan(
 HERE = Target("cpu", "jaxlib", "", "", 1, 2**30)
 
 
-@pytest.mark.usefixtures("compile_sooner")
 def test_every_program_of_a_run_is_compiled_and_counted():
     rows = targets.compile_all("here", HERE, TINY)
     assert [row["program"] for row in rows] == [
@@ -41,7 +40,6 @@ def test_every_program_of_a_run_is_compiled_and_counted():
     assert markdown(cells).count("| here ") == len(rows)
 
 
-@pytest.mark.usefixtures("compile_sooner")
 def test_a_program_that_does_not_fit_is_an_error():
     with pytest.raises(RuntimeError, match=r"step, depth 1, 1 replica needs .* that a device of"):
         targets.compile_all("here", HERE._replace(memory=1000), TINY)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import hypothesis
-import pytest
 
 HERE = Path(__file__).parent
 
@@ -16,8 +15,3 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker("faults")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _programs_are_compiled_sooner(compile_sooner):
-    pass

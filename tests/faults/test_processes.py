@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from xla_flags import with_cpu_devices
 
 from experiments.store.checkpoints import Checkpoints
 from experiments.store.manifests import verify
@@ -40,6 +41,8 @@ FLAGS = [
 """Of the small runs here; 1,400 digits are left to train on."""
 
 OFTEN = "--checkpoint_seconds=0.05"
+
+ONE_DEVICE = with_cpu_devices(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,11 +62,10 @@ class Command:
         self.workdir = workdir
         said = workdir.with_name(workdir.name + name + ".said")
         self._said = said
-        one_device = "--xla_force_host_platform_device_count=1"
         with said.open("w") as file:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file,
-                env=os.environ | {"XLA_FLAGS": one_device, "JAX_PLATFORMS": "cpu"} | variables,
+                env=os.environ | {"XLA_FLAGS": ONE_DEVICE, "JAX_PLATFORMS": "cpu"} | variables,
             )  # fmt: skip
 
     def said(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from xla_flags import with_cpu_devices
 
 from experiments import digits
 from experiments.errors import SettingsError
@@ -66,7 +67,7 @@ print(json.dumps(results))
 def environment(virtual_devices: int) -> dict[str, str]:
     """Of a process with so many devices."""
     return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={virtual_devices}",
+        "XLA_FLAGS": with_cpu_devices(virtual_devices),
         "JAX_PLATFORMS": "cpu",
     }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from xla_flags import with_cpu_devices
 
 from experiments.run.loop import run
 from experiments.settings import Settings
@@ -42,8 +43,9 @@ def finished(workdir: Path) -> dict:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return inherited | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | variables
+    one_cpu = {"XLA_FLAGS": with_cpu_devices(1), "JAX_PLATFORMS": "cpu"}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return os.environ | one_cpu | {"PYTHONPATH": path} | variables
 
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "tkagg"])

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from xla_flags import with_cpu_devices
 
 from experiments.errors import CheckpointError
 from experiments.store import checkpoints as checkpoints_lib
@@ -265,9 +266,9 @@ def start(script: str, *arguments: object, devices: int = 1) -> subprocess.Popen
         "sys.modules['tests_of'] = module\nspec.loader.exec_module(module)\n"
     )
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": with_cpu_devices(devices),
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
     return subprocess.Popen(
         [sys.executable, "-c", load + COMMON + script, *map(str, arguments)],
