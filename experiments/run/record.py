@@ -1,10 +1,12 @@
 """What a run records as it goes: metrics.jsonl, TensorBoard, progress."""
 
+import shutil
+
 from experiments.progress import Progress
 from experiments.results import EpochRecord
 from experiments.show import console
 from experiments.show.tensorboard import Events
-from experiments.store.workdir import Workdir, remove_tensorboard
+from experiments.store.workdir import Workdir
 
 
 class Record:
@@ -27,7 +29,7 @@ class Record:
         self.workdir, self.epochs, self.progress = workdir, epochs, progress
         self._events: Events | None = None
         if workdir.writes:
-            remove_tensorboard(workdir.path)
+            shutil.rmtree(workdir.path / "tensorboard", ignore_errors=True)
         for epoch in epochs:
             self._write_events(epoch)
 

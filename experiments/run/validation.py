@@ -33,7 +33,7 @@ def restore(experiment: Experiment, workdir: Workdir, state: TrainState) -> Chos
     if not experiment.settings.validation:
         return None
     first = last(experiment, jax.tree.map(jnp.copy, state.evaluated), epochs=0)
-    restored = workdir.restore_chosen(first)
+    restored = workdir.chosen.restore(first)
     return first if restored is None else restored[0]
 
 
@@ -59,7 +59,7 @@ def choose(
         return chosen
     new = Chosen(state.evaluated, jnp.int32(epoch.epoch + 1))
     chosen = _take(devices.put(better, experiment.mesh, "replica"), new, chosen)
-    workdir.save_chosen(chosen, epoch.step)
+    workdir.chosen.save(chosen, epoch.step)
     return chosen
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +23,8 @@ from experiments.store.locks import LOCK, lock
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.training import TrainState
 
-__all__ = [
-    "FORMAT",
-    "Workdir",
-    "WorkdirError",
-    "read_chosen_epochs",
-    "read_config",
-    "read_metrics",
-    "read_results",
-    "read_run",
-    "read_state",
-    "read_step",
-    "read_trained",
-    "remove_tensorboard",
-    "write_json",
-]
-
 FORMAT = 2
-"""Of a run's folder; config.json says it."""
+"""The format of a run's folder, stored in config.json."""
 
 _BEFORE_CONFIG = {LOCK, "config.json.tmp"}  # of a start that was killed at once
 
@@ -59,10 +42,10 @@ _MADE_BY_A_RUN = (
 
 
 class Workdir:
-    """The files of one run: looked at when opened, written to only after `create`.
+    """The files of one run: checked when it is opened, written only after `create`.
 
     Where a run has several processes, each opens its workdir; one of them writes. All of them
-    call `create`, `restore`, `save`, `save_chosen` and `restore_chosen` together.
+    call `create`, `restore` and `save`, and the methods of `chosen`, together.
     """
 
     def __init__(
@@ -72,27 +55,28 @@ class Workdir:
 
         Args:
           path: the folder.
-          config: what config.json says; its "dataset" and "settings" are those of the run.
-          overwrite: whether a run that is there, of whatever settings, is removed by `create`.
-          writes: whether this process writes; one of a run's processes does, the first.
+          config: for config.json; has the run's "dataset" and "settings".
+          overwrite: whether `create` removes a run that the folder holds, whatever its settings.
+          writes: whether this process writes; only the first of a run's processes does.
 
         Raises:
-          WorkdirError: the folder belongs to another run, or is no run's.
+          WorkdirError: the folder belongs to another run, or holds files of something else.
         """
         self.path, self.config = path, {"format": FORMAT, **config}
         self._overwrite, self.writes = overwrite, writes
         self._lock: int | None = None
         self._checkpoints = Checkpoints(path / "checkpoints")
-        self._chosen = Checkpoints(path / "chosen", keep=1)
+        self.chosen = Checkpoints(path / "chosen", keep=1)
+        """What validation has chosen, by the step at which it did."""
         self._check()
 
     def _check(self) -> dict[str, Any] | None:
-        """What config.json says, unless the folder is another run's, or no run's."""
+        """Reads config.json; refuses a folder of another run, or of something else."""
         existing = read_json(self.path / "config.json")
         if existing is None:
             if self.path.is_dir() and {p.name for p in self.path.iterdir()} - _BEFORE_CONFIG:
                 raise WorkdirError(
-                    f"{self.path} holds files but no config.json, so it is no run's; "
+                    f"{self.path} holds files but no config.json, so it is not a run's folder; "
                     "give another --workdir"
                 )
             return None
@@ -103,18 +87,16 @@ class Workdir:
         return existing
 
     def lock(self) -> None:
-        """Makes the folder and locks it until `close`, and writes nothing else.
+        """Creates the folder and locks it until `close`; writes nothing else.
 
         Raises:
-          WorkdirError: the folder cannot be written, is being written by another process, or
-            belongs to another run.
+          WorkdirError: the folder cannot be written, is in use by another process, or belongs to
+            another run.
         """
         by_first_process(self._make_and_lock)
 
     def create(self) -> None:
-        """Writes what is missing, of a folder that is locked, before the first checkpoint.
-
-        With `overwrite`, the files of the run that is there are removed.
+        """Locks the folder and writes config.json; with `overwrite` removes the earlier run first.
 
         Raises:
           WorkdirError: the folder cannot be written.
@@ -146,13 +128,13 @@ class Workdir:
         return 0
 
     def results(self) -> RunResults | None:
-        """The results of a finished run; None also of one that is to be overwritten."""
+        """The results of a finished run; None if it is not finished, or is to be overwritten."""
         return None if self._overwrite else read_results(self.path)
 
     def save_model(
         self, model: HierarchicalVAE, variables: Any, metadata: dict[str, Any], replica: int | None
     ) -> None:
-        """Writes `model/`, or `model/0` and so on where a run has several replicas.
+        """Writes `model/`, or `model/0`, `model/1`, ... for a run with several replicas.
 
         Raises:
           WorkdirError: the disk is full, or cannot be written.
@@ -180,14 +162,12 @@ class Workdir:
         return self._checkpoints.restore(like)
 
     def save(self, state: TrainState, step: int, score: float | None = None) -> None:
-        """Saves the state after `step` steps, on disk when this returns.
-
-        What metrics.jsonl says of these steps is on the disk before.
+        """Saves a checkpoint; it is on the disk when this returns, and metrics.jsonl before it.
 
         Args:
           state: after the step.
           step: counted over the whole run.
-          score: how good the state is, the higher the better; the best is kept.
+          score: quality of the state, higher is better; the best checkpoint is kept.
 
         Raises:
           WorkdirError: the disk is full, or cannot be written.
@@ -198,30 +178,14 @@ class Workdir:
                 sync(self.path)
         self._checkpoints.save(state, step, score)
 
-    def save_chosen(self, chosen: Any, step: int) -> None:
-        """Keeps what was chosen after `step` steps, in place of what was before.
-
-        Raises:
-          WorkdirError: the disk is full, or cannot be written.
-        """
-        self._chosen.save(chosen, step)
-
-    def restore_chosen(self, like: Any) -> tuple[Any, int] | None:
-        """What was chosen, and the step at which it was; None if nothing has been.
-
-        Raises:
-          WorkdirError: it is not intact.
-        """
-        return self._chosen.restore(like)
-
     def truncate_metrics(self, epochs: int) -> list[EpochRecord]:
-        """Drops the lines of epochs that no checkpoint remembers, and a half-written last line.
+        """Drops the lines of epochs after the checkpoint, and a half-written last line.
 
         Args:
           epochs: number of epochs finished at the checkpoint.
 
         Returns:
-          The epochs that stay.
+          The epochs that are kept.
 
         Raises:
           WorkdirError: lines are missing, or the file cannot be written.
@@ -250,9 +214,9 @@ class Workdir:
                 file.write(_line(record))
 
     def close(self) -> None:
-        """Gives the folder to other processes."""
+        """Unlocks the folder."""
         self._checkpoints.close()
-        self._chosen.close()
+        self.chosen.close()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -263,19 +227,19 @@ def _line(record: EpochRecord) -> str:
 
 
 def read_run(path: Path) -> Run:
-    """A run as its JSON files have it by now.
+    """A run, finished or not, from its JSON files.
 
     Raises:
-      WorkdirError: the folder is no run's, or its files are damaged.
+      WorkdirError: the folder holds no run, or its files are damaged.
     """
     return Run(path, read_config(path), read_metrics(path), read_results(path))
 
 
 def read_metrics(path: Path) -> list[EpochRecord]:
-    """The epochs of a run's metrics.jsonl; one that is being written just now is left out.
+    """The epochs in a run's metrics.jsonl, without a half-written last line.
 
     Raises:
-      WorkdirError: a line is no epoch's.
+      WorkdirError: a line does not describe an epoch.
     """
     epochs = []
     if path.joinpath("metrics.jsonl").exists():
@@ -289,10 +253,10 @@ def read_metrics(path: Path) -> list[EpochRecord]:
 
 
 def read_results(path: Path) -> RunResults | None:
-    """results.json of a run; None if it is not finished.
+    """The results in results.json; None if the run is not finished.
 
     Raises:
-      WorkdirError: it is damaged.
+      WorkdirError: the file is damaged.
     """
     values = read_json(path / "results.json")
     return None if values is None else _record(RunResults, path / "results.json", values)
@@ -308,15 +272,15 @@ def _record(kind: Any, path: Path, values: Any) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a run.
+    """The content of a run's config.json.
 
     Raises:
-      WorkdirError: there is none, or it is of another format.
+      WorkdirError: the file is missing, or has another format.
     """
     config = read_json(path / "config.json")
     if config is None:
         raise WorkdirError(
-            f"{path} holds no config.json, so it is no run's; give a run's --workdir"
+            f"{path} holds no config.json, so it is not a run's folder; give a run's --workdir"
         )
     _refuse_what_is_no_runs(path, config)
     _refuse_another_format(path, config)
@@ -324,12 +288,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_trained(path: Path) -> tuple[Any, int]:
-    """The parameters of a run, those chosen by validation, else the newest, and their step.
+    """A run's trained parameters and their step: those chosen by validation, else the newest.
 
     With --ema_decay they are the moving average, which is what is evaluated.
 
     Raises:
-      WorkdirError: there are none, or they are of another format.
+      WorkdirError: the run has no checkpoint, or another format.
     """
     averaged = read_config(path)["settings"].get("ema_decay")
     for folder in (path / "chosen", path / "checkpoints"):
@@ -389,10 +353,10 @@ def _entry(tree: Any, name: str) -> Any:
 
 
 def read_chosen_epochs(path: Path) -> list[int] | None:
-    """By replica, how many epochs led to what validation has chosen; None if it has not yet.
+    """The epoch that validation has chosen for each replica; None if it has chosen none yet.
 
     Raises:
-      WorkdirError: what is there is not intact.
+      WorkdirError: the checkpoint is damaged.
     """
     checkpoints = Checkpoints(path / "chosen")
     found = checkpoints.read("epoch")
@@ -404,7 +368,7 @@ def _refuse_what_is_no_runs(path: Path, config: Any) -> None:
     settings = config.get("settings") if isinstance(config, dict) else None
     if not isinstance(settings, dict) or "dataset" not in config:
         raise WorkdirError(
-            f"{path / 'config.json'} is no run's: it has no dataset and settings; "
+            f"{path / 'config.json'} is not of a run: it has no dataset and settings; "
             "give another --workdir"
         )
 
@@ -413,25 +377,22 @@ def _refuse_another_format(path: Path, config: dict[str, Any]) -> None:
     version = config.get("format", 1)
     if version != FORMAT:
         raise WorkdirError(
-            f"{path} is of format {version}, and this version of lvae_jax reads format {FORMAT}; "
+            f"{path} has format {version}, and this version of lvae_jax reads format {FORMAT}; "
             "install another version, or give another --workdir"
         )
 
 
 def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, Any]) -> None:
-    # A run of an earlier version lacks the settings that came later; it had their defaults.
+    # A run of an earlier version lacks the settings added since; it used their defaults.
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     now, was = (
-        # The data are the same if their checksum is, whatever their file is named.
+        # Equal checksums mean equal data, whatever the file's name.
         {"data_sha256": c["data_sha256"][:12], **c["settings"]}
         if "data_sha256" in existing.keys() & config.keys()
         else {"dataset": c["dataset"], **c["settings"]}
         for c in (config, existing)
     )
     was = {name: defaults[name] for name in now.keys() & defaults.keys()} | was
-    for settings in (was, now):  # earlier versions stored a relative path
-        if settings.get("init_from"):
-            settings["init_from"] = str(Path(settings["init_from"]).absolute())
     differences = [
         f"{name} was {was.get(name)} and is now {now.get(name)}"
         for name in sorted(was.keys() | now.keys())
@@ -442,8 +403,3 @@ def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, 
             f"{path} holds a run with other settings: {'; '.join(differences)}. "
             "Give those settings again, another --workdir, or --overwrite to start again"
         )
-
-
-def remove_tensorboard(path: Path) -> None:
-    """Removes the event files, which are written again from metrics.jsonl."""
-    shutil.rmtree(path / "tensorboard", ignore_errors=True)

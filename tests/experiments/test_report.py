@@ -199,7 +199,9 @@ def test_data_that_have_changed_are_refused(finished, tmp_path, monkeypatch):
 def test_a_folder_without_a_run_or_an_epoch_or_a_checkpoint_is_refused(finished, tmp_path):
     with pytest.raises(WorkdirError) as refusal:
         report(tmp_path)
-    message = f"{tmp_path} holds no config.json, so it is no run's; give a run's --workdir"
+    message = (
+        f"{tmp_path} holds no config.json, so it is not a run's folder; give a run's --workdir"
+    )
     assert str(refusal.value) == message
     copied = copy_of(finished, tmp_path)
     shutil.rmtree(copied / "checkpoints")
@@ -254,7 +256,10 @@ def test_the_command_writes_the_report_and_says_where(finished, tmp_path):
         ([], "give one workdir: python -m experiments.report WORKDIR"),
         (["a", "b"], "give one workdir: python -m experiments.report WORKDIR"),
         (["a", "--layer=-1"], "flag --layer=-1: give a whole number of at least 0"),
-        (["nowhere"], "nowhere holds no config.json, so it is no run's; give a run's --workdir"),
+        (
+            ["nowhere"],
+            "nowhere holds no config.json, so it is not a run's folder; give a run's --workdir",
+        ),
     ],
 )
 def test_a_command_that_cannot_be_followed_is_refused_in_one_line_with_status_2(arguments, message):

@@ -55,7 +55,7 @@ def run_of(path: Path, config: dict = CONFIG) -> Path:
     for epoch in (0, 1):
         workdir.append_metrics(records.epoch(epoch))
         workdir.save(state_of(3 * epoch + 3), 3 * epoch + 3)
-    workdir.save_chosen(state_of(3), 3)
+    workdir.chosen.save(state_of(3), 3)
     workdir.write_results(RESULTS)
     for name in ("tensorboard/events", "figures/samples.png", "report.html"):
         (path / name).parent.mkdir(exist_ok=True)
@@ -78,7 +78,7 @@ def test_what_was_saved_is_found_again(run):
     workdir.create()
     state, step = workdir.restore(state_of(0))
     assert (step, int(state.step), state.params["w"].tolist()) == (6, 6, [6.0] * 3)
-    state, step = workdir.restore_chosen(state_of(0))
+    state, step = workdir.chosen.restore(state_of(0))
     assert (step, state.params["w"].tolist()) == (3, [3.0] * 3)
     assert [record.epoch for record in workdir.truncate_metrics(2)] == [0, 1]
     assert workdir.results() == RESULTS
@@ -96,7 +96,7 @@ def test_a_damaged_chosen_state_is_refused(run):
     workdir = Workdir(run, CONFIG)
     workdir.create()
     with pytest.raises(WorkdirError, match="holds no checkpoint that is intact"):
-        workdir.restore_chosen(state_of(0))
+        workdir.chosen.restore(state_of(0))
     workdir.close()
 
 
@@ -141,7 +141,7 @@ def test_a_folder_that_is_no_runs_is_not_overwritten(config, tmp_path):
         (tmp_path / "config.json").write_text(config)
     before = contents_of(tmp_path)
     for overwrite in (False, True):
-        with pytest.raises(WorkdirError, match="is no run's"):
+        with pytest.raises(WorkdirError, match=r"is not a run's folder|is not of a run"):
             Workdir(tmp_path, CONFIG, overwrite=overwrite)
     assert contents_of(tmp_path) == before
 
@@ -220,7 +220,7 @@ def test_another_format_is_refused_but_to_overwrite_it(version, run):
     (run / "config.json").write_text(json.dumps(found))
     shown = 1 if version is None else version
     for use in (lambda: Workdir(run, CONFIG), lambda: read_config(run), lambda: read_trained(run)):
-        with pytest.raises(WorkdirError, match=f"is of format {shown}, and this version"):
+        with pytest.raises(WorkdirError, match=f"has format {shown}, and this version"):
             use()
     again = Workdir(run, CONFIG, overwrite=True)
     again.create()
