@@ -8,26 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_runs import SMALL, train
 
 from experiments import digits
-from experiments.run.loop import run
-from experiments.settings import Command
 
 ROOT = Path(__file__).parents[2]
 
-DIGITS = Command("digits", digits.DEFAULTS)
-
 SETTINGS = dataclasses.replace(
-    digits.DEFAULTS,
-    seed=4,
-    depth=2,
-    latent_sizes=(4, 2),
-    hidden_sizes=(16, 8),
-    epochs=3,
-    eval_samples=20,
-    eval_subset=40,
-    validation=100,
-    eval_every=1,
+    SMALL, seed=4, eval_samples=20, eval_subset=40, validation=100, eval_every=1
 )
 
 ELSEWHERE = """
@@ -70,14 +58,8 @@ def likelihoods_elsewhere(tmp_path, *models_and_seeds: tuple[Path, int]) -> list
 
 
 def test_a_runs_model_gives_its_log_likelihood_without_experiments(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    dataset = digits.load(SETTINGS)
-    run(dataclasses.replace(SETTINGS, workdir=str(one)), dataset, DIGITS)
-    run(
-        dataclasses.replace(SETTINGS, workdir=str(two), replicas=2),
-        dataset,
-        DIGITS,
-    )
+    one = train(tmp_path / "one", SETTINGS)
+    two = train(tmp_path / "two", dataclasses.replace(SETTINGS, replicas=2))
     found = likelihoods_elsewhere(tmp_path, (one, 4), (two / "model/0", 4), (two / "model/1", 5))
     single = json.loads((one / "results.json").read_text())
     replicas = json.loads((two / "results.json").read_text())["replicas"]

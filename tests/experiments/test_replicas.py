@@ -10,47 +10,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 from records import replica_results, run_results
+from small_runs import SMALL, break_off, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import experiments.run.loop
-from experiments import compare, digits, registry, report
-from experiments.progress import Progress
+from experiments import compare, registry, report
 from experiments.results import RunResults
-from experiments.run.loop import run
-from experiments.settings import Command
 from experiments.show.console import describe
 from experiments.show.numbers import count, part_of_the_test_set, seeds, with_deviation
 from experiments.store.workdir import read_run
 
-DIGITS = Command("digits", digits.DEFAULTS)
-
 SETTINGS = dataclasses.replace(
-    digits.DEFAULTS,
+    SMALL,
     replicas=2,
     seed=4,
-    depth=2,
-    latent_sizes=(4, 2),
-    hidden_sizes=(16, 8),
-    epochs=3,
-    warmup_epochs=2,
     learning_rate=(1e-30, 1e-3),  # the first stays where it began: its best epoch is by chance
     validation=100,
     eval_every=1,
-    eval_samples=3,
     eval_subset=40,
-    checkpoint_seconds=0.0,
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("runs") / "finished"
-    run(
-        dataclasses.replace(SETTINGS, workdir=str(workdir)),
-        digits.load(SETTINGS),
-        DIGITS,
-    )
-    return workdir
+    return train(tmp_path_factory.mktemp("runs") / "finished", SETTINGS)
 
 
 def files_of(path: Path) -> tuple[dict, list[dict], dict]:
@@ -110,11 +92,7 @@ def test_results_hold_each_replica_with_its_seed_and_their_mean_and_deviation(fi
 
 
 def test_a_finished_run_with_values_by_replica_is_found_finished(finished, capsys):
-    run(
-        dataclasses.replace(SETTINGS, workdir=str(finished)),
-        digits.load(SETTINGS),
-        DIGITS,
-    )
+    train(finished, SETTINGS)
     assert f"{finished} is finished." in capsys.readouterr().out
 
 
@@ -177,16 +155,7 @@ def test_the_replicas_have_chosen_different_epochs_and_are_drawn_again_byte_for_
 
 
 def test_a_run_with_replicas_that_is_not_finished_is_reported(tmp_path):
-    class Interrupted(Progress):
-        def update(self, done: int, note: str = "") -> None:
-            if done == 2:
-                raise KeyboardInterrupt
-
-    settings = dataclasses.replace(SETTINGS, workdir=str(tmp_path / "run"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments.run.loop, "Progress", Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(settings, digits.load(settings), DIGITS)
+    break_off(tmp_path / "run", SETTINGS)
     report.report(tmp_path / "run")
     text = page_of(tmp_path / "run")
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

@@ -12,33 +12,18 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from small_runs import SMALL, break_off, train
 
-import experiments.run.loop
 from experiments import compare, digits, registry
 from experiments.errors import WorkdirError
-from experiments.progress import Progress
 from experiments.report import report
-from experiments.run.loop import run
-from experiments.settings import Command
 from experiments.show import page
 from experiments.store.workdir import read_run
 from lvae_jax.data import DataError
 
 ROOT = Path(__file__).parents[2]
 
-DIGITS = Command("digits", digits.DEFAULTS)
-
-SETTINGS = dataclasses.replace(
-    digits.DEFAULTS,
-    depth=2,
-    latent_sizes=(4, 2),
-    hidden_sizes=(16, 8),
-    epochs=3,
-    warmup_epochs=2,
-    eval_every=2,
-    eval_samples=3,
-    checkpoint_seconds=0.0,
-)
+SETTINGS = dataclasses.replace(SMALL, eval_every=2)
 
 OF_THE_MODEL = {"principal_components", "samples", "reconstructions", "layers", "interpolations"}
 ALL = OF_THE_MODEL | {"learning_curves", "kl_per_unit", "kl_per_layer"}
@@ -46,31 +31,13 @@ ALL = OF_THE_MODEL | {"learning_curves", "kl_per_unit", "kl_per_layer"}
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("runs") / "finished"
-    run(
-        dataclasses.replace(SETTINGS, workdir=str(workdir)),
-        digits.load(SETTINGS),
-        DIGITS,
-    )
-    return workdir
+    return train(tmp_path_factory.mktemp("runs") / "finished", SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def broken_off(tmp_path_factory, finished) -> Path:
     """A run that was interrupted after the second of its three epochs."""
-
-    class Interrupted(Progress):
-        def update(self, done: int, note: str = "") -> None:
-            if done == 2:
-                raise KeyboardInterrupt
-
-    workdir = tmp_path_factory.mktemp("runs") / "broken off"
-    settings = dataclasses.replace(SETTINGS, workdir=str(workdir))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments.run.loop, "Progress", Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(settings, digits.load(settings), DIGITS)
-    return workdir
+    return break_off(tmp_path_factory.mktemp("runs") / "broken off", SETTINGS)
 
 
 def copy_of(workdir: Path, folder: Path, **changes) -> Path:

@@ -1,0 +1,46 @@
+"""Small runs of the digits, as their command makes them: a few seconds each."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import experiments.run.loop
+from experiments import digits
+from experiments.progress import Progress
+from experiments.run.loop import run
+from experiments.settings import Command, Settings
+
+DIGITS = Command("digits", digits.DEFAULTS)
+
+SMALL = dataclasses.replace(
+    digits.DEFAULTS,
+    depth=2,
+    latent_sizes=(4, 2),
+    hidden_sizes=(16, 8),
+    epochs=3,
+    warmup_epochs=2,
+    eval_samples=3,
+    checkpoint_seconds=0.0,
+)
+
+
+def train(workdir: Path, settings: Settings) -> Path:
+    """Makes a run in a folder, or resumes it."""
+    run(dataclasses.replace(settings, workdir=str(workdir)), digits.load(settings), DIGITS)
+    return workdir
+
+
+def break_off(workdir: Path, settings: Settings) -> Path:
+    """A run that was interrupted after its second epoch."""
+
+    class Interrupted(Progress):
+        def update(self, done: int, note: str = "") -> None:
+            if done == 2:
+                raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments.run.loop, "Progress", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(workdir, settings)
+    return workdir
