@@ -1,4 +1,4 @@
-"""From the command line to a run or another command, and from any error to one line."""
+"""Parses the command line, runs a command, and turns every error into one line."""
 
 import contextlib
 import dataclasses
@@ -20,15 +20,15 @@ def main(name: str, load: Callable[[Any], Any], defaults: Settings) -> None:
     """Parses the flags, loads the data and runs.
 
     Args:
-      name: of the experiment: `python -m experiments.NAME` is its command.
+      name: the experiment's name, as in `python -m experiments.NAME`.
       load: loads the `Dataset` that the settings ask for.
-      defaults: of the flags.
+      defaults: the defaults of the flags.
     """
 
     def train_and_evaluate() -> None:
         settings = from_flags(type(defaults))
         with _interrupted_at_once():
-            # Only now what takes seconds to import.
+            # These take seconds to import, so bad flags are reported first.
             from experiments.run import compilation_cache, devices
             from experiments.run.loop import run
 
@@ -45,9 +45,9 @@ def start(command: Callable[..., None], defaults: Any, arguments: str = "") -> N
     """Parses the flags and calls a command.
 
     Args:
-      command: takes the settings, then the arguments that are not flags.
-      defaults: of the flags, a dataclass of `setting` fields.
-      arguments: what may be given besides flags; nothing if empty.
+      command: a function of the settings and the arguments that are not flags.
+      defaults: the defaults of the flags, a dataclass of `setting` fields.
+      arguments: describes arguments that are not flags; empty if none are accepted.
     """
     kind = type(defaults)
 
@@ -71,11 +71,11 @@ def _start(command: Callable[..., None], defaults: Any, arguments: str) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Makes printing safe: with a closed stream, and on a console of few characters."""
+    """Makes printing safe if a stream is closed, or cannot encode every character."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            # Nothing else may get the descriptor: compiled code writes to it.
+            # Occupy the descriptor: compiled code writes to it, whatever file it then belongs to.
             null = os.open(os.devnull, os.O_RDWR)
             if null != descriptor:
                 os.dup2(null, descriptor)
@@ -108,17 +108,17 @@ class _Parser(flags.ArgumentParser):
 
 
 class _Serializer(flags.ArgumentSerializer):
-    """Shows a value as it is typed."""
+    """Prints a value as it is typed."""
 
     def serialize(self, value: Any) -> str:
         return settings_lib.as_typed(value)
 
 
 def define_flags(defaults: Any) -> None:
-    """Defines one absl flag per setting, of the module that is run.
+    """Defines one absl flag per setting.
 
     Args:
-      defaults: `Settings` of the data set, or another dataclass of `setting` fields.
+      defaults: the data set's `Settings`, or another dataclass of `setting` fields.
     """
     for field in dataclasses.fields(defaults):
         default = getattr(defaults, field.name)
@@ -134,18 +134,18 @@ def define_flags(defaults: Any) -> None:
 
 
 def parse(argv: list[str], arguments: str = "") -> list[str]:
-    """Parses the command line; a bad one ends the process with one line and status 2.
+    """Parses the command line; an invalid one ends the process with one line and status 2.
 
     Args:
       argv: the command line.
-      arguments: what may be given besides flags, for the message; nothing if empty.
+      arguments: describes arguments that are not flags; empty if none are accepted.
 
     Returns:
       The command line without its flags.
     """
     try:
         rest = flags.FLAGS(argv)
-    except (flags.Error, ValueError) as error:  # a ValueError is a --flagfile that is no text
+    except (flags.Error, ValueError) as error:  # ValueError: a --flagfile that is not text
         fail(str(error))
     except SystemExit:  # --help has printed; absl calls that a failure
         raise SystemExit(0) from None
@@ -155,7 +155,7 @@ def parse(argv: list[str], arguments: str = "") -> list[str]:
 
 
 def _flag_values(kind: Any) -> dict[str, Any]:
-    """What the command line says, by the names of a dataclass's fields."""
+    """The values of the flags, by the names of a dataclass's fields."""
     return {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)}
 
 
@@ -172,7 +172,7 @@ def from_flags(kind: type[Settings]) -> Settings:
     given = {name for name in values if flags.FLAGS[name].present}
     presets = Presets(**_flag_values(Presets)).defaults(values)
     values |= {name: value for name, value in presets.items() if name not in given}
-    # Sizes that are given decide how many of the others are used, and the depth.
+    # If only one of the sizes is given, the other is cut to its length; so is the depth.
     for sizes, others in (("latent_sizes", "hidden_sizes"), ("hidden_sizes", "latent_sizes")):
         if sizes in given and others not in given:
             values[others] = values[others][: len(values[sizes])]
@@ -194,7 +194,7 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Every foreseen error ends the process with one line; the status says which kind it is."""
+    """Ends the process with one line for every expected error; the status tells its kind."""
     try:
         yield
     except RunError as error:
@@ -218,10 +218,10 @@ def errors_in_one_line() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupted_at_once() -> Iterator[None]:
-    """SIGINT ends the process without an exception, except where a run waits for it.
+    """SIGINT ends the process at once, without an exception, until a run handles it itself.
 
     An exception in the middle of an import is not safe: compiled modules abort, and others catch
-    it and continue as if nothing had been typed. Data sets import their own modules too.
+    it and continue.
     """
 
     def end(*_: object) -> None:

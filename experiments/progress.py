@@ -1,4 +1,4 @@
-"""Progress for a person: a bar on a terminal, a line every half minute in a log."""
+"""Progress: a bar on a terminal, a line every half minute in a log."""
 
 import sys
 import time
@@ -9,8 +9,8 @@ from tqdm import tqdm
 class Progress:
     """Counts steps of a known total; use as a context manager.
 
-    On a terminal a bar with the time left; elsewhere a line of its own at most every `interval`
-    seconds and at the end; nothing where it is not shown.
+    On a terminal it is a bar with the time left; elsewhere a line at most every `interval` seconds,
+    and one at the end. With `shown=False` it prints nothing.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Progress:
             self.bar.close()
 
     def update(self, done: int, note: str = "") -> None:
-        """Says that `done` of the total are done, with a note on the latest."""
+        """Reports that `done` of the total are done, with a note."""
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(done - self.done)

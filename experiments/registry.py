@@ -1,4 +1,4 @@
-"""The experiments by name, one per data set, and how a run's config.json leads back to its own."""
+"""The experiments by name, one per data set, and the settings and command of a finished run."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from experiments.settings import Command, Settings
 
 
 class Experiment(NamedTuple):
-    """What a data set's command is made of."""
+    """How a data set's command loads data, and its default settings."""
 
     load: Callable[[Any], Any]
     """Loads the `Dataset` that the settings ask for."""
@@ -38,10 +38,10 @@ EXPERIMENTS = {
 
 
 def experiment(name: str) -> Experiment:
-    """The experiment of a name.
+    """The experiment with a name, which may come from a config.json.
 
     Raises:
-      WorkdirError: there is no such experiment; the name may come from anybody's config.json.
+      WorkdirError: there is no such experiment.
     """
     if name not in EXPERIMENTS:
         raise WorkdirError(f"there is no experiment {name!r}; give one of {', '.join(EXPERIMENTS)}")
@@ -49,10 +49,10 @@ def experiment(name: str) -> Experiment:
 
 
 def settings_of(config: Mapping[str, Any], **changed: Any) -> Settings:
-    """The settings that a config.json holds, some of them changed."""
+    """The settings in a config.json, with some of them changed."""
     kind: Any = type(experiment(config["experiment"]).defaults)
     values = config["settings"] | config.get("other_settings", {}) | changed
-    # A run of another version may know fewer settings, or others.
+    # Another version may have more settings, fewer, or others.
     known = {field.name for field in dataclasses.fields(kind)}
     return kind(
         **{
@@ -64,11 +64,11 @@ def settings_of(config: Mapping[str, Any], **changed: Any) -> Settings:
 
 
 def command(config: Mapping[str, Any], workdir: Path) -> str | None:
-    """The command line that makes a run, from what its config.json holds.
+    """The command line that makes a run.
 
     Args:
-      config: of config.json.
-      workdir: of the run.
+      config: the content of its config.json.
+      workdir: the run's folder.
 
     Returns:
       One line for a shell; None if the run was not made by an experiment's command.

@@ -1,7 +1,7 @@
-"""What an epoch and a run found, as typed records, and their JSON.
+"""The results of an epoch and of a run, as typed records, and their JSON.
 
 A run has one or more replicas, and a record always holds a tuple of them. `EpochRecord` is a line
-of metrics.jsonl, `RunResults` is results.json. Both become JSON, and are made of it, here alone.
+of metrics.jsonl, `RunResults` is results.json. Only this module converts them from and to JSON.
 """
 
 import dataclasses
@@ -12,19 +12,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 USED_KL = 0.01
-"""Nats. A unit with a greater KL is used. One of a lower layer can be active, by the variance of
-its posterior mean, only because its prior follows the layer above; its KL says what it adds."""
+"""Nats. A unit with a greater KL is used. A unit of a lower layer can be active (its posterior mean
+varies) only because its prior follows the layer above; its KL tells what it adds."""
 
 _NO_MEAN = ("kl_per_unit", "seed")
-"""Fields without a mean: the j-th units of two replicas have nothing to do with each other."""
+"""Fields without a mean: unit j of one replica does not correspond to unit j of another."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ReplicaEpoch:
-    """What one replica found in an epoch; all quantities in nats.
+    """One replica's numbers of an epoch; all quantities in nats.
 
-    The means over an epoch whose updates were all skipped are None. The last four fields are None
-    for an epoch that was not evaluated, `validation_elbo` also where no images are held out.
+    The means over the epoch are None if all its updates were skipped. The last four fields are None
+    if the epoch was not evaluated, and `validation_elbo` is None if no images are held out.
     """
 
     beta: float
@@ -40,9 +40,9 @@ class ReplicaEpoch:
 
 @dataclasses.dataclass(frozen=True)
 class ReplicaResults:
-    """What one replica found in the end; all quantities in nats.
+    """One replica's final numbers; all quantities in nats.
 
-    `test_log_likelihood_standard_error` is over the test images, and None for a single one.
+    `test_log_likelihood_standard_error` is over the test images; None for a single image.
     """
 
     chosen_epoch: int
@@ -58,16 +58,16 @@ class ReplicaResults:
 
 
 class Replicated:
-    """Numbers of several replicas, read by the names of a replica's fields."""
+    """A record of one or more replicas, read by the names of a replica's fields."""
 
     replicas: tuple[Any, ...]
 
     def each(self, name: str) -> list[Any]:
-        """The number, or the numbers by layer, of every replica."""
+        """The field's value for each replica."""
         return [getattr(replica, name) for replica in self.replicas]
 
     def mean(self, name: str) -> Any:
-        """The mean over the replicas, by layer where there is one per layer; None if any is."""
+        """The mean over the replicas, per layer for fields with layers; None if a value is None."""
         return _elementwise(lambda values: float(np.mean(values)), self.each(name))
 
     def deviation(self, name: str) -> Any:
@@ -84,7 +84,7 @@ class Replicated:
         ]
 
     def kl_by_layer(self) -> list[tuple[float, ...]]:
-        """[replicas][layers]: the test set's KL, or the training set's if that is all there is."""
+        """[replicas][layers]: the test set's KL, or else the training set's."""
         return [
             replica.kl_per_layer
             if replica.kl_per_unit is None
@@ -95,8 +95,8 @@ class Replicated:
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values.
 
-        One replica's numbers stand beside the others. Of several, their means do, then
-        "standard_deviation" by the same names, and "replicas", a list of each one's numbers.
+        One replica's numbers stand at the top level. For several replicas their means do, and
+        "standard_deviation" and "replicas" (a list of each replica's numbers) are added.
         """
         values: dict[str, Any] = {}
         for name, value in _fields(self).items():
@@ -117,7 +117,7 @@ class Replicated:
 
 @dataclasses.dataclass(frozen=True)
 class EpochRecord(Replicated):
-    """What an epoch found: a line of metrics.jsonl.
+    """The numbers of an epoch: a line of metrics.jsonl.
 
     Example:
       >>> one = ReplicaEpoch(1.0, 1e-3, train_elbo=-90.0, log_px=-70.0, kl_per_layer=(16.0, 4.0))
@@ -145,14 +145,14 @@ class EpochRecord(Replicated):
         """Reads what `to_json` wrote.
 
         Raises:
-          ValueError: it is no line of metrics.jsonl.
+          ValueError: a field is missing.
         """
         return _read(cls, ReplicaEpoch, values)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunResults(Replicated):
-    """What a finished run found: results.json."""
+    """The numbers of a finished run: results.json."""
 
     dataset: str
     model: str
@@ -170,14 +170,14 @@ class RunResults(Replicated):
         """Reads what `to_json` wrote.
 
         Raises:
-          ValueError: it is no results.json.
+          ValueError: a field is missing.
         """
         return _read(cls, ReplicaResults, values)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run's folder says of it: all that is shown is shown of this."""
+    """A run as read from its folder: everything that is shown is made from this."""
 
     path: Path
     config: Mapping[str, Any]
@@ -187,12 +187,12 @@ class Run:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The settings of config.json."""
+        """The settings in config.json."""
         return self.config["settings"]
 
     @property
     def measured(self) -> EpochRecord | RunResults | None:
-        """The last evaluation: the results, or the last epoch that was evaluated, or None."""
+        """The results, else the last evaluated epoch, else None."""
         evaluated = (epoch for epoch in reversed(self.epochs) if epoch.evaluated)
         return self.results or next(evaluated, None)
 
@@ -204,7 +204,7 @@ def _elementwise(statistic: Callable[[list[Any]], Any], values: Sequence[Any]) -
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    """A record's fields, without those that need not be there and are not."""
+    """A record's fields, without optional ones that are None."""
     return {
         field.name: value
         for field in dataclasses.fields(record)
@@ -218,13 +218,13 @@ _Record = TypeVar("_Record", EpochRecord, RunResults)
 
 def _read(record: type[_Record], replica: type[Any], values: Mapping[str, Any]) -> _Record:
     if not isinstance(values, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     replicas = tuple(_make(replica, each) for each in values.get("replicas", [values]))
     return _make(record, values | {"replicas": replicas})
 
 
 def _make(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """A record of the values that it has fields for."""
+    """Makes a record; values that it has no field for are ignored."""
     fields = dataclasses.fields(kind)
     missing = [f.name for f in fields if f.default is not None and f.name not in values]
     if missing:

@@ -1,6 +1,6 @@
-"""The settings of a run: one table of flags, and what has to hold between them.
+"""The settings of a run: one table of flags, and the rules between them.
 
-Nothing here imports JAX, so that `--help` and a bad flag are answered at once.
+Nothing here imports JAX, so `--help` and errors in flags are printed at once.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from experiments.errors import SettingsError
 
 
 class Kind(NamedTuple):
-    """How the text of a flag becomes a value, and what is expected of it."""
+    """How a flag's text becomes a value, and which values are accepted."""
 
     convert: Callable[[str], Any]
     accept: Callable[[Any], bool]
@@ -22,7 +22,7 @@ class Kind(NamedTuple):
 
 
 FLOAT32 = (1.1754944e-38, 3.4028235e38)
-"""The least normal number of float32 and the largest one."""
+"""The smallest normal float32 and the largest float32."""
 
 
 def whole(at_least: int, at_most: int | None = None) -> Kind:
@@ -34,7 +34,7 @@ def whole(at_least: int, at_most: int | None = None) -> Kind:
 
 
 def real(expected: str, accept: Callable[[float], bool]) -> Kind:
-    """A number that is accepted; `expected` says which. Float32, which computes with it, has it."""
+    """A number that `accept` accepts and that float32 can represent; `expected` describes it."""
 
     def is_float32(v: float) -> bool:
         return v == 0 or FLOAT32[0] <= abs(v) <= FLOAT32[1]
@@ -43,14 +43,14 @@ def real(expected: str, accept: Callable[[float], bool]) -> Kind:
 
 
 def choice(*choices: str) -> Kind:
-    """One of some words."""
+    """One of several words."""
     return Kind(str, lambda v: v in choices, f"one of {', '.join(filter(None, choices))}")
 
 
 POSITIVE = real("a number greater than 0, within float32", lambda v: v > 0)
 NOT_NEGATIVE = real("a number of at least 0, within float32", lambda v: v >= 0)
 MOST_SEEDS = 2**32
-"""As many different keys as JAX makes of seeds."""
+"""JAX makes this many different keys from seeds."""
 FLAG = Kind(
     lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
     lambda v: True,
@@ -65,11 +65,11 @@ DECAY = Kind(float, lambda v: 0 <= v < 1, "a number of at least 0 and less than 
 TEXT = Kind(str, lambda v: True, "a text")
 PATH = Kind(os.path.expanduser, lambda v: True, "a path")
 SOURCE = Kind(os.path.expanduser, lambda v: True, "a path to read from")
-"""A path that a run reads: config.json stores it absolute, and the run's command repeats it."""
+"""A path to read from: config.json stores it absolute, and the run's command line repeats it."""
 
 
 def by_replica(kind: Kind) -> Kind:
-    """One value for all replicas, or as many as there are, separated by commas."""
+    """One value for all replicas, or one per replica, separated by commas."""
 
     def convert(text: str) -> Any:
         values = tuple(kind.convert(value) for value in text.split(","))
@@ -78,17 +78,17 @@ def by_replica(kind: Kind) -> Kind:
     def accept(value: Any) -> bool:
         return all(map(kind.accept, value if isinstance(value, tuple) else (value,)))
 
-    return Kind(convert, accept, f"{kind.expected}, or one for every replica, separated by commas")
+    return Kind(convert, accept, f"{kind.expected}, or one per replica, separated by commas")
 
 
 def setting(default: Any, kind: Kind, help: str, *, changes_results: bool = True) -> Any:
     """A field of `Settings`: a flag of the same name.
 
     Args:
-      default: its value where it is not given.
-      kind: what it may be.
-      help: what `--help` and the README say of it.
-      changes_results: false if two starts of one run may differ in it.
+      default: its value if the flag is not given.
+      kind: the values that it accepts.
+      help: its description in `--help` and docs/flags.md.
+      changes_results: false if a run can be resumed with another value.
     """
     metadata = {"kind": kind, "help": help, "changes_results": changes_results}
     return dataclasses.field(default=default, metadata=metadata)
@@ -96,9 +96,9 @@ def setting(default: Any, kind: Kind, help: str, *, changes_results: bool = True
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that decides what a run computes, and where it keeps it. Defaults: the paper's.
+    """What a run computes and where it keeps its files. The defaults are the paper's settings.
 
-    A data set with settings of its own has a subclass.
+    A data set with settings of its own defines a subclass.
     """
 
     model: str = setting(
@@ -278,20 +278,20 @@ class Settings:
     )
 
     def by_replica(self, name: str) -> tuple[Any, ...]:
-        """The value of a setting for every replica."""
+        """The values of a setting, one per replica."""
         value = getattr(self, name)
         return value if isinstance(value, tuple) else (value,) * self.replicas
 
     def layers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """latent_sizes and hidden_sizes of the layers that are kept."""
+        """latent_sizes and hidden_sizes of the lowest `depth` layers."""
         return self.latent_sizes[: self.depth], self.hidden_sizes[: self.depth]
 
     def changing_results(self) -> dict[str, Any]:
-        """The settings that decide the results, by name, as JSON values."""
+        """The settings that affect results, by name, as JSON values."""
         return self._json_values(changes_results=True)
 
     def not_changing_results(self) -> dict[str, Any]:
-        """The other settings, those that two starts of one run may differ in."""
+        """The other settings, which may change when a run is resumed."""
         return self._json_values(changes_results=False)
 
     def _json_values(self, changes_results: bool) -> dict[str, Any]:
@@ -315,14 +315,14 @@ class Command(NamedTuple):
 
     name: str
     defaults: Settings
-    """Of its flags."""
+    """The defaults of its flags."""
 
     def line(self, settings: Settings, workdir: Path) -> str:
-        """The line for a shell that makes a run, or resumes it.
+        """The command line that makes or resumes a run.
 
         Args:
-          settings: of the run; those that differ from the defaults become flags.
-          workdir: its folder.
+          settings: the run's settings; those that differ from the defaults become flags.
+          workdir: the run's folder.
         """
         # The depth alone says which of the default sizes are used.
         usual = dataclasses.replace(self.defaults, depth=settings.depth)
@@ -345,7 +345,7 @@ class Command(NamedTuple):
 
 
 def as_typed(value: Any) -> str:
-    """A value as its flag takes it."""
+    """A value as it is typed for its flag."""
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
@@ -407,14 +407,14 @@ class Presets:
 
 
 Rules = list[tuple[bool, str]]
-"""Whether a rule is broken, and what to say then."""
+"""Whether a rule is broken, and the error message if it is."""
 
 
 def check(settings: Settings) -> None:
     """Checks settings against each other.
 
     Raises:
-      SettingsError: one line.
+      SettingsError: a rule is broken; the message is one line.
     """
     for broken, message in (*_rules_of_the_model(settings), *_rules_of_replicas(settings)):
         if broken:
@@ -426,7 +426,7 @@ def _rules_of_replicas(s: Settings) -> Rules:
         (
             isinstance(value, tuple) and len(value) != s.replicas,
             f"--{name}={as_typed(value)}: {as_typed(value).count(',') + 1} values for --replicas="
-            f"{s.replicas}; give one, or one for every replica",
+            f"{s.replicas}; give one, or one per replica",
         )
         for name in ("warmup_epochs", "beta", "learning_rate")
         for value in [getattr(s, name)]
@@ -461,8 +461,8 @@ def _rules_of_the_model(s: Settings) -> Rules:
     return [
         (
             not s.latent_sizes or len(s.latent_sizes) != len(s.hidden_sizes),
-            f"--latent_sizes={latent} --hidden_sizes={hidden}: give as many of the one as of the "
-            "other, and at least one",
+            f"--latent_sizes={latent} --hidden_sizes={hidden}: give the same number of both, and "
+            "at least one",
         ),
         (
             s.depth > len(s.latent_sizes),

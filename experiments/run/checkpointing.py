@@ -1,4 +1,4 @@
-"""When a run saves its state, and how it ends on a signal: between two calls, its state saved."""
+"""Decides when a run saves a checkpoint, and stops it after a signal."""
 
 import time
 
@@ -11,7 +11,7 @@ from lvae_jax.training import TrainState
 
 
 class Checkpointing:
-    """Saves a run's state every --checkpoint_seconds, at its end, and before it obeys a signal."""
+    """Saves a run's state every --checkpoint_seconds, at its end, and before a signal stops it."""
 
     def __init__(
         self,
@@ -23,9 +23,9 @@ class Checkpointing:
         """Starts the clock.
 
         Args:
-          experiment: of the run.
-          workdir: where to save.
-          interruption: of the process.
+          experiment: the run.
+          workdir: its folder.
+          interruption: receives the process's signals.
           command: the command line that resumes the run, if there is one.
         """
         self._workdir, self._interruption = workdir, interruption
@@ -35,15 +35,15 @@ class Checkpointing:
         self._saved = time.monotonic()
 
     def after(self, state: TrainState, step: int, score: float | None) -> None:
-        """Saves the state after a step if it is time.
+        """Saves the state if a checkpoint is due, and stops the run after a signal.
 
         Args:
           state: after the step.
           step: counted over the whole run.
-          score: how good the state is, the higher the better; None if it was not measured.
+          score: quality of the state, higher is better; None if it was not measured.
 
         Raises:
-          Interrupted: a signal asked the run to end, and the state is saved.
+          Interrupted: a signal stopped the run; the state is saved.
           WorkdirError: the disk is full, or cannot be written.
         """
         finished = step == self._last_step
@@ -62,10 +62,10 @@ class Checkpointing:
             )
 
     def stop_if_interrupted(self) -> None:
-        """Ends an evaluation that a signal asked to end.
+        """Stops an evaluation after a signal.
 
         Raises:
-          Interrupted: it was asked to.
+          Interrupted: a signal was received.
         """
         self._interruption.check(
             f"stopped while evaluating; training is done and saved in {self._workdir.path}; "

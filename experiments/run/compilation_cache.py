@@ -1,6 +1,6 @@
-"""JAX's persistent compilation cache: a program compiled once is read from then on.
+"""JAX's persistent compilation cache: a program is compiled once and later read from disk.
 
-It is where `--compilation_cache=DIR` says, or `off`; else in `$JAX_COMPILATION_CACHE_DIR`; else in
+Its folder is `--compilation_cache=DIR` (`off` for none), else `$JAX_COMPILATION_CACHE_DIR`, else
 `lvae_jax/xla` in the user's cache directory.
 """
 
@@ -15,10 +15,10 @@ OFF = "off"
 
 
 def directory(setting: str) -> Path | None:
-    """Where compiled programs are kept.
+    """The folder for compiled programs.
 
     Args:
-      setting: a folder; `off`; or nothing, for the environment or the default to say it.
+      setting: a folder; `off`; or empty for the environment's or the default folder.
 
     Returns:
       The folder; None for no cache.
@@ -36,7 +36,7 @@ def directory(setting: str) -> Path | None:
 
 
 def processor() -> str:
-    """A name of the processor's instruction sets.
+    """A name for the processor's instruction sets.
 
     A home directory is often shared by hosts of several kinds, and what XLA compiles for one CPU
     may not run on another; JAX's own key does not tell them apart.
@@ -51,14 +51,14 @@ def processor() -> str:
 
 
 def enable(setting: str) -> None:
-    """Makes JAX keep every program it compiles; to be called before the first one is.
+    """Makes JAX store every program it compiles; call it before the first compilation.
 
     Args:
       setting: see `directory`.
 
     Raises:
-      SettingsError: a folder was given that cannot be written. (Where it is the default one, there
-        is no cache.)
+      SettingsError: the given folder cannot be written. If the default folder cannot, there is no
+        cache.
     """
     import jax  # not before: `--help` does not need it
 

@@ -1,8 +1,8 @@
-"""The devices of a run: processes that work together, a mesh, and arrays on it.
+"""The devices of a run: its processes, a mesh of devices, and arrays on the mesh.
 
-One code path for one device and for many: arrays lie on a mesh of the axes `training.MESH_AXES`,
-whatever its size. In a run of several processes every process does the same with the same arrays;
-process 0 alone writes.
+One device and many share one code path: arrays lie on a mesh with the axes `training.MESH_AXES`,
+whatever its size. In a run of several processes all of them execute the same code on the same
+arrays; only process 0 writes.
 """
 
 import contextlib
@@ -28,17 +28,17 @@ T = TypeVar("T")
 
 
 CONNECT_SECONDS = 55.0
-"""How long the processes of a run wait for each other at its start."""
+"""How long a run's processes wait for each other when they start."""
 
 
 def start_processes(settings: Settings) -> None:
-    """Finds the devices, those of other processes too if several run this command together.
+    """Connects to the run's other processes, if there are any, and finds the devices.
 
-    By the flags where they are given, else as srun, Open MPI or a TPU pod says. To be called
-    before anything asks for the devices.
+    The flags tell which processes there are, else srun, Open MPI or a TPU pod does. Call this
+    before anything uses a device.
 
     Raises:
-      SettingsError: there are no such devices, or the coordinator cannot be reached.
+      SettingsError: JAX finds no devices, or the coordinator cannot be reached.
     """
     if settings.coordinator_address:
         given: tuple[Any, ...] = (
@@ -62,14 +62,14 @@ def start_processes(settings: Settings) -> None:
 
 
 def find_devices() -> None:
-    """Asks JAX for the devices, once.
+    """Makes JAX find its devices.
 
     Raises:
-      SettingsError: there are no such devices.
+      SettingsError: it cannot use them.
     """
     try:
         jax.devices()
-    except Exception as error:  # JAX says it in many ways, an empty AssertionError among them
+    except Exception as error:  # of many types, even an empty AssertionError
         platforms = os.environ.get("JAX_PLATFORMS", "")
         raise SettingsError(
             f"{f'JAX_PLATFORMS={platforms}: ' if platforms else ''}JAX cannot use these devices "
@@ -79,10 +79,10 @@ def find_devices() -> None:
 
 
 def _started_by_a_scheduler() -> bool:
-    """Whether a scheduler has started this process as one of several, in a way that JAX reads.
+    """Whether a scheduler that JAX supports has started this process as one of several.
 
-    A script of sbatch's has SLURM's variables of the job too, but is one process; srun alone sets
-    those of a step.
+    A script under sbatch sees the job's SLURM variables but is a single process; only srun sets
+    those of a job step.
     """
     counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     several_workers = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
@@ -91,7 +91,7 @@ def _started_by_a_scheduler() -> bool:
 
 @contextlib.contextmanager
 def _not_waiting_forever(message: str, together: bool) -> Iterator[None]:
-    """Ends the process after `CONNECT_SECONDS` in one line; JAX would wait longer, then abort."""
+    """Ends the process with one line after `CONNECT_SECONDS`; JAX would wait longer and abort."""
 
     def end() -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
@@ -108,17 +108,16 @@ def _not_waiting_forever(message: str, together: bool) -> Iterator[None]:
 
 
 def make_mesh(replicas: int, batch_size: int) -> Mesh:
-    """All devices, or as many as the replicas and the examples of a batch can be split over.
+    """A mesh of all devices, or of as many as replicas and batches can be split over evenly.
 
-    Devices are given to replicas first, which need not talk to each other.
+    Replicas are split first, because they do not communicate.
 
     Args:
-      replicas: trained at once.
-      batch_size: examples a step.
+      replicas: number of models trained at once.
+      batch_size: examples per step.
 
     Raises:
-      SettingsError: some devices would be left over in a run of several processes, each of which
-        has to have its part.
+      SettingsError: a run of several processes would leave some devices unused.
     """
     devices = jax.device_count()
     by_replica = math.gcd(replicas, devices)
@@ -138,13 +137,13 @@ def make_mesh(replicas: int, batch_size: int) -> Mesh:
 
 
 def put(tree: Any, mesh: Mesh, *axes: str | tuple[str, ...]) -> Any:
-    """Arrays of the host, the same on every process, on the mesh.
+    """Copies host arrays, the same on every process, to the mesh.
 
     Args:
-      tree: of arrays.
-      mesh: of `make_mesh`.
-      *axes: which axes of the mesh the first, second, ... axis of each array is split over; none:
-        every device has all of it.
+      tree: a pytree of arrays.
+      mesh: the mesh, see `make_mesh`.
+      *axes: the mesh axes over which the first, second, ... axis of each array is split; without
+        any, every device holds the whole array.
 
     Returns:
       The tree on the mesh.
@@ -167,19 +166,19 @@ def _everywhere(tree: Any, mesh: Mesh) -> Any:
 
 
 def fetch(tree: Any, mesh: Mesh) -> Any:
-    """Arrays on the mesh as NumPy arrays, on every process, wherever their parts lie."""
+    """Copies arrays from the mesh to NumPy, on every process."""
     return jax.tree.map(np.asarray, _everywhere(tree, mesh))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def replica_of(tree: Any, index: int | jax.Array, mesh: Mesh) -> Any:
-    """One replica of a tree whose leaves have them in front, on every device of the mesh."""
+    """One replica of a tree with leaves [replicas, ...], on every device of the mesh."""
     one = jax.tree.map(lambda leaf: leaf[index], tree)
     return jax.lax.with_sharding_constraint(one, NamedSharding(mesh, PartitionSpec()))
 
 
 def first_alone(work: Callable[[], T]) -> T:
-    """What `work` returns, on every process, after process 0 has done it before the others."""
+    """Calls `work` on process 0 and then on all others; returns its result on every process."""
     if jax.process_index() > 0:
         multihost_utils.sync_global_devices("first_alone")
         return work()
@@ -190,12 +189,12 @@ def first_alone(work: Callable[[], T]) -> T:
 
 
 def writes() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Whether this process writes and prints."""
     return jax.process_index() == 0
 
 
 def agree(*numbers: float) -> tuple[float, ...]:
-    """The largest of each of the processes' numbers, the same on all of them."""
+    """The maximum of each number over all processes."""
     if jax.process_count() == 1:
         return numbers
     gathered = multihost_utils.process_allgather(np.array(numbers, np.float32))
@@ -203,14 +202,14 @@ def agree(*numbers: float) -> tuple[float, ...]:
 
 
 def available_memory(mesh: Mesh) -> int | None:
-    """Bytes that are left on a device, the least of all processes: they refuse a run together."""
+    """Available bytes per device, the minimum over all processes; None if unknown."""
     there = memory.available(mesh.local_devices[0])
     (most,) = agree(-math.inf if there is None else -float(there))
     return None if math.isinf(most) else -int(most)
 
 
 def describe() -> str:
-    """The devices in words: how many of which kind."""
+    """Number and kind of the devices, for a person."""
     devices = jax.devices()
     cores = f" ({os.cpu_count()} cores)" if devices[0].platform == "cpu" else ""
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""

@@ -1,4 +1,4 @@
-"""Training that diverges: it stops, and says which quantity was the first that is not finite."""
+"""Stops training that diverges, and reports the first quantity that is not finite."""
 
 import numpy as np
 
@@ -12,10 +12,10 @@ from lvae_jax.training import TrainState
 
 
 def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, epoch: int) -> None:
-    """Stops a run that has met more numbers that are not finite than it may.
+    """Stops a run with more non-finite updates than the settings allow.
 
     Raises:
-      NonFiniteError: it has; the message names the step and the first such quantity.
+      NonFiniteError: the message names the step and the first quantity that is not finite.
     """
     settings, mesh = experiment.settings, experiment.mesh
     limit = most_nonfinite(settings)

@@ -1,4 +1,4 @@
-"""Evaluation of an experiment: what is measured after an epoch, and at the end."""
+"""Evaluation: the numbers after an epoch, and those at the end of a run."""
 
 import dataclasses
 import math
@@ -20,18 +20,18 @@ from lvae_jax.data import as_stored
 from lvae_jax.training import MESH_AXES, Metrics, Preprocess, TrainState
 
 EVAL_BATCH_SIZE = 250
-"""Images at a time in evaluation; no result depends on it."""
+"""Images per batch in evaluation; no result depends on it."""
 
 
 def measure_epoch(
     experiment: Experiment, state: TrainState, metrics: Metrics, step: int, started: float
 ) -> EpochRecord:
-    """What an epoch found: its means in training and, every few epochs, an evaluation.
+    """The numbers of an epoch: its means in training and, every few epochs, an evaluation.
 
     Args:
-      experiment: of the run.
+      experiment: the run.
       state: after the epoch.
-      metrics: of the epoch.
+      metrics: the means in training.
       step: number of steps taken so far.
       started: when the epoch began, by `time.monotonic`.
     """
@@ -57,7 +57,7 @@ def measure_epoch(
 
 
 def trained_replicas(experiment: Experiment, metrics: Metrics, epoch: int) -> list[ReplicaEpoch]:
-    """What training found in an epoch, for every replica."""
+    """The means of an epoch's training steps, per replica."""
     host = devices.fetch(metrics, experiment.mesh)
     beta, learning_rate = scheduled(experiment.settings, epoch)
 
@@ -79,13 +79,13 @@ def trained_replicas(experiment: Experiment, metrics: Metrics, epoch: int) -> li
 def evaluation_variables(
     experiment: Experiment, params: Any, epoch: int, replica: int = 0
 ) -> dict[str, Any]:
-    """The parameters after `epoch` epochs with batch-norm statistics of the training set.
+    """Parameters with batch-norm statistics re-estimated on the training set.
 
     Args:
-      experiment: of the run.
-      params: of one replica, on the devices.
-      epoch: number of epochs that led to them.
-      replica: which.
+      experiment: the run.
+      params: one replica's parameters, on the devices.
+      epoch: the number of epochs they were trained for.
+      replica: the replica's index.
     """
     with jax.set_mesh(experiment.mesh):
         return evaluation.reestimate_batch_stats(
@@ -105,7 +105,7 @@ def _elbo(
     images: Any,
     key: jax.Array,
 ) -> evaluation.ElboResult:
-    """L_1 of images on the devices."""
+    """L_1 of images."""
     mesh = experiment.mesh
     with jax.set_mesh(mesh):
         result = evaluation.elbo(
@@ -120,14 +120,14 @@ def _elbo(
 
 
 def eval_batch_size(mesh: Mesh) -> int:
-    """`EVAL_BATCH_SIZE`, or what more the devices need to have equal parts."""
+    """`EVAL_BATCH_SIZE`, rounded up to a multiple of the number of devices."""
     return -(-EVAL_BATCH_SIZE // mesh.size) * mesh.size
 
 
 def evaluate(
     experiment: Experiment, variables: dict[str, Any], epoch: int, replica: int = 0
 ) -> dict[str, Any]:
-    """What is evaluated every few epochs: L_1 of the test set, KL and activity of every unit."""
+    """The evaluation every few epochs: L_1 of the test set, KL and activity of every unit."""
     results: dict[str, Any] = {}
     if experiment.validation_x is not None:
         key = experiment.key(replica, "validation_elbo", epoch)
@@ -149,16 +149,16 @@ def evaluate_fully(
     replica: int = 0,
     between_batches: Callable[[], None] = lambda: None,
 ) -> ReplicaResults:
-    """What is evaluated at the end, the test log-likelihood and the training set's L_1 included.
+    """The evaluation at the end: `evaluate`, the test log-likelihood, the training set's L_1.
 
-    The validation ELBO is left out: what has been chosen by is no result.
+    The validation ELBO is left out, because the parameters were chosen by it.
 
     Args:
-      experiment: of the run.
-      variables: of one replica.
-      epoch: number of epochs that led to them.
-      replica: which.
-      between_batches: called now and then; may raise.
+      experiment: the run.
+      variables: one replica's variables.
+      epoch: the number of epochs they were trained for.
+      replica: the replica's index.
+      between_batches: called after every batch; may raise.
     """
     experiment = experiment._replace(validation_x=None)
     test = evaluate(experiment, variables, epoch, replica)
@@ -168,7 +168,7 @@ def evaluate_fully(
         experiment, variables, replica, between_batches
     )
     images = len(log_likelihood)
-    # Of one image there is no standard error; null in JSON.
+    # A single image has no standard error; null in JSON.
     error = (
         float(np.std(np.float64(log_likelihood), ddof=1) / math.sqrt(images))
         if images > 1
@@ -192,14 +192,14 @@ def test_log_likelihood(
     replica: int,
     between_batches: Callable[[], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """L_K and the effective sample size of the test images, with progress."""
+    """L_K and the effective sample size of each test image; shows progress."""
     settings, mesh = experiment.settings, experiment.mesh
     test_x = experiment.test_x[: settings.eval_subset or None]
     num_samples, n = settings.eval_samples, len(test_x)
     key = experiment.key(replica, "log_likelihood")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(n))
     batch_size = eval_batch_size(mesh)
-    # The least that any process has the memory for: all of them run one program.
+    # All processes run one program, so take the smallest chunk that any of them has memory for.
     chunk_size = -int(
         devices.agree(-evaluation.default_chunk_size(experiment.model, batch_size // mesh.size))[0]
     )
@@ -209,7 +209,7 @@ def test_log_likelihood(
     description = f"test log-likelihood{which}, K = {num_samples}, image"
     with jax.set_mesh(mesh), Progress(description, n, shown=devices.writes()) as progress:
         for start in range(0, n, batch_size):
-            # A smaller last batch is filled up with the first images: one program serves all.
+            # Fill the last batch up with the first images, so that one program serves all batches.
             rows = np.arange(start, start + batch_size) % n
             result = program(
                 experiment.model,

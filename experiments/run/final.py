@@ -1,4 +1,4 @@
-"""The end of a run: the evaluation of what was chosen, and everything that is written of it."""
+"""The end of a run: evaluates the chosen parameters and writes results, figures and report."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,15 +23,15 @@ def evaluate_and_report(
     """Evaluates each replica; writes its model, the figures, the report and results.json.
 
     Args:
-      experiment: of the run.
-      workdir: where to write.
+      experiment: the run.
+      workdir: its folder.
       chosen: the parameters to evaluate.
-      epochs: all of the run.
-      command: the command line of the run, if there is one.
-      stop_if_interrupted: called now and then; may raise.
+      epochs: all of the run's epochs.
+      command: the run's command line, if there is one.
+      stop_if_interrupted: called between batches; may raise.
 
     Returns:
-      What the run found.
+      The run's results.
     """
     started, settings = time.monotonic(), experiment.settings
     replicas = [

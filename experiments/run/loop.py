@@ -1,4 +1,4 @@
-"""A whole run: settings, data, model, training, evaluation, results."""
+"""A whole run: set-up, training, evaluation, results."""
 
 import contextlib
 import sys
@@ -35,20 +35,20 @@ from lvae_jax.training import TrainState
 
 
 def run(settings: Settings, dataset: Dataset, command: Command | None = None) -> None:
-    """Trains and evaluates one model, or resumes where an earlier start was stopped.
+    """Trains and evaluates one model, or resumes an interrupted run.
 
-    Or `settings.replicas` of them, with as many seeds, at once.
+    With `settings.replicas` > 1 it trains that many models at once, with consecutive seeds.
 
     Args:
       settings: checked settings.
       dataset: what to train and test on.
-      command: of the experiment that this is a run of; None for code of your own.
+      command: the experiment's command; None if your own code calls this.
 
     Raises:
       SettingsError: settings that do not fit the data set, the devices or their memory.
-      WorkdirError: a workdir that cannot be used.
+      WorkdirError: the workdir cannot be used.
       NonFiniteError: training diverged.
-      Interrupted: a signal asked the run to end; the work done is saved.
+      Interrupted: a signal stopped the run; its work is saved.
     """
     started = time.monotonic()
     devices.find_devices()
@@ -61,8 +61,8 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
     line = command and command.line(settings, path)
     precision = jax.default_matmul_precision(MATMUL_PRECISION[settings.matmul_precision])
     with precision, Interruption() as interruption, contextlib.closing(workdir):
-        # The model, the data on the devices, the state. The folder's files are only made once
-        # nothing is left that could be refused.
+        # Set up the model, the data on the devices and the state. Files are written only after
+        # everything that can refuse the run.
         experiment = make_experiment(settings, dataset)
         initial = continued(experiment)
         workdir.lock()
@@ -72,7 +72,7 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
         workdir.create()
         state, step = workdir.restore(state_like(experiment)) or (state, 0)
 
-        # Train, then evaluate what was chosen and write all that is shown of it.
+        # Train; then evaluate the chosen parameters and write results, figures and report.
         checkpointing = Checkpointing(experiment, workdir, interruption, line)
         chosen, epochs = train(experiment, program, workdir, checkpointing, state, step, started)
         found = evaluate_and_report(
@@ -94,23 +94,23 @@ def train(
     step: int,
     started: float,
 ) -> tuple[Chosen, Sequence[EpochRecord]]:
-    """Trains to the last epoch, writing metrics and checkpoints on the way.
+    """Trains to the last epoch and writes metrics and checkpoints.
 
     Args:
       experiment: what to train.
-      program: takes the steps.
-      workdir: where to write.
+      program: the compiled training program.
+      workdir: the run's folder.
       checkpointing: decides when to save and to stop.
-      state: after the steps taken so far; its buffers are donated.
+      state: the state after `step` steps; its buffers are donated.
       step: number of steps taken so far.
       started: when the run started, by `time.monotonic`.
 
     Returns:
-      What to evaluate, and all epochs, those of earlier starts included.
+      The parameters to evaluate, and all epochs, including those before a resume.
 
     Raises:
       NonFiniteError: a loss or a gradient was not finite.
-      Interrupted: a signal came; the state is saved.
+      Interrupted: a signal stopped the run; its state is saved.
     """
     settings, per_epoch = experiment.settings, experiment.steps_per_epoch
     epoch, first_step = step // per_epoch, step + program.steps
@@ -145,12 +145,12 @@ def train(
 
 
 def report(line: str) -> None:
-    """A line for whoever watches, on standard error, from one process alone."""
+    """Prints a line on standard error, from one process only."""
     if devices.writes():
         print(line, file=sys.stderr, flush=True)
 
 
 def say(*lines: str) -> None:
-    """What a run says at its end, on standard output, from one process alone."""
+    """Prints lines on standard output, from one process only."""
     if devices.writes():
         print(*lines, sep="\n")

@@ -1,7 +1,7 @@
-"""Whether a run fits into memory: asked before anything is allocated, and before it trains.
+"""Checks whether a run fits into memory, before anything is allocated and before it trains.
 
-First come the arrays that a run keeps, from their shapes alone; then what the compiled training
-program needs besides, as the compiler reports it.
+The first check is of the arrays that a run keeps, by their shapes. The second is of the memory that
+the compiled training program needs in addition, as the compiler reports it.
 """
 
 import math
@@ -20,7 +20,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def size(tree: Any) -> int:
-    """Bytes of a tree's arrays on one device: each one's shard, if it has a sharding."""
+    """Bytes of a tree's arrays on one device; of sharded arrays, their shards."""
 
     def of_leaf(leaf: Any) -> int:
         sharding = getattr(leaf, "sharding", None)
@@ -31,16 +31,16 @@ def size(tree: Any) -> int:
 
 
 def check_arrays(parameters: Any, moments: Any, data_bytes: int, there: int | None) -> None:
-    """Refuses a run whose arrays alone do not fit.
+    """Refuses a run whose arrays do not fit.
 
     Args:
-      parameters: arrays or `jax.ShapeDtypeStruct`; their gradients take as much again.
+      parameters: arrays or `jax.ShapeDtypeStruct`; their gradients need the same memory again.
       moments: the optimiser's state, likewise.
-      data_bytes: of the images that stay on a device.
-      there: of `available`; None refuses nothing.
+      data_bytes: bytes of the images that stay on a device.
+      there: available bytes, see `available`; None to skip the check.
 
     Raises:
-      SettingsError: one line.
+      SettingsError: the arrays do not fit.
     """
     trained = 2 * size(parameters) + size(moments)
     needed = trained + data_bytes
@@ -59,7 +59,7 @@ def check_arrays(parameters: Any, moments: Any, data_bytes: int, there: int | No
 
 
 def size_of_program(program: jax.stages.Compiled) -> int:
-    """Bytes that a compiled program needs on a device besides its arguments."""
+    """Bytes that a compiled program needs on a device in addition to its arguments."""
     sizes = program.memory_analysis()
     if sizes is None:  # a backend may report nothing
         return 0
@@ -67,14 +67,14 @@ def size_of_program(program: jax.stages.Compiled) -> int:
 
 
 def check_program(needed: int, there: int | None) -> None:
-    """Refuses a training program that needs more than is available.
+    """Refuses a training program that does not fit.
 
     Args:
-      needed: of `size_of_program`; its arguments are in memory already.
-      there: of `available`; None refuses nothing.
+      needed: bytes, see `size_of_program`; its arguments are in memory already.
+      there: available bytes, see `available`; None to skip the check.
 
     Raises:
-      SettingsError: one line.
+      SettingsError: the program does not fit.
     """
     if there is not None and needed > there:
         raise SettingsError(
@@ -85,7 +85,7 @@ def check_program(needed: int, there: int | None) -> None:
 
 
 def available(device: jax.Device) -> int | None:
-    """Bytes that a device has left, a CPU its part of the host's; None if nothing reports it."""
+    """Available bytes on a device (of a CPU, its share of the host's); None if unknown."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
@@ -96,7 +96,7 @@ def available(device: jax.Device) -> int | None:
 
 
 def _available_on_the_host() -> Iterator[int]:
-    """At most one number of bytes."""
+    """Yields the host's available bytes, if they are known."""
     for line in _lines(MEMINFO):
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) * 1024
@@ -108,7 +108,7 @@ def _available_on_the_host() -> Iterator[int]:
 
 
 def _left_in_cgroups() -> Iterator[int]:
-    """Bytes left under each memory limit that this process is in, of cgroups v1 and v2."""
+    """Yields the bytes left under each cgroup memory limit of this process (cgroups v1 and v2)."""
     for line in _lines(CGROUP):
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -119,7 +119,7 @@ def _left_in_cgroups() -> Iterator[int]:
             if controllers
             else ("memory.max", "memory.current", "inactive_file")
         )
-        # Limits hold for all below. In a container the path may be the host's, and not be there.
+        # A limit applies to all groups below it. In a container the path may be the host's.
         folder = root / path.lstrip("/")
         for group in (folder, *folder.parents):
             most = _lines(group / limit)
@@ -143,7 +143,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def in_words(size: float) -> str:
-    """A number of bytes in the unit that suits it."""
+    """A number of bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

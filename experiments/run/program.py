@@ -1,4 +1,4 @@
-"""The training program: some steps of an epoch, of all replicas, as one compiled call."""
+"""The training program: several steps of an epoch, for all replicas, in one compiled call."""
 
 import functools
 from collections.abc import Callable
@@ -27,24 +27,24 @@ from lvae_jax.objective import Objective
 from lvae_jax.training import Metrics, Preprocess, TrainState
 
 CALL_FLOP = {"cpu": 1e11, "gpu": 5e12, "tpu": 5e12}
-"""Arithmetic of one call of the training program: about a second, after which the run checks for
-signals and checkpoints. A longer epoch is taken in equal parts."""
+"""Arithmetic per call of the training program: about a second, after which the run checks for
+signals and checkpoints. A longer epoch is split into equal parts."""
 
 
 class TrainingProgram(NamedTuple):
     """See `training_program`."""
 
     take_steps: Callable[[TrainState, int], tuple[TrainState, Metrics]]
-    """From a state, which is donated, and the number of its epoch: the state some steps later, and
-    the epoch's metrics so far."""
+    """A function of a state, which is donated, and its epoch: returns the state after `steps` more
+    steps, and the epoch's metrics so far."""
     steps: int
-    """How many steps a call takes."""
+    """Steps per call."""
     memory: int
-    """Bytes that it needs on a device besides its arguments."""
+    """Bytes that it needs on a device in addition to its arguments."""
 
 
 def scheduled(settings: Settings, epoch: int) -> tuple[list[float], list[float]]:
-    """beta and the learning rate of an epoch, for every replica."""
+    """beta and the learning rate of an epoch, per replica."""
     beta = [
         beta * float(schedules.warm_up(epoch, warmup_epochs))
         for beta, warmup_epochs in zip(
@@ -59,17 +59,17 @@ def scheduled(settings: Settings, epoch: int) -> tuple[list[float], list[float]]
 
 
 def most_nonfinite(settings: Settings) -> int:
-    """How many updates may be left out because a number was not finite."""
+    """How many updates may be skipped because the loss or a gradient is not finite."""
     return settings.max_nonfinite if settings.on_nonfinite == "skip" else 0
 
 
 def compile_and_initialise(experiment: Experiment) -> tuple[TrainingProgram, TrainState]:
-    """The training program and the state before the first step, made at the same time.
+    """The training program and the initial state, compiled in parallel.
 
     Raises:
       SettingsError: the program needs more memory than is available.
     """
-    state_like(experiment)  # traced here, once, for both threads
+    state_like(experiment)  # trace once here for both threads
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(training_program, experiment)
         state = jax.block_until_ready(new_state(experiment))
@@ -79,11 +79,10 @@ def compile_and_initialise(experiment: Experiment) -> tuple[TrainingProgram, Tra
 
 
 def training_program(experiment: Experiment) -> TrainingProgram:
-    """The compiled program that takes some steps of an epoch.
+    """Compiles the program that takes several steps of an epoch.
 
     Returns:
-      A function of what changes from call to call. It is compiled for good: what would need another
-      program is an error.
+      The program. It is compiled ahead of time, so arguments of other shapes are an error.
     """
     settings, mesh = experiment.settings, experiment.mesh
     program, steps = _training_program(
@@ -148,9 +147,8 @@ def _training_program(
         )
 
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        # There is nothing to compile then.
         return train, steps
-    # Contexts belong to a thread, and this may be another one than the run's.
+    # Set the contexts here: they belong to a thread, and this may not be the run's.
     with jax.set_mesh(mesh), jax.default_matmul_precision(MATMUL_PRECISION[matmul_precision]):
         options = compilation.compiler_options("loop")
         jitted = jax.jit(train, donate_argnames="state", compiler_options=options)
@@ -159,16 +157,16 @@ def _training_program(
 
 
 def steps_per_call(steps_per_epoch: int, multiplications: float) -> int:
-    """Steps that one call of the training program takes: as many as divide an epoch evenly.
+    """Steps per call of the training program.
 
     Args:
-      steps_per_epoch: of the run.
+      steps_per_epoch: the steps of an epoch.
       multiplications: of weights with activations, in a step's forward pass on one device.
 
     Returns:
-      Of the divisors of an epoch's steps the largest whose arithmetic is within `CALL_FLOP`, or 1.
+      The largest divisor of `steps_per_epoch` whose arithmetic is within `CALL_FLOP`, or 1.
     """
-    # A product and a sum for each, forward and twice backward.
+    # A multiplication and an addition each, once forward and twice backward.
     most = CALL_FLOP[jax.default_backend()] / (6 * multiplications)
     divisors = (n for n in range(1, steps_per_epoch + 1) if steps_per_epoch % n == 0)
     return max((n for n in divisors if n <= most), default=1)

@@ -1,4 +1,4 @@
-"""What a run records as it goes: metrics.jsonl, TensorBoard, progress."""
+"""Records every epoch of a run: metrics.jsonl, TensorBoard, progress."""
 
 import shutil
 
@@ -12,15 +12,15 @@ from experiments.store.workdir import Workdir
 class Record:
     """Writes every epoch to metrics.jsonl, TensorBoard and the progress; a context manager.
 
-    Of several processes only the one that writes does; all have the epochs.
+    All processes keep the epochs; only the first one writes.
     """
 
     def __init__(self, workdir: Workdir, epochs: list[EpochRecord], progress: Progress):
-        """Starts TensorBoard's files anew from the epochs there are.
+        """Writes TensorBoard's files again from the epochs so far.
 
         Args:
-          workdir: of the run.
-          epochs: so far.
+          workdir: the run's folder.
+          epochs: the epochs so far.
           progress: counts epochs.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Set-up of a run: its model, its data on the devices, its state before the first step."""
+"""Sets up a run: its model, its data on the devices, its initial state."""
 
 import functools
 import math
@@ -26,14 +26,14 @@ from lvae_jax.objective import Objective
 from lvae_jax.training import Preprocess, TrainState, named_key
 
 PRNG = {"threefry": "threefry2x32", "rbg": "rbg"}
-"""What JAX calls them."""
+"""JAX's names."""
 
 MATMUL_PRECISION = {"float32": "float32", "tf32": "tensorfloat32", "bf16": "BF16_BF16_F32"}
-"""What JAX calls them; bf16 products are added up in float32."""
+"""JAX's names; bf16 products are summed in float32."""
 
 
 class Experiment(NamedTuple):
-    """What stays the same over a run: its settings, its model, and its data on the devices."""
+    """What stays the same during a run: its settings, its model, and its data on the devices."""
 
     settings: Settings
     dataset: Dataset
@@ -42,12 +42,12 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     mesh: Mesh
     keys: jax.Array
-    """A root key for every replica; every draw of training is derived from it."""
+    """[replicas]: the root key of each replica, from which all draws of its training derive."""
     preprocess: Preprocess
     train_images: jax.Array
     test_x: np.ndarray
     validation_x: np.ndarray | None
-    """Of training images held out, where some are."""
+    """The held-out training images; None without --validation."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -55,7 +55,7 @@ class Experiment(NamedTuple):
         return len(self.train_images) // self.settings.batch_size
 
     def describe(self) -> str:
-        """A line for whoever watches."""
+        """One line that describes the run."""
         settings = self.settings
         parameters = sum(math.prod(p.shape[1:]) for p in jax.tree.leaves(state_like(self).params))
         replicas = f"{settings.replicas} replicas of " if settings.replicas > 1 else ""
@@ -68,10 +68,10 @@ class Experiment(NamedTuple):
         )
 
     def key(self, replica: int, name: str, step: int = 0) -> jax.Array:
-        """A key for what is no training of a replica.
+        """A replica's key for everything but training.
 
-        Always of threefry: evaluation draws for every image by itself, and what rbg draws for one
-        key depends on the keys beside it.
+        Always threefry: evaluation draws for every image separately, and with rbg the draws of a
+        key depend on the other keys in the call.
         """
         return named_key(
             jax.random.key(self.settings.seed + replica, impl=PRNG["threefry"]), name, step
@@ -79,11 +79,11 @@ class Experiment(NamedTuple):
 
 
 def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
-    """The model and the data of a run, the training data on the devices from here on.
+    """The model and the data of a run; moves the training data to the devices.
 
     Raises:
       SettingsError: settings that do not fit the data set, the devices or their memory.
-      DataError: more images are to be held out than there are.
+      DataError: there are too few images to hold out.
     """
     validation = None
     if settings.validation:
@@ -96,7 +96,7 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
     mesh = devices.make_mesh(settings.replicas, settings.batch_size)
     model = make_model(settings, dataset.data_dim, dataset.observation)
     optimizer = training.make_optimizer(
-        learning_rate=1.0,  # an epoch's learning rate is the scale of its updates
+        learning_rate=1.0,  # updates are scaled by the epoch's learning rate
         max_gradient_norm=settings.max_gradient_norm or None,
         max_gradient=settings.max_gradient or None,
         adam_epsilon=settings.adam_epsilon,
@@ -125,19 +125,19 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
 
 
 def _keys_like(settings: Settings, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """What the root keys of all replicas are, without making them."""
+    """Shape, dtype and sharding of the root keys, without making them."""
     key = jax.eval_shape(lambda: training_key(settings, 0))
     sharding = NamedSharding(mesh, PartitionSpec("replica"))
     return jax.ShapeDtypeStruct((settings.replicas,), key.dtype, sharding=sharding)
 
 
 def training_key(settings: Settings, replica: int) -> jax.Array:
-    """The root key of a replica, from which every draw of its training is derived."""
+    """The root key of a replica, from which all draws of its training derive."""
     return jax.random.key(settings.seed + replica, impl=PRNG[settings.prng])
 
 
 def new_state(experiment: Experiment) -> TrainState:
-    """The state before the first step, of every replica, on the devices."""
+    """The initial state of all replicas, on the devices."""
     init = functools.partial(training.init_state, experiment.model, experiment.optimizer)
     compiled = jax.jit(
         init,
@@ -156,7 +156,7 @@ def state_like(experiment: Experiment) -> TrainState:
 def state_shapes(
     model: HierarchicalVAE, optimizer: optax.GradientTransformation, keys: jax.ShapeDtypeStruct
 ) -> TrainState:
-    """`state_like` of a model, an optimiser and the shape of the root keys."""
+    """`state_like` for a model, an optimiser and the shape of the root keys."""
     init = functools.partial(training.init_state, model, optimizer)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=keys.sharding),
@@ -170,7 +170,7 @@ def shape_of(array: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 def objective_of(settings: Settings) -> Objective:
-    """What a training step climbs."""
+    """The objective of a training step."""
     return Objective(
         mc_samples=settings.mc_samples,
         importance_samples=settings.iw_samples,
@@ -181,7 +181,7 @@ def objective_of(settings: Settings) -> Objective:
 
 
 def make_model(settings: Settings, data_dim: int, observation: str) -> HierarchicalVAE:
-    """The model of the settings, for a data set's dimension and observation."""
+    """The model for the settings and a data set's dimension and observation."""
     latent_sizes, hidden_sizes = settings.layers()
     wide = (hidden_sizes[0], *hidden_sizes[:-1])
     ladder = functools.partial(
@@ -205,14 +205,14 @@ def make_model(settings: Settings, data_dim: int, observation: str) -> Hierarchi
 
 
 def continued(experiment: Experiment) -> dict[str, Any]:
-    """With --init_from, what a state continues from another run: some of its fields by name.
+    """The fields of the initial state that --init_from takes from another run.
 
-    These are the parameters, the optimiser's state and the step of its newest checkpoint; with
-    --fresh_optimizer the parameters that it evaluates and the step. The step decides the draws, so
-    none of the other run's is repeated; it is rounded up to a whole epoch of this run.
+    They are the parameters, the optimiser's state and the step of its newest checkpoint; with
+    --fresh_optimizer, the parameters that it evaluates and the step. The step, rounded up to a
+    whole epoch of this run, decides the draws, so none of the other run's draws is repeated.
 
     Returns:
-      Arrays of the host with an axis of replicas in front; nothing without --init_from.
+      Host arrays with a leading axis of replicas, by field; empty without --init_from.
 
     Raises:
       SettingsError: the other run's model or optimiser is not this one.
@@ -281,7 +281,7 @@ def _refuse_another_model(experiment: Experiment, params: Any, config: dict[str,
 
 
 def make_config(settings: Settings, dataset: Dataset, command: Command | None) -> dict[str, Any]:
-    """What config.json says: every setting, and the versions and device of the first start."""
+    """The content of config.json: every setting, and the versions and device of the first start."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "experiment": command and command.name,

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run ends between two steps, with its work saved."""
+"""SIGTERM and SIGINT stop a run between two steps, after its work is saved."""
 
 import os
 import signal
@@ -16,16 +16,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interruption:
     """Remembers the first signal instead of ending the process; use as a context manager.
 
-    A SIGINT after it ends the process at once: whoever types Ctrl-C twice does not want to wait.
-    Python calls its handlers only between two of its own instructions, and a program may compile or
-    compute for minutes within one; so the signals are read by a thread, from a socket that the
-    system's handler writes their numbers to. Only the main thread may set handlers: in a run of
-    another one, signals do what they did before.
+    A further SIGINT ends the process at once. Python runs signal handlers only between bytecode
+    instructions, and one instruction may compile or compute for minutes. So a thread reads the
+    signals, from a socket that the interpreter's C handler writes their numbers to. Only the main
+    thread can set handlers; a run in another thread leaves signals as they are.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        """The number of the signal, once there was one."""
+        """The number of the first signal; 0 before."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -62,7 +61,7 @@ class Interruption:
                 print(line, file=sys.stderr, flush=True)
 
     def check(self, message: str) -> None:
-        """Ends the run if any of its processes has been asked to.
+        """Stops the run if any of its processes has received a signal.
 
         Raises:
           Interrupted: with the message.

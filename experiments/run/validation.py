@@ -1,4 +1,4 @@
-"""Choosing by validation: of every replica the parameters with the best held-out ELBO."""
+"""Chooses each replica's parameters with the best held-out ELBO."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,21 +15,21 @@ from lvae_jax.training import TrainState
 
 
 class Chosen(NamedTuple):
-    """What is evaluated in the end, of every replica."""
+    """The parameters to evaluate in the end."""
 
     params: Any
     epoch: jax.Array
-    """[replicas]: how many epochs led to them."""
+    """[replicas]: the number of epochs they were trained for."""
 
 
 def last(experiment: Experiment, params: Any, epochs: int) -> Chosen:
-    """The parameters after the last epoch, chosen without validation."""
+    """The parameters after the last epoch, for a run without validation."""
     epoch = np.full((experiment.settings.replicas,), epochs, np.int32)
     return Chosen(params, devices.put(epoch, experiment.mesh, "replica"))
 
 
 def restore(experiment: Experiment, workdir: Workdir, state: TrainState) -> Chosen | None:
-    """The choice so far, the parameters so far if none was made; None without validation."""
+    """The choice so far, initially the current parameters; None without validation."""
     if not experiment.settings.validation:
         return None
     first = last(experiment, jax.tree.map(jnp.copy, state.evaluated), epochs=0)
@@ -45,7 +45,7 @@ def choose(
     before: Sequence[EpochRecord],
     epoch: EpochRecord,
 ) -> Chosen | None:
-    """Takes and saves the replicas whose held-out ELBO is the best so far.
+    """Chooses and saves the replicas whose held-out ELBO is the best so far.
 
     A resumed run passes through the same states, so choices made after the last checkpoint are
     made again.
@@ -65,7 +65,7 @@ def choose(
 
 @jax.jit
 def _take(better: jax.Array, new: Chosen, old: Chosen) -> Chosen:
-    """The new one of the replicas that are better, the old one of the others."""
+    """The new choice for replicas that are better, the old one for the others."""
 
     def take(n: jax.Array, o: jax.Array) -> jax.Array:
         return jnp.where(better.reshape(-1, *(1,) * (o.ndim - 1)), n, o)

@@ -1,4 +1,4 @@
-"""What a run prints: how training goes, and what it found."""
+"""What a run prints: its progress and its results."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,12 @@ from experiments.show import numbers
 
 
 def progress(epoch: EpochRecord) -> str:
-    """A few words beside the progress bar."""
+    """The note beside the progress bar."""
     return f"beta {epoch.mean('beta'):.2f}  ELBO {numbers.number(epoch, 'train_elbo')}"
 
 
 def describe(found: RunResults, config: Mapping[str, Any]) -> str:
-    """What a finished run found, on several lines."""
+    """The results of a finished run, on several lines."""
     seeds = f"seed {found.seed}"
     if len(found.replicas) > 1:
         seeds = f"{len(found.replicas)} replicas, seeds {found.seed} to {found.replicas[-1].seed}"
@@ -48,7 +48,7 @@ def _chosen(found: RunResults) -> str:
 
 
 def _log_likelihood(found: RunResults) -> str:
-    """The test log-likelihood, what it is of, and what its uncertainty is."""
+    """The test log-likelihood, its samples and images, and its uncertainty."""
     images = f"{found.eval_images:,} image{'s' * (found.eval_images != 1)}"
     uncertainty = "; the standard error is over the test images"
     if len(found.replicas) > 1:
@@ -60,7 +60,7 @@ def _log_likelihood(found: RunResults) -> str:
 
 
 def _paper(config: Mapping[str, Any], name: str) -> str:
-    """The paper's number by the name of its field, if it has one."""
+    """The paper's number for a field, if there is one."""
     paper = published.find(config)
     number = paper and getattr(paper, name)
     if paper is None or number is None:

@@ -1,4 +1,4 @@
-"""All figures of a run: drawn from its metrics and its model, kept as figures/NAME.png."""
+"""Draws all figures of a run from its metrics and its model, as figures/NAME.png."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +14,15 @@ from lvae_jax.data import Dataset
 from lvae_jax.models import HierarchicalVAE
 
 RECONSTRUCTED = 40
-"""Test images, at most, that are shown beside their reconstructions."""
+"""At most this many test images are shown with their reconstructions."""
 
 
 def draw_metrics(run: Run, folder: Path) -> None:
-    """Writes the figures that a run's metrics alone make.
+    """Draws the figures that need only the metrics.
 
     Args:
-      run: with at least one epoch.
-      folder: for NAME.png.
+      run: a run with at least one epoch.
+      folder: where NAME.png is written.
     """
     figures.write_png(folder / "learning_curves.png", figures.learning_curves({"": run.epochs}))
     if any(epoch.evaluated for epoch in run.epochs):
@@ -40,16 +40,16 @@ def draw_model(
     folder: Path,
     layer: int | None = None,
 ) -> None:
-    """Writes the figures that the model makes.
+    """Draws the figures that need the model.
 
     Args:
-      model: of the run.
-      variables: of the model, for evaluation, as NumPy arrays.
-      dataset: that it was trained on.
-      test_x: the test images as the model sees them, [n, D].
-      key: of all draws.
-      folder: for NAME.png.
-      layer: the one that interpolations are made in; the top one where it is not given.
+      model: the run's model.
+      variables: its variables for evaluation, as NumPy arrays.
+      dataset: the data set that it was trained on.
+      test_x: x of the test images, [n, data_dim].
+      key: for all draws.
+      folder: where NAME.png is written.
+      layer: the layer to interpolate in; the top one by default.
     """
     layer = layer or model.depth
     images = test_x
@@ -59,7 +59,7 @@ def draw_model(
     draws = pictures.draw(model, variables, images, firsts, key, layer)
     draws = jax.tree.map(np.asarray, draws)
 
-    # Grey values are those of the test images: 0 to 1 if they are binary, else their range.
+    # Black and white are the range of the test images, 0 and 1 if they are binary.
     low, high = float(jnp.min(shown)), float(jnp.max(shown))
 
     def grid(rows: list[np.ndarray], columns: int) -> np.ndarray:
@@ -75,7 +75,7 @@ def draw_model(
     components = figures.principal_components(draws.z, labels)
     figures.write_png(folder / "principal_components.png", components)
 
-    # Two draws a layer, but for the bottom one, which leaves nothing to draw.
+    # Two draws per layer; one for the bottom layer, because no z is drawn then.
     rows, names = [np.asarray(firsts), draws.known[0, 0]], ["test images", _kept(1, model.depth)]
     for i in range(2, model.depth + 1):
         rows += list(draws.known[i - 1])
@@ -91,7 +91,7 @@ def draw_model(
 
 
 def _kept(layer: int, depth: int) -> str:
-    """What is kept of an image in a row of the figure "layers"."""
+    """The label of a row in the figure "layers"."""
     if layer == depth:
         return f"$z_{{{layer}}}$ kept"
     return f"$z_{{{layer}}}$ to $z_{{{depth}}}$ kept" if layer > 1 else "all $z$ kept"

@@ -1,8 +1,7 @@
-"""Figures of runs, after the paper's: axes named with units, colours told apart by everybody.
+"""Figures of runs, after the paper's.
 
-Every function returns a matplotlib figure of records or arrays. Colours are Okabe and Ito's, which
-survive colour-blindness; what they tell apart is also told by line, hatch or place, which survives
-grey printing.
+Every function takes records or arrays and returns a matplotlib figure. Colours are Okabe and Ito's,
+which colour-blind readers can tell apart. Lines, hatches or places differ as well, for grey prints.
 """
 
 import io
@@ -27,14 +26,14 @@ from experiments.show.numbers import with_deviation
 Epochs = Sequence[EpochRecord]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's; more runs than these repeat them with other markers."""
+"""Okabe and Ito's; more runs repeat them with other markers."""
 
 MARKERS = "osD^vPX*<>"
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "**")
-"""One more than the colours, so that bars of one colour differ in it."""
+"""One more than the colours, so that bars of the same colour differ."""
 
 THIN: Any = {"linewidth": 0.7, "alpha": 0.45, "zorder": 1.5}
-"""The curve of one replica, beneath that of their mean."""
+"""The curve of one replica, drawn beneath their mean."""
 
 STYLE: Any = {
     "font.size": 10,
@@ -53,9 +52,9 @@ STYLE: Any = {
 def learning_curves(runs: Mapping[str, Epochs]) -> Figure:
     """L_1 by epoch, after the paper's Figure 2: training set full, test set dashed.
 
-    The training curve is each epoch's mean over its steps, with beta = 1 whatever the warm-up; the
-    test curve has the epochs that were evaluated. Replicas are drawn thin, their mean over
-    them. The axis leaves out what lies below the last nine tenths of the epochs.
+    The training curve is each epoch's mean over its steps, with beta = 1 whatever the warm-up. The
+    test curve has a point per evaluated epoch. Replicas are thin lines under their mean. The
+    axis is limited to the values of the last nine tenths of the epochs.
 
     Args:
       runs: epochs by the name of the run.
@@ -102,7 +101,7 @@ def _curve(axes: Axes, epochs: Epochs, name: str, **look: Any) -> tuple[np.ndarr
 
 
 def _limit(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Limits the axis to the finite values of the last nine tenths of every curve, and above."""
+    """Limits the axis from below to the finite values of the last nine tenths of each curve."""
     late = np.concatenate([y[x >= (x[-1] + 1) // 10].ravel() for x, y in curves])
     late = late[np.isfinite(late)]
     if len(late):
@@ -113,12 +112,12 @@ def _limit(axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
 
 
 def _label(name: str) -> str:
-    """A name as it is: matplotlib takes $ for mathematics, and leaves _name out of legends."""
+    """A name, escaped: matplotlib reads $ as mathematics and leaves _name out of legends."""
     return " " * name.startswith("_") + name.replace("$", r"\$")
 
 
 def _add_legend(figure: Figure, runs: int, place: Literal["lower right", "best"]) -> None:
-    """A legend within the axes; of more than two runs below them, where it hides nothing."""
+    """Adds a legend within the axes; for more than two runs below them, where it hides nothing."""
     if runs > 2:
         figure.legend(loc="outside lower center", ncols=2)
     else:
@@ -126,20 +125,20 @@ def _add_legend(figure: Figure, runs: int, place: Literal["lower right", "best"]
 
 
 def _legend_height(runs: int, others: int = 0) -> float:
-    """Inches that the legend of so many runs, and so many other entries, takes below the axes."""
+    """Height of the legend below the axes, in inches, for `runs` and `others` entries."""
     return 0.22 * -(-(runs + others) // 2) if runs > 2 else 0.0
 
 
 def kl_per_unit(runs: Mapping[str, Epochs]) -> Figure:
     """KL of every unit over training on a logarithmic scale, after the paper's Figure 4.
 
-    A row of panels per layer, the top layer uppermost, and a column per run; a layer's units are
-    sorted by their last KL. White is a unit that is not used, with less than `USED_KL` nats. Units
-    of different replicas do not correspond: the first replica is drawn.
+    A row of panels per layer, the top layer uppermost, and a column per run. A layer's units are
+    sorted by their last KL. White means less than `USED_KL` nats: the unit is not used. Units of
+    different replicas do not correspond, so only the first replica is drawn.
 
     Args:
-      runs: epochs, of which those that were evaluated are drawn, by the name of the run; all runs
-        of the same depth.
+      runs: epochs by the name of the run, at least one of them evaluated; all runs must have the
+        same depth.
 
     Returns:
       The figure.
@@ -179,7 +178,7 @@ def kl_per_unit(runs: Mapping[str, Epochs]) -> Figure:
 
 
 def _heat_map(panel: Axes, edges: np.ndarray, kl: np.ndarray, scale: LogNorm) -> QuadMesh:
-    """Draws [units, epochs], the unit with the greatest last KL uppermost."""
+    """Draws [units, epochs], with the unit of the largest last KL at the top."""
     kl = kl[np.argsort(-kl[:, -1], kind="stable")]
     mesh = panel.pcolormesh(
         edges,
@@ -195,7 +194,7 @@ def _heat_map(panel: Axes, edges: np.ndarray, kl: np.ndarray, scale: LogNorm) ->
 
 
 def _first_of(name: str, epochs: Epochs) -> str:
-    """The name of a run, and that its first replica is drawn where it has several."""
+    """The name of a run; of several replicas it adds that the first is drawn."""
     replicas = len(epochs[-1].replicas)
     if replicas == 1:
         return name
@@ -207,7 +206,7 @@ def _units(count: int) -> str:
 
 
 def _edges(epochs: np.ndarray) -> np.ndarray:
-    """Edges of the columns of a heat map: halfway between the epochs."""
+    """Edges of a heat map's columns, halfway between the epochs."""
     if len(epochs) == 1:
         return epochs[0] + np.array([-0.5, 0.5])
     middles = (epochs[1:] + epochs[:-1]) / 2
@@ -215,13 +214,13 @@ def _edges(epochs: np.ndarray) -> np.ndarray:
 
 
 def kl_per_layer(runs: Mapping[str, Replicated]) -> Figure:
-    """KL(q || p) by layer, from the bottom to the top, after the paper's Figure 5.
+    """KL(q || p) by layer, from bottom to top, after the paper's Figure 5.
 
-    Of a run with replicas the means, with bars of plus and minus a standard deviation.
+    A run with replicas is drawn by the mean, with error bars of one standard deviation.
 
     Args:
-      runs: results, or an epoch, by the name of the run; runs may differ in depth, and in how many
-        replicas they have.
+      runs: results, or an epoch, by the name of the run. Runs may differ in depth and in the number
+        of replicas.
 
     Returns:
       The figure.
@@ -264,16 +263,16 @@ def principal_components(z: Sequence[np.ndarray], labels: np.ndarray, title: str
     """Posterior samples of every layer on two principal components, after the paper's Figure 6.
 
     Args:
-      z: by layer, [images, units]: a sample an image.
-      labels: [images]; up to ten different ones are coloured, and written where their images lie.
-      title: above the figure.
+      z: per layer, [images, units]: one sample per image.
+      labels: [images]; up to ten different labels are coloured, and written at their median.
+      title: of the figure.
 
     Returns:
       The figure.
     """
     names = np.unique(labels)
     coloured = 1 < len(names) <= 10
-    # The written labels are for whoever cannot tell ten hues apart.
+    # The written labels are for readers who cannot tell ten hues apart.
     hues = (*COLOURS[:6], "#999999", "#882255", "#F0E442", "#000000")
     columns = min(3, len(z))
     rows = -(-len(z) // columns)
@@ -304,7 +303,7 @@ def principal_components(z: Sequence[np.ndarray], labels: np.ndarray, title: str
 def _two_components(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The two principal components, [images, 2], and the fractions of variance they explain.
 
-    Of images whose z is not finite they are NaN, which is not drawn.
+    They are NaN for images whose z is not finite; NaN is not drawn.
     """
     finite = np.isfinite(z).all(axis=1)
     if not finite.all():
@@ -315,7 +314,7 @@ def _two_components(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return components, explained
     centred = z - z.mean(axis=0)
     left, scales, _ = np.linalg.svd(centred, full_matrices=False)
-    # Of one unit, or one image, there is only one component; the other one is zero.
+    # One unit, or one image, has only one component; the other is zero.
     components = np.zeros((len(z), 2))
     found = min(2, left.shape[1])
     components[:, :found] = (left * scales)[:, :found]
@@ -329,8 +328,8 @@ def labelled_rows(picture: np.ndarray, names: Sequence[str]) -> Figure:
     """A grid of images with a name beside each row.
 
     Args:
-      picture: of `pictures.grid`.
-      names: of its rows, from the top.
+      picture: a grid made by `pictures.grid`.
+      names: the names of its rows, from the top.
 
     Returns:
       The figure.
@@ -360,8 +359,8 @@ def by_depth(
     """Log-likelihoods against the number of layers, after the paper's Figure 3.
 
     Args:
-      values: in nats, by panel, model and depth. Models without any are left out.
-      references: by panel and name, the numbers that lines are drawn at.
+      values: in nats, by panel, model and depth. Models without values are left out.
+      references: values of horizontal lines, by panel and name.
 
     Returns:
       The figure.
@@ -398,7 +397,7 @@ def by_depth(
 
 
 def above_each_other(files: Mapping[str, Path]) -> Figure:
-    """PNG files one above the other, each under its name."""
+    """Stacks PNG files, each under its name."""
     images = {}
     for name, file in files.items():
         with Image.open(file) as opened:
@@ -430,7 +429,7 @@ def as_png(figure: Figure) -> bytes:
 
 
 def write_png(path: Path, figure: Figure) -> None:
-    """Writes the figure with a palette of 256 colours: a third of the size, to the eye the same."""
+    """Writes the figure with a palette of 256 colours: a third of the size, no visible loss."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(io.BytesIO(as_png(figure))) as image:
         image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -1,4 +1,4 @@
-"""Numbers as a reader sees them: a mean ± its deviation over replicas, or ± a standard error."""
+"""Formats numbers: a mean ± its deviation over replicas, or ± a standard error."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,12 +25,12 @@ def count(values: Sequence[int]) -> str:
 
 
 def number(record: Replicated, name: str) -> str:
-    """A number of a record by the name of its field."""
+    """A field of a record, formatted by `with_deviation`."""
     return with_deviation(record.each(name))
 
 
 def log_likelihoods(results: RunResults) -> list[str]:
-    """Each replica's test log-likelihood ± its standard error over the images, if it has one."""
+    """Each replica's test log-likelihood ± its standard error over the images."""
     return [
         f"{each.test_log_likelihood:.2f}" + ("" if error is None else f" ± {error:.2f}")
         for each in results.replicas
@@ -39,7 +39,7 @@ def log_likelihoods(results: RunResults) -> list[str]:
 
 
 def log_likelihood(results: RunResults) -> str:
-    """The test log-likelihood: over replicas if there are several, else with its standard error."""
+    """The test log-likelihood ± its deviation over replicas, or, of one, its standard error."""
     if len(results.replicas) > 1:
         return number(results, "test_log_likelihood")
     return log_likelihoods(results)[0]
@@ -53,7 +53,7 @@ def markdown(header: Sequence[str], *rows: Sequence[str]) -> str:
 
 
 class Layer(NamedTuple):
-    """A layer in numbers."""
+    """The numbers of a layer, formatted."""
 
     name: str
     kl: str
@@ -63,7 +63,7 @@ class Layer(NamedTuple):
 
 
 def layers(measured: EpochRecord | RunResults) -> list[Layer]:
-    """The layers of an evaluation, from the bottom to the top."""
+    """The layers of an evaluation, from bottom to top."""
     units = [len(layer) for layer in measured.each("kl_per_unit")[0]]
     columns = (measured.kl_by_layer(), measured.each("active_units"), measured.used_units())
     by_layer = (zip(*column, strict=True) for column in columns)
@@ -74,13 +74,13 @@ def layers(measured: EpochRecord | RunResults) -> list[Layer]:
 
 
 def seeds(settings: Mapping[str, Any]) -> str:
-    """The seed of a run, or the first and the last of its replicas'."""
+    """The seed of a run, or the first and last seed of its replicas."""
     first, replicas = settings["seed"], settings["replicas"]
     return f"{first}-{first + replicas - 1}" if replicas > 1 else f"{first}"
 
 
 def part_of_the_test_set(settings: Mapping[str, Any], results: RunResults) -> str:
-    """Which test images the log-likelihood is of; empty if all."""
+    """The test images that the log-likelihood was evaluated on; empty for all of them."""
     images = results.eval_images
     if not settings["eval_subset"] or images != settings["eval_subset"]:
         return ""  # a smaller test set is evaluated whole
@@ -88,6 +88,6 @@ def part_of_the_test_set(settings: Mapping[str, Any], results: RunResults) -> st
 
 
 def different_by_replica(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The settings that differ by replica, with a value for each."""
+    """The settings that differ between replicas, with one value per replica."""
     by_replica = ("warmup_epochs", "beta", "learning_rate")
     return {name: settings[name] for name in by_replica if isinstance(settings[name], list)}

@@ -1,4 +1,4 @@
-"""report.html: a run on one page that needs no network, made of the files of its workdir alone."""
+"""report.html: one page about a run, which needs no network."""
 
 import base64
 from collections.abc import Mapping
@@ -58,12 +58,12 @@ OF_REPLICAS = {
     "learning_curves": "With markers the mean over the replicas, thin each of them.",
     "kl_per_layer": "The mean over the replicas, plus and minus their standard deviation.",
 }
-"""What is added for a run with replicas; the other figures show the first one."""
+"""Added to the captions for a run with replicas; the other figures show the first replica."""
 
 OWN_SETTINGS = ", at its own settings"
 
 PICTURES = ("samples", "reconstructions")
-"""Figures without text, which a narrow window may shrink."""
+"""Figures without text, which may shrink in a narrow window."""
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -82,10 +82,10 @@ def render(
     """The page.
 
     Args:
-      run: what is shown.
-      command: that makes the run; None if it was not made by one.
+      run: the run.
+      command: its command line; None if it was not made by a command.
       images: PNG files by the names of `CAPTIONS`, and "probe".
-      probe: what `experiments.probe` found; None where it has not been run.
+      probe: the results of `experiments.probe`; None if it has not been run.
 
     Returns:
       HTML. Everything that comes from outside this module is escaped.
@@ -120,7 +120,7 @@ def _title(run: Run) -> str:
 
 
 def _state(run: Run) -> str:
-    """How far a run is that is not finished."""
+    """The progress of a run that is not finished."""
     state = f"Not finished: {len(run.epochs)} of {run.settings['epochs']} epochs."
     if not run.epochs:
         return state
@@ -169,7 +169,7 @@ def _results(run: Run, results: RunResults) -> dict[str, Any]:
 
 
 def _paper(run: Run) -> list[tuple[str, str]]:
-    """Rows of the paper's numbers for the model."""
+    """Rows with the paper's numbers for the model."""
     paper = published.find(run.config)
     if paper is None:
         return []
@@ -244,10 +244,10 @@ def _settings(run: Run) -> list[tuple[str, Any]]:
 
 
 def write(run: Run, command: str | None) -> None:
-    """Draws the figures of a run's metrics, and writes report.html with all figures there are.
+    """Draws the figures of a run's metrics, and writes report.html with all available figures.
 
     Args:
-      run: with at least one epoch, and the figures that its model makes drawn already.
+      run: a run with at least one epoch. The figures that need its model are drawn already.
       command: see `render`.
     """
     folder = run.path / "figures"

@@ -1,4 +1,4 @@
-"""Pictures that a model makes: samples, reconstructions, what each layer knows, interpolations."""
+"""Pictures from a model: samples, reconstructions, what each layer knows, interpolations."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ INTERPOLATION_STEPS = 10
 
 
 class Draws(NamedTuple):
-    """What a model makes of noise and of images: means of p(x | z_1), and samples of z."""
+    """Means of p(x | z_1) for z from the prior and from posteriors, and samples of z."""
 
     samples: Float[Array, "samples data_dim"]
     """From the prior."""
@@ -27,15 +27,15 @@ class Draws(NamedTuple):
     """With z drawn from the posterior of each image."""
 
     known: Float[Array, "depth draws images data_dim"]
-    """By layer i: z_i of the image's posterior is kept and every layer below it drawn anew from the
-    priors. What changes between draws is what z_i does not know."""
+    """For layer i: z_i is a posterior sample, and all layers below it are drawn from their priors.
+    What changes between draws is what z_i does not know."""
 
     interpolations: Float[Array, "pairs steps data_dim"]
-    """Straight lines in one layer's z between the posteriors' samples of two images, the noise of
-    the layers below held fixed along each line."""
+    """Straight lines in one layer's z between posterior samples of two images; the noise of the
+    layers below is fixed along each line."""
 
     z: tuple[Float[Array, "images units"], ...]
-    """A posterior sample of every layer for each image."""
+    """Per layer, a posterior sample of each image."""
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layer", "num_samples"))
@@ -48,19 +48,16 @@ def draw(
     layer: int,
     num_samples: int = 80,
 ) -> Draws:
-    """Everything that is drawn of a model, in one program.
+    """Computes everything that is drawn of a model, in one program.
 
     Args:
       model: the model.
-      variables: of `evaluation.reestimate_batch_stats`.
-      images: x of the images that are reconstructed and whose z is sampled.
-      first_x: x of the few images that the layers are shown with.
+      variables: its variables, see `evaluation.reestimate_batch_stats`.
+      images: x of the images to reconstruct and to sample z of.
+      first_x: x of the few images for `known` and `interpolations`.
       key: for all draws.
-      layer: the one that interpolations are made in, 1 .. L.
-      num_samples: draws from the prior.
-
-    Returns:
-      The draws.
+      layer: the layer to interpolate in, 1 to L.
+      num_samples: number of samples from the prior.
     """
     sample_key, image_key, first_key, known_key, line_key = jax.random.split(key, 5)
 
@@ -83,7 +80,7 @@ def draw(
     ends = ends[: len(ends) // 2 * 2].reshape(-1, 2, 1, ends.shape[-1])
     weights = jnp.linspace(0, 1, INTERPOLATION_STEPS)[None, :, None]
     lines = (1 - weights) * ends[:, 0] + weights * ends[:, 1]
-    # By step, so that every step of a line is drawn with the same noise.
+    # vmap over the steps with one key: all steps of a line have the same noise.
     interpolations = jax.vmap(lambda z: generate(z, layer, line_key), 1, 1)(lines)
 
     samples = model.apply(variables, sample_key, num_samples=num_samples, method="generate")
@@ -97,7 +94,7 @@ def draw(
 
 
 def one_of_each(labels: np.ndarray, count: int = 10) -> np.ndarray:
-    """Rows of `count` images, or of all there are: the first of each label, then the first others.
+    """Indices of up to `count` images: the first of each label, then the first others.
 
     Example:
       >>> one_of_each(np.array([7, 7, 2, 5, 2]), 4).tolist()
@@ -109,12 +106,12 @@ def one_of_each(labels: np.ndarray, count: int = 10) -> np.ndarray:
 
 
 def as_pictures(x: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
-    """Rows of x in the images' own shape, as something that can be drawn.
+    """Reshapes x to pictures.
 
     Args:
       x: [n, data_dim].
-      image_shape: of the data set. [height, width] and [height, width, 1 or 3] are drawn as they
-        are; of other shapes all axes but the last are laid one under the other.
+      image_shape: shape of the data set's images. [height, width] and [height, width, 1 or 3] are
+        drawn as they are; for other shapes all axes but the last are stacked vertically.
 
     Returns:
       [n, height, width], or [n, height, width, 3] for colours.
@@ -127,11 +124,11 @@ def as_pictures(x: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
 
 
 def grid(pictures: np.ndarray, columns: int, low: float, high: float) -> np.ndarray:
-    """Lays pictures out row by row, a pixel apart.
+    """Arranges pictures in a grid, row by row, one pixel apart.
 
     Args:
       pictures: [n, height, width], or [n, height, width, 3]. NaN is drawn as black.
-      columns: of the grid.
+      columns: number of columns.
       low: the value drawn as black.
       high: the value drawn as white.
 
@@ -151,13 +148,13 @@ def grid(pictures: np.ndarray, columns: int, low: float, high: float) -> np.ndar
 
 
 def above_each_other(rows: list[np.ndarray], columns: int = 10) -> np.ndarray:
-    """[n, ...] each: the first `columns` of every array, then their next ones, and so on."""
+    """Interleaves arrays [n, ...]: the first `columns` of each, then the next ones, and so on."""
     starts = range(0, len(rows[0]), columns)
     return np.concatenate([part[start : start + columns] for start in starts for part in rows])
 
 
 def write_png(path: Path, picture: np.ndarray, least_width: int = 600) -> None:
-    """Writes a picture, small ones enlarged by a whole factor so that pixels stay squares."""
+    """Writes a picture; small ones are enlarged by a whole factor, so that pixels stay square."""
     factor = max(1, math.ceil(least_width / picture.shape[1]))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1)).save(path)

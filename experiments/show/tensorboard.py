@@ -15,7 +15,7 @@ from experiments.results import EpochRecord
 from experiments.store.files import writing
 
 FLUSH_SECONDS = 1.0
-"""What was added is on the disk, for TensorBoard to read, after about so long."""
+"""After about this time what was added is on disk, for TensorBoard to read."""
 
 _EDGES = 1e-12 * 1.1 ** np.arange(775)  # TensorBoard's own
 _EDGES = np.concatenate([-_EDGES[::-1], [0.0], _EDGES])
@@ -24,15 +24,15 @@ _EDGES = np.concatenate([-_EDGES[::-1], [0.0], _EDGES])
 class Events:
     """A new file for TensorBoard in a run's folder; a context manager.
 
-    It is written by the caller itself. tensorboardX's `SummaryWriter` leaves that to a thread, and
-    when a full disk has ended the thread, the next call waits for ever.
+    The calling thread writes it. tensorboardX's `SummaryWriter` writes in another thread, and after
+    a full disk has ended that thread, the next call blocks forever.
     """
 
     def __init__(self, workdir: Path, kind: str):
         """Creates the file.
 
         Args:
-          workdir: of the run.
+          workdir: the run's folder.
           kind: the end of the file's name.
 
         Raises:
@@ -52,7 +52,7 @@ class Events:
         self.close()
 
     def close(self) -> None:
-        """Writes what is still to be written.
+        """Writes the rest and closes the file.
 
         Raises:
           WorkdirError: the disk is full, or cannot be written.
@@ -70,7 +70,7 @@ class Events:
             self._add(found, record.epoch)
 
     def add_figures(self, folder: Path, epoch: int) -> None:
-        """Adds the pictures of a folder, NAME.png, as of an epoch.
+        """Adds a folder's pictures, NAME.png, at an epoch.
 
         Raises:
           WorkdirError: the disk is full, or cannot be written.
@@ -89,9 +89,9 @@ class Events:
 
 
 def _summaries(record: EpochRecord) -> Iterator[Any]:
-    """A scalar per number, or per layer, and a histogram of the KL of each layer's units.
+    """Yields scalars per number or layer, and a histogram of each layer's KL per unit.
 
-    Of several replicas the means, each one's ELBO, and the KL of all their units.
+    Scalars are means over replicas, with each replica's ELBO; histograms hold all their units.
     """
     scalars: dict[str, float | None] = {"seconds": record.seconds}
     for name in ("beta", "learning_rate", "train_elbo", "log_px", "validation_elbo", "test_elbo"):

@@ -1,4 +1,4 @@
-"""What a trained model is used for, shown: tables and figures of probe, outliers and certify."""
+"""Tables and figures of probe, outliers and certify."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +36,7 @@ def probe_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def probe_note(results: Mapping[str, Any]) -> str:
-    """What the numbers of probe's table are."""
+    """Explains the numbers of probe's table."""
     return (
         f"Test errors in per cent, ± the deviation over {results['draws']} choices of the labelled "
         "images, with all labels the standard error over the test images. Best unit: mutual "
@@ -45,7 +45,7 @@ def probe_note(results: Mapping[str, Any]) -> str:
 
 
 def probe(results: Mapping[str, Any]) -> Figure:
-    """Test errors of both classifiers by representation, one line a number of labels."""
+    """Test errors of both classifiers by representation, one series per number of labels."""
     entries = results["representations"]
     names = [f"{entry['name']} ({entry['units']})" for entry in entries]
     with rc_context(STYLE):
@@ -73,11 +73,11 @@ def probe(results: Mapping[str, Any]) -> Figure:
 
 
 def outliers(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, str]) -> Figure:
-    """A histogram of every score, of the run's test images and of the others.
+    """A histogram of each score for the run's test images and for the others.
 
     Args:
-      scores: by name, of both data sets; in nats.
-      names: of the data sets.
+      scores: by name, the scores of both data sets, in nats.
+      names: the names of the data sets.
     """
     columns = min(4, len(scores))
     rows = -(-len(scores) // columns)
@@ -99,11 +99,11 @@ def outliers(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], names: tuple[s
 
 
 def certify(above: np.ndarray, below: np.ndarray, samples: int) -> Figure:
-    """By image, how far both bounds of log p(x) lie above the importance-sampled estimate.
+    """Per image, how far both bounds of log p(x) lie above the importance-sampled estimate.
 
     Args:
-      above: upper bound less L_K, of every image, in nats.
-      below: lower bound less L_K.
+      above: upper bound minus L_K per image, in nats.
+      below: lower bound minus L_K.
       samples: K.
     """
     order = np.argsort(above)

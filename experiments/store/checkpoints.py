@@ -1,13 +1,14 @@
-"""A run's checkpoints: saved by orbax, each listed in a manifest, and verified before it is used.
+"""A run's checkpoints: saved by orbax, listed in a manifest, and verified before use.
 
-A checkpoint of step s is the folder `s`: what orbax wrote, in `default`, where orbax's own
-CheckpointManager finds it, and `manifest.json` with the size and SHA-256 of each file. It is made
-as `s.new` and gets its name when it is complete and on the disk, so that a process can be killed
-at any moment. Nothing in it is a pickle: tensorstore reads the arrays, and all else is JSON.
+The checkpoint of step s is the folder `s`. It holds what orbax wrote, in `default`, where orbax's
+CheckpointManager finds it, and `manifest.json` with the size and SHA-256 of each file. It is
+written as `s.new` and renamed once it is complete and on disk, so a process can be killed at any
+moment.
+Nothing in it is a pickle: tensorstore reads the arrays, and everything else is JSON.
 
-orbax's CheckpointManager (0.12.8) is not enough: it restores a file with a flipped bit without a
-word; it silently does not save a step before its newest one, as a run does that fell back to an
-earlier checkpoint; and a full disk is a traceback from each of its threads.
+orbax's CheckpointManager (0.12.8) is not enough. It silently restores a file with a flipped bit. It
+silently refuses to save a step before its newest one, which a run does after falling back to an
+earlier checkpoint. On a full disk each of its threads prints a traceback.
 """
 
 import contextlib
@@ -27,25 +28,25 @@ from experiments.errors import CheckpointError, WorkdirError
 from experiments.store.files import NO_ROOM, remove, sync
 from experiments.store.manifests import read_manifest, verify, write_manifest
 
-_ITEM = "default"  # orbax's own name for a state that is saved without one
+_ITEM = "default"  # orbax's name for a state that is saved without one
 _NEW, _OLD = ".new", ".old"
 _FAILED = -1
 _DISK_ERRORS = (*NO_ROOM, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
-_METADATA_SIZE = 500_000  # bytes of what orbax writes about a few hundred arrays
+_METADATA_SIZE = 500_000  # bytes; orbax's metadata for a few hundred arrays is smaller
 
 
 def by_first_process(work: Callable[[], int]) -> int:
-    """What `work` returns on the first process, on all of them; none of them waits if it fails.
+    """Calls `work` on the first process and returns its result on all of them.
 
     Args:
-      work: returns a number from 0 on.
+      work: returns a number that is not negative.
 
     Returns:
       That number.
 
     Raises:
-      OSError: of the first process's work, or that the first process's work failed.
-      WorkdirError: likewise.
+      OSError: raised by `work`, on the first process.
+      WorkdirError: raised by `work`; on the other processes, if `work` failed.
     """
     if jax.process_count() == 1:
         return work()
@@ -66,44 +67,42 @@ def by_first_process(work: Callable[[], int]) -> int:
 class Checkpoints:
     """A run's checkpoints in a folder: the newest `keep` and the best, verified before use.
 
-    Where a run has several processes, all of them call each method; the first one writes what
-    orbax does not, verifies, and decides for all which checkpoint is used. Only the process (or
-    the processes) of one run may save; any other may read.
+    All processes of a run call each method. The first one writes what orbax does not write,
+    verifies, and decides which checkpoint is used. Only one run may save; any process may read.
     """
 
     def __init__(self, path: Path, keep: int = 3):
-        """Looks at nothing yet.
+        """Does not access the folder yet.
 
         Args:
-          path: the folder; made by the first save.
-          keep: so many are kept, the newest, besides the one with the best score.
+          path: the folder; the first save creates it.
+          keep: how many of the newest checkpoints are kept, besides the one with the best score.
         """
         self.path, self.keep = path.absolute(), keep
         self._damaged: set[int] = set()
         self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
     def steps(self) -> list[int]:
-        """The steps of all checkpoints, damaged ones included, ascending."""
+        """The steps of all checkpoints, including damaged ones, in ascending order."""
         if not self.path.is_dir():
             return []
         return sorted(int(p.name) for p in self.path.iterdir() if _is_step(p.name) and p.is_dir())
 
     def best(self) -> int | None:
-        """The step with the highest score, the newest of several; None if none has a score."""
+        """The step with the highest score, the newest if several; None without scores."""
         scores = [(_score(self._folder(step)), step) for step in self.steps()]
         return max(((s, step) for s, step in scores if s is not None), default=(0, None))[1]
 
     def save(self, state: Any, step: int, score: float | None = None) -> None:
-        """Saves a state; it is on the disk when this returns.
+        """Saves a state; it is on disk when this returns.
 
-        A checkpoint of the same step is replaced, and later ones are removed: they were made by a
-        start that got further, but could not be used. Removed are also those found damaged, those
-        that are more than are to be kept, and what killed saves left.
+        Replaces a checkpoint of the same step. Removes later ones (they could not be used when the
+        run resumed), damaged ones, superseded ones, and the remains of killed saves.
 
         Args:
           state: a pytree of arrays, sharded or not.
           step: the training step, not negative.
-          score: how good the state is, the higher the better; None if it was not measured.
+          score: quality of the state, higher is better; None if it was not measured.
 
         Raises:
           CheckpointError: the disk is full, or cannot be written. Earlier checkpoints are intact.
@@ -145,17 +144,17 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: Any) -> tuple[Any, int] | None:
-        """The newest intact checkpoint; a warning names each newer one that is not.
+        """Restores the newest intact checkpoint; warns about each newer one that is damaged.
 
         Args:
-          like: the state's structure, of arrays or `jax.ShapeDtypeStruct`; what is restored gets
-            their shapes, dtypes and shardings, whatever devices it was saved from.
+          like: the state's structure, of arrays or `jax.ShapeDtypeStruct`. The restored arrays have
+            their dtypes and shardings, whatever devices they were saved from.
 
         Returns:
-          The state and its step; None if there is no checkpoint at all.
+          The state and its step; None if there is no checkpoint.
 
         Raises:
-          CheckpointError: there are some, but none is intact, or it is not like `like`.
+          CheckpointError: all checkpoints are damaged, or the state's shapes differ from `like`.
         """
         step = self._newest_intact()
         if step is None:
@@ -166,16 +165,16 @@ class Checkpoints:
         return self._orbax.restore(self._folder(step) / _ITEM, args=arguments), step
 
     def read(self, name: str) -> tuple[Any, int] | None:
-        """One entry of the newest intact state, such as "params", as NumPy arrays.
+        """Reads one entry of the newest intact state, such as "params", as NumPy arrays.
 
         Args:
-          name: of the entry.
+          name: the entry's name.
 
         Returns:
-          The entry, and the step; None if there is no checkpoint at all.
+          The entry and the step; None if there is no checkpoint.
 
         Raises:
-          CheckpointError: there are some, but none is intact, or it has no such entry.
+          CheckpointError: all checkpoints are damaged, or the state has no such entry.
         """
         step = self._newest_intact()
         if step is None:
@@ -189,7 +188,7 @@ class Checkpoints:
         return self._orbax.restore(self._folder(step) / _ITEM, args=arguments)[name], step
 
     def close(self) -> None:
-        """Ends the threads that read and write."""
+        """Stops orbax's threads."""
         self._orbax.close()
 
     def _folder(self, step: int) -> Path:
@@ -231,7 +230,7 @@ class Checkpoints:
     def _refuse_another_state(self, step: int, like: Any) -> None:
         there, here = _shapes(self._metadata(step)), _shapes(like)
         differences = [
-            f"{name} is {there.get(name, 'not there')}, and {here.get(name, 'nothing')} here"
+            f"{name} is {there.get(name, 'missing')} there, and {here.get(name, 'missing')} here"
             for name in sorted(there.keys() | here.keys())
             if there.get(name) != here.get(name)
         ]
@@ -243,7 +242,7 @@ class Checkpoints:
             )
 
     def _remove_superseded(self, step: int) -> None:
-        """Removes what is later, damaged, or more than are to be kept."""
+        """Removes checkpoints that are later, damaged, or more than `keep`."""
         for other in self.steps():
             if other > step or other in self._damaged:
                 self._remove(other)
@@ -254,7 +253,7 @@ class Checkpoints:
                 self._remove(other)
 
     def _remove(self, step: int) -> None:
-        """Removes a checkpoint; one that is half removed has no step's name any more."""
+        """Removes a checkpoint; renames it first, so that a half-removed one is never read."""
         folder, old = self._folder(step), self.path / f"{step}{_OLD}"
         if folder.exists():
             remove(old)
@@ -280,10 +279,10 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _make_sure_of_room(path: Path, size: int) -> None:
-    """Takes the disk space of a checkpoint and gives it back.
+    """Allocates the disk space of a checkpoint and frees it again.
 
-    A full disk, a quota and a limit are so met in one place, and before orbax's threads, which
-    each print what went wrong, and on one process, while none waits for another.
+    So a full disk, a quota or a limit is found here, on one process, and not by orbax's threads,
+    which each print a traceback.
     """
     if not hasattr(os, "posix_fallocate"):
         return
@@ -291,7 +290,7 @@ def _make_sure_of_room(path: Path, size: int) -> None:
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size + size // 50 + _METADATA_SIZE)
     except OSError as error:
-        if error.errno in NO_ROOM:  # else a file system that cannot reserve
+        if error.errno in NO_ROOM:  # other errors: the file system cannot reserve
             raise
     finally:
         path.unlink(missing_ok=True)
@@ -307,9 +306,9 @@ def _is_step(name: str) -> bool:
 
 
 def _reason(error: Exception) -> str | None:
-    """Why a disk refused to be written, in lower case; None if the error is another one.
+    """Why the disk could not be written, in lower case; None for errors of another kind.
 
-    Tensorstore tells the system's reason in its message alone.
+    Tensorstore gives the system's reason only in its message.
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()

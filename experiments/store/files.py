@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and the error for what is wrong with a run's."""
+"""Writes files completely or not at all, and turns errors about a run's files into one line."""
 
 import contextlib
 import errno
@@ -15,15 +15,15 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used-up quota, a limit on the size of a file."""
 
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)
-"""Errors of systems that cannot do it; an error of the disk is another."""
+"""Errors of systems that cannot sync; errors of the disk are not among them."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Makes one line of an error in writing a file or a folder.
+    """Turns an error in writing a file or a folder into one line.
 
     Raises:
-      WorkdirError: in place of an `OSError`.
+      WorkdirError: instead of an `OSError`.
     """
     try:
         yield
@@ -38,9 +38,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Returns once a file's content, or a folder's list of names, is on the disk itself.
+    """Returns once a file's content, or a folder's list of names, is on disk.
 
-    As far as the system gives it: Windows opens no folders, and some file systems sync none.
+    Windows cannot open folders, and some file systems cannot sync; then this does nothing.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -58,7 +58,7 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; it is on the disk when this returns."""
+    """Writes a file completely or not at all; it is on disk when this returns."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     sync(temporary)
@@ -67,12 +67,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file whole or not at all; it is on the disk when this returns."""
+    """Writes a file completely or not at all; it is on disk when this returns."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file; None if there is none.
+    """Reads a JSON file; None if it does not exist.
 
     Raises:
       WorkdirError: the file is not JSON.
@@ -88,7 +88,7 @@ def read_json(path: Path) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link (and not what it points to), or a folder, if it is there."""
+    """Removes a file, a link (not its target) or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

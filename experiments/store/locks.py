@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one command at a time writes to it."""
+"""Locks a run's folder, so that one command at a time writes to it."""
 
 import os
 import socket
@@ -16,16 +16,16 @@ LOCK = "lock"
 
 
 def lock(path: Path) -> int:
-    """Locks a folder until the returned descriptor is closed, as a killed process's is.
+    """Locks a folder until the returned descriptor is closed; a killed process unlocks it.
 
-    The file stays: to remove it would let two processes lock two files of its name. Where the
-    system or the file system knows no such locks, a warning says so.
+    The lock file stays: if it were removed, two processes could lock two files of that name. If the
+    system or the file system has no locks, this prints a warning.
 
     Raises:
       WorkdirError: another process has locked it.
       OSError: the file cannot be written.
     """
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)  # closed by exec
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is None:
             _warn(path, "this system has no locks")
@@ -37,7 +37,7 @@ def lock(path: Path) -> int:
         raise WorkdirError(
             f"{path} is in use by {holder}; wait for it, stop it, or give another --workdir"
         ) from error
-    except OSError as error:  # such as ENOSYS or ENOLCK, of some network file systems
+    except OSError as error:  # ENOSYS or ENOLCK on some network file systems
         _warn(path, error.strerror or str(error))
     try:
         os.ftruncate(descriptor, 0)

@@ -1,7 +1,7 @@
 """A checkpoint's manifest: the size and SHA-256 of each of its files, and of the manifest itself.
 
-orbax restores a file with a flipped bit without a word; what is not as its manifest says is not
-used.
+orbax silently restores a file with a flipped bit. A checkpoint that differs from its manifest is
+not used.
 """
 
 import hashlib
@@ -19,22 +19,22 @@ MANIFEST = "manifest.json"
 def verify(folder: Path, step: int) -> str | None:
     """Compares a checkpoint with its manifest.
 
-    Only files found in the folder are opened, links not followed: a name in a manifest is looked
-    up among them and nowhere else.
+    Opens only files that it finds in the folder, and follows no links, whatever names the manifest
+    has.
 
     Args:
-      folder: of the checkpoint.
-      step: what the manifest has to say.
+      folder: the checkpoint's folder.
+      step: the step that the manifest must name.
 
     Returns:
-      What is wrong, in a few words; None if nothing is.
+      What is wrong, in a few words; None if the checkpoint is intact.
     """
     try:
         manifest = read_manifest(folder)
         if manifest is None:
             return f"{MANIFEST} is missing or damaged"
         if manifest["step"] != step:
-            return f"{MANIFEST} is that of step {manifest['step']}"
+            return f"{MANIFEST} belongs to step {manifest['step']}"
         found = _files(folder)
         for name, (size, sha256) in manifest["files"].items():
             if name not in found:
@@ -42,14 +42,14 @@ def verify(folder: Path, step: int) -> str | None:
             if found[name].stat().st_size != size:
                 return f"{name} has {found[name].stat().st_size} bytes, not {size}"
             if _sha256(found[name]) != sha256:
-                return f"{name} is not what was written"
+                return f"{name} differs from what was written"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     return None
 
 
 def write_manifest(folder: Path, step: int, score: float | None) -> None:
-    """Writes the manifest of a folder's files, all of them on the disk when this returns."""
+    """Writes the manifest of a folder's files; all are on disk when this returns."""
     files = {}
     for name, path in sorted(_files(folder).items()):
         sync(path)
@@ -62,7 +62,7 @@ def write_manifest(folder: Path, step: int, score: float | None) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest; None if it is missing, or not what was written."""
+    """Reads the manifest; None if it is missing or damaged."""
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
         return None
@@ -78,7 +78,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Regular files in a folder and its folders, by their relative names; no links."""
+    """Regular files in a folder and its subfolders, by their relative names; no links."""
     return {
         path.relative_to(folder).as_posix(): path
         for directory, _, names in os.walk(folder)

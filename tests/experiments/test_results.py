@@ -132,5 +132,5 @@ def test_numbers_of_a_later_version_are_ignored_and_missing_ones_are_named():
     with pytest.raises(ValueError, match="it has no device"):
         RunResults.from_json(values)
     for nothing in ([], None, 3.0):
-        with pytest.raises(ValueError, match="no JSON object"):
+        with pytest.raises(ValueError, match="not a JSON object"):
             EpochRecord.from_json(nothing)

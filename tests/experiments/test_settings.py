@@ -45,8 +45,7 @@ def digits(*arguments, cwd=ROOT):
         ),
         (
             ["--latent_sizes=8,4", "--hidden_sizes=8"],
-            "--latent_sizes=8,4 --hidden_sizes=8: give as many of the one as of the other, and at "
-            "least one",
+            "--latent_sizes=8,4 --hidden_sizes=8: give the same number of both, and at least one",
         ),
         (["--model=gan"], "flag --model=gan: give one of lvae, vae"),
         (["--schedule=linear"], "give one of constant, staircase, cosine"),

@@ -240,9 +240,9 @@ def test_another_models_state_is_refused_with_the_difference(saved):
         Checkpoints(saved).restore(wider)
     assert str(refusal.value) == (
         f"{saved / '3'} holds another state than this run's (opt_state/0/mu/layer/kernel is "
-        "(8, 5), and (8, 6) here, and 2 more); give another --workdir"
+        "(8, 5) there, and (8, 6) here, and 2 more); give another --workdir"
     )
-    with pytest.raises(CheckpointError, match=r"\(more is not there, and \(2,\) here\)"):
+    with pytest.raises(CheckpointError, match=r"\(more is missing there, and \(2,\) here\)"):
         Checkpoints(saved).restore({**state_of(0)._asdict(), "more": jnp.zeros(2)})
 
 
