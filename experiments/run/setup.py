@@ -261,7 +261,8 @@ def _refuse_another_model(experiment: Experiment, params: Any, config: dict[str,
 
     if shapes(params) == shapes(state_like(experiment).params):
         return
-    was, now = config["settings"], settings.changing_results()
+    # A run of an earlier version lacks the settings that came later; it had their defaults.
+    was, now = Settings().changing_results() | config["settings"], settings.changing_results()
     names = (
         "model",
         "latent_sizes",
@@ -271,7 +272,7 @@ def _refuse_another_model(experiment: Experiment, params: Any, config: dict[str,
         "wide_generative",
         "mean_upward",
     )
-    differences = [f"{n} {was.get(n)} there, {now[n]} here" for n in names if was.get(n) != now[n]]
+    differences = [f"{n} {was[n]} there, {now[n]} here" for n in names if was[n] != now[n]]
     if config["dataset"] != experiment.dataset.name:
         differences.append(f"trained on {config['dataset']}, not on {experiment.dataset.name}")
     raise SettingsError(

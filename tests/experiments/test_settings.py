@@ -186,6 +186,15 @@ def test_presets_set_settings_that_exist_and_no_two_the_same():
         assert all(kinds[name].accept(value) for name, value in preset.items())
 
 
+def test_the_page_sets_every_choice_of_the_authors_preset_beside_the_default():
+    _, table = make_flags.PAGE.read_text("utf-8").split("## The authors' code, choice by choice")
+    cells = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    chosen = {cell.split("`")[1] for *_, cell in cells[1:] if cell.startswith("`--")}
+    assert {presets_of([flag]) for flag in chosen} == {
+        dataclasses.replace(Settings(), **{name: value}) for name, value in AUTHORS.items()
+    }
+
+
 def test_what_a_preset_sets_is_what_config_json_and_the_command_that_resumes_say():
     settings = presets_of(["--as_authors", "--seed=3"])
     assert AUTHORS.items() <= settings.changing_results().items()
