@@ -16,6 +16,7 @@ import lvae_jax
 from experiments import registry
 from experiments.errors import SettingsError, WorkdirError
 from experiments.progress import Progress
+from experiments.run import devices
 from experiments.settings import MOST_SEEDS, PATH, Settings, choice, setting, whole
 from experiments.show.figures import write_png
 from experiments.store.files import read_json, write_json, writing
@@ -71,13 +72,14 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
       workdirs: what was given; it has to be one.
 
     Raises:
-      SettingsError: not one folder was given.
+      SettingsError: not one folder was given, or there are no devices of the kind asked for.
       WorkdirError: there is no model, nothing says which data, or the data do not fit the model.
       DataError: the data cannot be read.
     """
     if len(workdirs) != 1:
         raise SettingsError(f"give one run's folder: python -m experiments.{command} RUN")
     path = Path(workdirs[0])
+    devices.find_devices()
     try:
         model, variables = lvae_jax.load(path)
     except ModelFolderError as error:

@@ -281,6 +281,37 @@ def test_devices_that_are_not_there_are_one_line_with_status_2(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+USES = """
+from experiments import certify, cli, impute, outliers, probe
+
+for use, settings in (
+    (certify.certify, certify.CertifySettings()),
+    (impute.impute, impute.ImputeSettings()),
+    (outliers.outliers, outliers.OutlierSettings()),
+    (probe.probe, probe.ProbeSettings()),
+):
+    try:
+        with cli.errors_in_one_line():
+            use(settings, "run")
+    except SystemExit as end:
+        print(end.code)
+"""
+
+
+def test_devices_that_are_not_there_are_one_line_in_every_use_of_a_trained_model():
+    result = subprocess.run(
+        [sys.executable, "-c", USES],
+        cwd=ROOT, env=environment(1) | {"JAX_PLATFORMS": "cuda"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["2"] * 4
+    lines = result.stderr.splitlines()
+    assert len(lines) == 4
+    for line in lines:
+        assert line.startswith("error: JAX_PLATFORMS=cuda: JAX cannot use these devices (")
+
+
 def test_every_key_of_evaluation_is_of_threefry_whatever_jaxs_default_is():
     dataset = digits.load(digits.DEFAULTS)
     made = setup.make_experiment(digits.DEFAULTS, dataset)
