@@ -14,10 +14,28 @@ from lvae_jax import normalization
 from lvae_jax.distributions import Gaussian
 from lvae_jax.normalization import Moments
 
+
+def _leaky_relu(slope: float) -> Callable[[Array], Array]:
+    """max(y, slope y), with its derivative taken from the value, which the next layer keeps anyway.
+
+    A derivative by y would have the gradient's kernels compute y again, from before batch norm.
+    """
+
+    @jax.custom_jvp
+    def activation(y: Array) -> Array:
+        return jnp.maximum(y, slope * y)
+
+    @activation.defjvp
+    def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        value = activation(*primals)
+        return value, jnp.where(value >= 0, 1.0, slope) * tangents[0]
+
+    return activation
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    # max(y, y / 10) is nn.leaky_relu(y, 0.1) in one operation less.
-    "leaky_relu": lambda y: jnp.maximum(y, 0.1 * y),
-    "leaky_relu_0.01": lambda y: jnp.maximum(y, 0.01 * y),
+    "leaky_relu": _leaky_relu(0.1),
+    "leaky_relu_0.01": _leaky_relu(0.01),
     "tanh": jnp.tanh,
 }
 """Activations that a model can be given by name."""
@@ -79,6 +97,15 @@ class BatchNorm(nn.Module):
         return normalization.batch_normalize(y, scale, shift, self.epsilon)
 
 
+def as_rows(y: Float[Array, "*batch units"]) -> Float[Array, "rows units"]:
+    """Samples and batch as one axis, within a network.
+
+    The weights' gradient of a product with more axes costs XLA transposed copies, and the gradient
+    of batch norm, where it is reshaped between two layers, kernels of its own.
+    """
+    return y.reshape(-1, y.shape[-1])
+
+
 class Linear(nn.Module):
     """A linear layer, followed by batch norm (whose shift replaces the bias) or by its own bias."""
 
@@ -93,14 +120,12 @@ class Linear(nn.Module):
         self, y: Float[Array, "*batch inputs"], train: bool
     ) -> Float[Array, "*batch units"]:
         """Applies the layer to the last axis."""
-        # As rows: the weights' gradient of a product with more axes costs XLA transposed copies.
-        rows = y.reshape(-1, y.shape[-1])
         rows = nn.Dense(
             self.units,
             use_bias=not self.batch_norm,
             kernel_init=glorot_normal(self.gain),
             bias_init=self.bias_init,
-        )(rows)
+        )(as_rows(y))
         if self.batch_norm:
             rows = BatchNorm(self.batch_norm_epsilon)(rows, train)
         return rows.reshape(*y.shape[:-1], self.units)
@@ -134,10 +159,11 @@ class MLP(nn.Module):
             y = jnp.concatenate([y, features], axis=-1)
         activation = self.activation
         activation = ACTIVATIONS[activation] if isinstance(activation, str) else activation
+        rows = as_rows(y)
         for units in self.sizes:
-            y = Linear(units, self.batch_norm, math.sqrt(2.0), self.batch_norm_epsilon)(y, train)
-            y = activation(y)
-        return y
+            linear = Linear(units, self.batch_norm, math.sqrt(2.0), self.batch_norm_epsilon)
+            rows = activation(linear(rows, train))
+        return rows.reshape(*y.shape[:-1], rows.shape[-1])
 
 
 class GaussianHead(nn.Module):
@@ -161,8 +187,10 @@ class GaussianHead(nn.Module):
             batch_norm_epsilon=self.batch_norm_epsilon,
             bias_init=second_half(self.variance_bias),
         )
-        mean, raw_variance = jnp.split(linear(d, train), 2, axis=-1)
-        return Gaussian(mean, jax.nn.softplus(raw_variance) + self.variance_floor)
+        mean, raw_variance = jnp.split(linear(as_rows(d), train), 2, axis=-1)
+        variance = jax.nn.softplus(raw_variance) + self.variance_floor
+        shape = (*d.shape[:-1], self.units)
+        return Gaussian(mean.reshape(shape), variance.reshape(shape))
 
 
 class WideHead(nn.Module):

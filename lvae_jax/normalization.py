@@ -2,7 +2,7 @@
 
 Statistics run over every axis but the last: over samples and batch together where there are both.
 Sums over the batch are what an accelerator launches most kernels for, and a mesh most collectives.
-How they are best taken depends on the device: `moments` and `_paired_sums` choose.
+How they are best taken depends on the device: `moments` and `_both_sums` choose.
 """
 
 import functools
@@ -32,42 +32,52 @@ class Moments(NamedTuple):
 def moments(y: Float[Array, "*batch units"]) -> Moments:
     """Mean and variance over all axes but the last, without the cancellation of E[y^2] - E[y]^2.
 
-    A CPU takes two passes over y, other devices one. Where `jax.set_mesh` splits the batch over
-    accelerators they take two as well: the first row would have to be sent to all of them.
+    In two passes over y, on a GPU in one. Where `jax.set_mesh` splits the batch over devices it is
+    two there as well: the first row would have to be sent to all of them.
     """
     rows = y.reshape(-1, y.shape[-1])
-    tpu, gpu = _in_one_pass(_variadic_sums), _in_one_pass(_stacked_sums)
-    if _is_split():
-        tpu = gpu = _in_two_passes
-    found = jax.lax.platform_dependent(rows, cpu=_in_two_passes, tpu=tpu, default=gpu)
+    two_passes, on_tpu = _in_two_passes(_mean), _in_two_passes(_sum_of_shares)
+    on_gpu = two_passes if _is_split() else _in_one_pass
+    found = jax.lax.platform_dependent(
+        rows, tpu=on_tpu, cuda=on_gpu, rocm=on_gpu, default=two_passes
+    )
     return Moments(*found)
 
 
-def _in_two_passes(rows: Float[Array, "rows units"]) -> Moments:
-    mean = jnp.mean(rows, axis=0)
-    return Moments(mean, jnp.mean((rows - mean[None]) ** 2, axis=0))
+def _in_two_passes(
+    mean_of: Callable[[Float[Array, "rows units"]], Float[Array, " units"]],
+) -> Callable[[Float[Array, "rows units"]], Moments]:
+    def of_rows(rows: Float[Array, "rows units"]) -> Moments:
+        mean = mean_of(rows)
+        return Moments(mean, mean_of((rows - mean[None]) ** 2))
+
+    return of_rows
 
 
-PairedSums = Callable[[Array, Array], tuple[Array, Array]]
-"""The sums over the rows of two arrays of one shape."""
+def _mean(rows: Float[Array, "rows units"]) -> Float[Array, " units"]:
+    return jnp.mean(rows, axis=0)
 
 
-def _in_one_pass(sums: PairedSums) -> Callable[[Float[Array, "rows units"]], Moments]:
+def _sum_of_shares(rows: Float[Array, "rows units"]) -> Float[Array, " units"]:
+    """The mean without a division after the sum, for which a TPU launches a kernel of its own.
+
+    A TPU adds up the rows' shares in the kernel that computes the rows.
+    """
+    return jnp.sum(rows * jnp.float32(1 / rows.shape[0]), axis=0)
+
+
+def _in_one_pass(rows: Float[Array, "rows units"]) -> Moments:
     """Mean and variance by the sums of d and d^2, d = y - y[0].
 
     No row is further than sqrt(rows - 1) deviations from the mean, whatever the mean is. What
     E[d^2] - E[d]^2 cancels is therefore at most a factor of the number of rows, and a unit that is
     constant has a variance of exactly zero.
     """
-
-    def of_rows(rows: Float[Array, "rows units"]) -> Moments:
-        count = jnp.float32(rows.shape[0])
-        d = rows - rows[:1]
-        total, squares = sums(d, d * d)
-        mean = total / count
-        return Moments(rows[0] + mean, jnp.maximum(squares / count - mean**2, 0.0))
-
-    return of_rows
+    count = jnp.float32(rows.shape[0])
+    d = rows - rows[:1]
+    total, squares = _sums_of_pairs(d, d * d)
+    mean = total / count
+    return Moments(rows[0] + mean, jnp.maximum(squares / count - mean**2, 0.0))
 
 
 def _is_split() -> bool:
@@ -81,27 +91,20 @@ def _separate_sums(a: Array, b: Array) -> tuple[Array, Array]:
     return jnp.sum(a, axis=0), jnp.sum(b, axis=0)
 
 
-def _stacked_sums(a: Array, b: Array) -> tuple[Array, Array]:
-    """One kernel on a GPU, which computes a and b as it reads them."""
-    first, second = jnp.sum(jnp.stack([a, b]), axis=1)
-    return first, second
+def _sums_of_pairs(a: Array, b: Array) -> tuple[Array, Array]:
+    """Both sums by one of complex numbers: a GPU's only way to add pairs in one kernel.
+
+    It computes a and b in there as well; two sums are two kernels, and two arrays stacked or given
+    to a variadic sum are written to memory first.
+    """
+    total = jnp.sum(jax.lax.complex(a, b), axis=0)
+    return total.real, total.imag
 
 
-def _variadic_sums(a: Array, b: Array) -> tuple[Array, Array]:
-    """One kernel on a TPU."""
-
-    def add(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
-        return x[0] + y[0], x[1] + y[1]
-
-    zero = jnp.zeros((), a.dtype)
-    first, second = jax.lax.reduce((a, b), (zero, zero), add, (0,))
-    return first, second
-
-
-def _paired_sums(a: Array, b: Array) -> tuple[Array, Array]:
-    """As few kernels as the device needs; CPU and TPU fuse separate sums by themselves."""
+def _both_sums(a: Array, b: Array) -> tuple[Array, Array]:
+    """The sums over the rows of two arrays. CPU and TPU fuse separate sums by themselves."""
     first, second = jax.lax.platform_dependent(
-        a, b, cpu=_separate_sums, tpu=_separate_sums, default=_stacked_sums
+        a, b, cuda=_sums_of_pairs, rocm=_sums_of_pairs, default=_separate_sums
     )
     return first, second
 
@@ -188,13 +191,28 @@ def _backward(epsilon: float, residuals: Residuals, g: Array) -> tuple[Array, Ar
     y, statistics, scale = residuals
     inverse_std = jax.lax.rsqrt(statistics.variance + epsilon)
     rows, g_rows = (a.reshape(-1, a.shape[-1]) for a in (y, g))
-    y_hat = (rows - statistics.mean[None]) * inverse_std[None]
-    d_shift, d_scale = _paired_sums(g_rows, g_rows * y_hat)
+    from_mean = rows - statistics.mean[None]
+    d_shift, d_scale = _both_sums(g_rows, g_rows * (from_mean * inverse_std[None]))
     count = jnp.float32(rows.shape[0])
-    d_y = (scale * inverse_std)[None] * (
-        g_rows - (d_shift / count)[None] - y_hat * (d_scale / count)[None]
-    )
+    given = (from_mean, g_rows, scale, inverse_std, d_shift / count, d_scale / count)
+    d_y = jax.lax.platform_dependent(*given, tpu=_d_y_by_coefficients, default=_d_y)
     return d_y.reshape(y.shape), d_scale, d_shift
+
+
+def _d_y(
+    from_mean: Array, g: Array, scale: Array, inverse_std: Array, mean_g: Array, mean_g_y_hat: Array
+) -> Array:
+    y_hat = from_mean * inverse_std[None]
+    return (scale * inverse_std)[None] * (g - mean_g[None] - y_hat * mean_g_y_hat[None])
+
+
+def _d_y_by_coefficients(
+    from_mean: Array, g: Array, scale: Array, inverse_std: Array, mean_g: Array, mean_g_y_hat: Array
+) -> Array:
+    """`_d_y` by three coefficients of every unit, which a TPU computes in one kernel, not two."""
+    factor = scale * inverse_std
+    offset, slope = factor * mean_g, factor * inverse_std * mean_g_y_hat
+    return factor[None] * g - offset[None] - slope[None] * from_mean
 
 
 _batch_normalize.defvjp(_forward, _backward)

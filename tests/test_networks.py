@@ -190,6 +190,17 @@ def test_activations_are_what_their_names_say(activation, expected):
     assert_close(actual, expected, roundings=4)
 
 
+@pytest.mark.parametrize(("activation", "slope"), [("leaky_relu", 0.1), ("leaky_relu_0.01", 0.01)])
+def test_the_derivative_of_a_leaky_relu_is_one_of_two_slopes(activation, slope):
+    y = jnp.float32([-1e30, -2.0, -1e-30, 1e-30, 0.5, 1e30])
+    expected = np.float32([slope, slope, slope, 1, 1, 1])
+    function = networks.ACTIVATIONS[activation]
+    backward = jax.vmap(jax.grad(function))(y)
+    _, forward = jax.jvp(function, (y,), (jnp.ones_like(y),))
+    np.testing.assert_array_equal(backward, expected)
+    np.testing.assert_array_equal(forward, expected)
+
+
 # --- Parameters ----------------------------------------------------------------------------------
 
 
