@@ -1,10 +1,11 @@
-"""All parameters as one vector, which is how accelerators update them.
+"""A training state as few vectors, which is how accelerators update it.
 
 Launching a kernel costs an accelerator more than updating one of a model's hundred small arrays. On
 a CPU the arrays are updated one by one: a vector would have to be put together from them first.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -46,6 +47,50 @@ def to_arrays(params: Any, opt_state: Any) -> Any:
     return jax.tree.map(
         lambda leaf: unravel(leaf) if leaf.shape == vector.shape else leaf, opt_state
     )
+
+
+SMALL = 64
+"""The most numbers of an array that `join` joins to others."""
+
+WORDS = (jnp.float32, jnp.int32, jnp.uint32)
+"""The dtypes of these."""
+
+
+def join(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The small arrays of a tree as one vector of their bits, which one kernel writes.
+
+    Counts and sums of a training state would be a kernel each, however little they are.
+
+    Args:
+      tree: of arrays, at least one of them small.
+
+    Returns:
+      The vector with the tree's other arrays, and a function that makes a tree of these, or of what
+      they are after a step.
+
+    Example:
+      >>> joined, tree_of = join({"step": jnp.int32(3), "loss": jnp.float32(0.5)})
+      >>> joined
+      (Array([1056964608,          3], dtype=uint32), [])
+      >>> tree_of(joined)
+      {'loss': Array(0.5, dtype=float32), 'step': Array(3, dtype=int32)}
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    is_small = [leaf.size <= SMALL and leaf.dtype in WORDS for leaf in leaves]
+    small = [leaf for leaf, joins in zip(leaves, is_small, strict=True) if joins]
+    large = [leaf for leaf, joins in zip(leaves, is_small, strict=True) if not joins]
+    bits, unravel = ravel_pytree([jax.lax.bitcast_convert_type(a, jnp.uint32) for a in small])
+
+    dtypes = [leaf.dtype for leaf in small]
+
+    def tree_of(joined: Any) -> Any:
+        bits, large = joined
+        words = map(jax.lax.bitcast_convert_type, unravel(bits), dtypes)
+        others = iter(large)
+        parts = [next(words if joins else others) for joins in is_small]
+        return jax.tree.unflatten(structure, parts)
+
+    return (bits, large), tree_of
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:

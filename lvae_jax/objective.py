@@ -105,13 +105,26 @@ class Metrics(NamedTuple):
     kl_per_layer: Float[Array, " layers"]
 
 
+def _means(per_layer: tuple[Float[Array, "samples batch"], ...]) -> Float[Array, " layers"]:
+    """The mean of each layer; accelerators take all of them in one kernel."""
+
+    def one_by_one(*layers: Array) -> Array:
+        return jnp.stack([jnp.mean(layer) for layer in layers])
+
+    def at_once(*layers: Array) -> Array:
+        return jnp.mean(jnp.stack(layers), axis=(1, 2))
+
+    means: Array = jax.lax.platform_dependent(*per_layer, cpu=one_by_one, default=at_once)
+    return means
+
+
 def metrics_of(terms: Terms) -> Metrics:
     """The means of a batch's terms over samples and examples."""
     kl_per_layer = bounds.sum_units(bounds.kl_per_unit(terms))
     return Metrics(
         train_elbo=jnp.mean(bounds.elbo(terms)),
         log_px=jnp.mean(terms.log_px),
-        kl_per_layer=jnp.stack([jnp.mean(kl) for kl in kl_per_layer]),
+        kl_per_layer=_means(kl_per_layer),
     )
 
 

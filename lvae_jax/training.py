@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt32
 
 from lvae_jax.averaging import average_parameters, averaged
 from lvae_jax.checks import check_rows
-from lvae_jax.flat import Flattenable, all_finite, flattened, to_arrays, to_vectors
+from lvae_jax.flat import Flattenable, all_finite, flattened, join, to_arrays, to_vectors
 from lvae_jax.keys import named_key, typed_key
 from lvae_jax.mesh import MESH_AXES, auto_axes, split_examples, vary_alike, whole
 from lvae_jax.models import Model
@@ -223,7 +223,7 @@ def train_step(
     def skipped(state: TrainState) -> TrainState:
         return state._replace(nonfinite=state.nonfinite + 1)
 
-    finite = jnp.isfinite(value) & all_finite(gradients)
+    finite = all_finite((value, gradients))
     state = _choose(finite, updated, skipped, state)
     return state._replace(step=state.step + 1), metrics
 
@@ -257,7 +257,7 @@ def _take_steps(
     state: TrainState,
     rows: Int[Array, "steps batch"],
 ) -> TrainState:
-    """`jax.lax.scan` of steps; on accelerators the optimiser's state is vectors meanwhile."""
+    """`jax.lax.scan` of steps; on accelerators all but the parameters is few vectors meanwhile."""
 
     def scan(optimizer: optax.GradientTransformation, state: TrainState) -> TrainState:
         return jax.lax.scan(functools.partial(step, optimizer), state, rows)[0]
@@ -268,8 +268,16 @@ def _take_steps(
 
     def by_vectors(state: TrainState) -> TrainState:
         vectors = to_vectors(of_vectors, state.params, state.opt_state)
-        state = scan(of_vectors, state._replace(opt_state=vectors))
-        return state._replace(opt_state=to_arrays(state.params, state.opt_state))
+        joined, state_of = join(state._replace(params=None, opt_state=vectors))
+
+        def joined_step(carry: Any, rows: Array) -> tuple[Any, None]:
+            params, joined = carry
+            state, _ = step(of_vectors, state_of(joined)._replace(params=params), rows)
+            return (state.params, join(state._replace(params=None))[0]), None
+
+        (params, joined), _ = jax.lax.scan(joined_step, (state.params, joined), rows)
+        opt_state = to_arrays(params, state_of(joined).opt_state)
+        return state_of(joined)._replace(params=params, opt_state=opt_state)
 
     by_arrays = functools.partial(scan, optimizer)
     return cast(TrainState, jax.lax.platform_dependent(state, cpu=by_arrays, default=by_vectors))

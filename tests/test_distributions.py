@@ -103,7 +103,15 @@ def test_bernoulli_log_prob_has_gradient_x_minus_probability(x):
 
 @pytest.mark.parametrize("units", [1, 7, 16, 17, 64, 784])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
-def test_a_sum_of_bernoulli_log_probs_is_that_of_float64_and_so_is_its_gradient(units, scale):
+@pytest.mark.parametrize("platform", ["cpu", "accelerator"])
+def test_a_sum_of_bernoulli_log_probs_is_that_of_float64_and_so_is_its_gradient(
+    units, scale, platform, monkeypatch
+):
+    monkeypatch.setattr(
+        jax.lax,
+        "platform_dependent",
+        lambda *given, default, **known: known.get(platform, default)(*given),
+    )
     rng = np.random.default_rng(units)
     logits = np.float32(scale * rng.standard_normal((3, 2, units)))
     x = np.float32(rng.random((1, 2, units)) < 0.5)

@@ -44,6 +44,30 @@ def test_a_state_of_one_array_has_its_counts_left_alone():
     assert jax.tree.structure(flat.to_arrays(params, vectors)) == jax.tree.structure(state)
 
 
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.vmap])
+def test_joined_arrays_are_given_back_bit_for_bit(transform):
+    small = np.float32([[0.0, -0.0, np.inf], [np.nan, 1e-45, -3e38]])
+    tree = {
+        "floats": small,
+        "counts": (np.int32([-1, 2**31 - 1]), np.uint32([2**32 - 1, 0])),
+        "flags": np.array([True, False]),
+        "halves": np.float16([[1.5, 2], [0, 3]]),
+        "large": np.arange(2 * 65, dtype=np.float32).reshape(2, 65),
+        "nothing": None,
+    }
+
+    def there_and_back(tree):
+        joined, tree_of = flat.join(tree)
+        assert len(jax.tree.leaves(joined)) == 4  # the bits, and three arrays that stay apart
+        return tree_of(joined)
+
+    back = transform(there_and_back)(tree)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert np.asarray(one).tobytes() == other.tobytes()
+
+
 @pytest.mark.parametrize("platform", ["cpu", "accelerator"])
 @pytest.mark.parametrize("shape", [(), (3,), (3, 2), (2, 3, 2)])
 def test_one_value_that_is_not_finite_is_found_wherever_it_is(shape, platform, monkeypatch):
