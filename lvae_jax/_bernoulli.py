@@ -7,6 +7,7 @@ in one kernel instead of three.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 FACTORS = 16
@@ -15,7 +16,7 @@ FACTORS = 16
 
 @jax.custom_jvp
 def sum_log_prob(
-    logits: Float[Array, "*#shape units"], x: Float[Array, "*#shape #units"]
+    logits: Float[ArrayLike, "*#shape units"], x: Float[ArrayLike, "*#shape #units"]
 ) -> Float[Array, "*#shape"]:
     """sum_j (x_j l_j - max(l_j, 0) - log(1 + exp(-|l_j|))) over the last axis, in nats.
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
 from lvae_jax import _bernoulli
@@ -50,7 +51,7 @@ def mean(p: Gaussian | Bernoulli) -> Float[Array, "*shape"]:
 
 
 def reparameterize(
-    p: Gaussian, noise: Float[Array, "*#samples_and_shape"]
+    p: Gaussian, noise: Float[ArrayLike, "*#samples_and_shape"]
 ) -> Float[Array, "*#samples_and_shape"]:
     """A sample as a differentiable function of standard normal noise: mean + sigma * noise.
 
@@ -89,7 +90,7 @@ def sample(key: Key[Array, ""], p: Gaussian | Bernoulli) -> Float[Array, "*shape
     return jax.random.bernoulli(key, jax.nn.sigmoid(p.logits)).astype(p.logits.dtype)
 
 
-def log_prob(p: Gaussian | Bernoulli, x: Float[Array, "*#shape"]) -> Float[Array, "*#shape"]:
+def log_prob(p: Gaussian | Bernoulli, x: Float[ArrayLike, "*#shape"]) -> Float[Array, "*#shape"]:
     """Log density, or log probability, of each unit, in nats.
 
     A Gaussian's is -1/2 (log(2 pi var) + (x - mean)^2 / var). A Bernoulli's, x l - softplus(l) with
@@ -112,11 +113,12 @@ def log_prob(p: Gaussian | Bernoulli, x: Float[Array, "*#shape"]) -> Float[Array
     logits = p.logits
     # -|l| as min(l, -l), whose derivative at 0 is 0. That of jnp.abs is 1 there and would make the
     # gradient at a logit of exactly 0 come out as x instead of x - 1/2.
-    return x * logits - jnp.maximum(logits, 0.0) - jnp.log1p(jnp.exp(jnp.minimum(logits, -logits)))
+    linear = jnp.multiply(x, logits) - jnp.maximum(logits, 0.0)
+    return linear - jnp.log1p(jnp.exp(jnp.minimum(logits, -logits)))
 
 
 def sum_log_prob(
-    p: Gaussian | Bernoulli, x: Float[Array, "*#shape #units"]
+    p: Gaussian | Bernoulli, x: Float[ArrayLike, "*#shape #units"]
 ) -> Float[Array, "*#shape"]:
     """Log density, or log probability, of all units together: the sum over the last axis, in nats.
 

@@ -1,5 +1,6 @@
 """What holds for every test: their order, strict ranks, one compilation of a program a session."""
 
+import inspect
 import os
 
 import xla_flags
@@ -12,6 +13,7 @@ if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
     xla_flags.compile_sooner()
 
 import jax
+import jaxtyping
 import pytest
 
 FEW_OPTIMISATIONS = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
@@ -60,6 +62,15 @@ def _compiled_programs_are_dropped():
     """
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _refusals_are_the_librarys_own(request, monkeypatch):
+    """With --jaxtyping-packages, a test of an error may give what annotations exclude."""
+    if request.config.getoption("jaxtyping_packages", None):
+        function = getattr(request.node, "function", None)  # a doctest has none
+        if function and "pytest.raises" in inspect.getsource(function):
+            monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture
