@@ -9,7 +9,7 @@ from experiments.settings import FLAG, SOURCE, Settings, choice, real, setting, 
 
 @dataclasses.dataclass(frozen=True)
 class ArraysSettings(Settings):
-    """Where the arrays are, and what they are."""
+    """The files of the arrays, and how they are observed."""
 
     train: str = setting(
         "", SOURCE, "images to train on: FILE.npy, or FILE.npz:KEY", changes_results=False
@@ -36,12 +36,12 @@ class ArraysSettings(Settings):
     )
 
 
-# Not the paper's: a length that suits a first look at new data.
+# Not the paper's: short, for a first look at new data.
 DEFAULTS = ArraysSettings(epochs=200, warmup_epochs=50, schedule="cosine")
 
 
 def load(settings: ArraysSettings) -> Any:
-    """The arrays of the settings."""
+    """The arrays that the settings name."""
     from lvae_jax.data import DataError, arrays
 
     if not settings.train:

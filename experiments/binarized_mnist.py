@@ -10,7 +10,7 @@ DEFAULTS = Settings()
 
 
 def load(settings: Settings) -> Any:
-    """Binarised MNIST, from where the settings say."""
+    """Binarised MNIST, read from the settings' folders."""
     from lvae_jax.data import binarized_mnist
 
     return binarized_mnist.load(settings.data_dir or None, settings.tfds_dir or None)

@@ -1,6 +1,6 @@
-"""By how many nats the estimated log-likelihood can be off: `python -m experiments.certify RUN`.
+"""Bounds the error of the estimated log-likelihood: `python -m experiments.certify RUN`.
 
-On images drawn from the model, where bidirectional Monte Carlo bounds log p(x) from both sides.
+Uses images drawn from the model, where bidirectional Monte Carlo bounds log p(x) from both sides.
 """
 
 import dataclasses
@@ -16,18 +16,18 @@ from lvae_jax import evaluation
 
 @dataclasses.dataclass(frozen=True)
 class CertifySettings(UseSettings):
-    """How many images, and how much is spent on their bounds."""
+    """The number of images, and the effort for their bounds."""
 
     images: int = setting(100, whole(2), "images drawn from the model")
-    samples: int = setting(5000, whole(1), "importance samples of the estimate to be certified")
-    temperatures: int = setting(500, whole(2), "between the prior and the posterior")
-    chains: int = setting(1, whole(1), "per image and direction")
-    leapfrog_steps: int = setting(10, whole(1), "per temperature")
+    samples: int = setting(5000, whole(1), "importance samples of the estimate")
+    temperatures: int = setting(500, whole(2), "temperatures between the prior and the posterior")
+    chains: int = setting(1, whole(1), "chains per image and direction")
+    leapfrog_steps: int = setting(10, whole(1), "leapfrog steps per temperature")
     batch: int = setting(50, whole(1), "images at a time")
 
 
 def certify(settings: CertifySettings, *workdirs: str) -> None:
-    """Prints the bounds, and writes them and their picture into the run's folder."""
+    """Prints the bounds, and writes them with a figure into the run's folder."""
     run = finished.read(settings, "certify", workdirs)
     keys = finished.image_keys(settings.seed, settings.images)
     bounds, estimates = [], []

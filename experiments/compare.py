@@ -1,6 +1,6 @@
 """Runs side by side: `python -m experiments.compare RUN...`, one table and overlaid curves.
 
-A run is a workdir, finished or not; its JSON files are all that is read.
+A run is a workdir, finished or not; only its JSON files are read.
 """
 
 import dataclasses
@@ -15,26 +15,26 @@ from experiments.settings import PATH, setting
 from experiments.show import figures, numbers
 
 NOTE = (
-    "± is the standard deviation over seeds where a run has several of them; else, of the test "
-    "log-likelihood, its standard error over the test images."
+    "± is the standard deviation over seeds for a run with several of them. For one seed it is the "
+    "standard error of the test log-likelihood over the test images."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class CompareSettings:
-    """Where the comparison goes."""
+    """The settings of a comparison."""
 
     output: str = setting("comparison", PATH, "folder for table.md and the figures")
 
 
 def names(runs: Sequence[Run]) -> list[str]:
-    """The folders' names, or their paths where two have the same."""
+    """The folders' names; their paths if two names are equal."""
     last = [run.path.absolute().name for run in runs]  # "." has a name too
     return last if len(set(last)) == len(last) else [str(run.path) for run in runs]
 
 
 def table(runs: Sequence[Run]) -> str:
-    """The runs as a Markdown table, a row a run; what a run does not have yet is left empty."""
+    """The runs as a Markdown table, one row per run; missing numbers are left empty."""
     header = [
         "run", "data set", "model", "epochs", "seed", "test log-likelihood", "the paper's",
         "test ELBO", "train ELBO", "KL of z_1, z_2, ...", f"units with KL > {USED_KL}",
@@ -45,7 +45,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text as it is: no stroke ends the cell, no line's end the table; no HTML, link or code."""
+    """A text, escaped, so that it is shown literally and cannot end its cell."""
     return re.sub(r"([\\|<\[`])", r"\\\1", " ".join(text.splitlines()))
 
 
@@ -70,7 +70,7 @@ def _row(name: str, run: Run) -> tuple[str, ...]:
 
 
 def _log_likelihood(run: Run) -> str:
-    """The test log-likelihood and what it is of; empty if the run is not finished."""
+    """The test log-likelihood with its samples, seeds and images; empty if not finished."""
     if run.results is None:
         return ""
     of = [f"L_{run.results.eval_samples}"]
@@ -86,12 +86,12 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
     """Prints the table, and writes it and the figures.
 
     Args:
-      settings: where to.
-      *workdirs: of the runs.
+      settings: the output folder.
+      *workdirs: the runs' folders.
 
     Raises:
-      SettingsError: there are none, or the output has no place.
-      WorkdirError: one is no run's, or has no finished epoch.
+      SettingsError: no runs were given, or the output cannot be written.
+      WorkdirError: a folder holds no run, or no finished epoch.
     """
     from experiments.store.workdir import read_run
 

@@ -9,7 +9,7 @@ from experiments.settings import FLAG, Settings, setting
 
 @dataclasses.dataclass(frozen=True)
 class DigitsSettings(Settings):
-    """Of the digits' own: whether they are binary or continuous."""
+    """The digits' own settings: binary or continuous."""
 
     continuous: bool = setting(
         False, FLAG, "dequantised grey values and a Gaussian p(x | z_1) instead of binarised ones"

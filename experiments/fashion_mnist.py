@@ -9,7 +9,7 @@ from experiments.settings import Settings, choice, setting
 
 @dataclasses.dataclass(frozen=True)
 class FashionSettings(Settings):
-    """How the images are observed."""
+    """Fashion-MNIST's own settings: how images are observed."""
 
     observation: Literal["bernoulli", "discretized_logistic"] = setting(
         "bernoulli",
@@ -23,7 +23,7 @@ DEFAULTS = FashionSettings()
 
 
 def load(settings: FashionSettings) -> Any:
-    """Fashion-MNIST, from where the settings say."""
+    """Fashion-MNIST, read from the settings' folders."""
     from lvae_jax.data import fashion_mnist
 
     return fashion_mnist.load(

@@ -1,6 +1,6 @@
 """A trained model and its data, as `probe`, `outliers`, `impute` and `certify` read them.
 
-The model comes from `lvae_jax.load` alone, so that a folder that somebody sent works as a run does.
+The model is loaded by `lvae_jax.load`, so a folder made by `lvae_jax.save` works like a run.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from lvae_jax.trained import ModelFolderError
 
 @dataclasses.dataclass(frozen=True)
 class UseSettings:
-    """What every command on a trained model takes."""
+    """The settings that all commands on a trained model share."""
 
     data: str = setting(
-        "", choice("", *registry.EXPERIMENTS), "data set, where no config.json names it"
+        "", choice("", *registry.EXPERIMENTS), "data set, if no config.json names it"
     )
     data_dir: str = setting("", PATH, "folder of the data set's files, if not that of the run")
     tfds_dir: str = setting("", PATH, "folder of prepared data sets, if not that of the run")
@@ -38,7 +38,7 @@ class UseSettings:
 
 
 class Finished(NamedTuple):
-    """A trained model with the data it was trained on."""
+    """A trained model and the data it was trained on."""
 
     path: Path
     model: HierarchicalVAE
@@ -50,7 +50,7 @@ class Finished(NamedTuple):
         return self.as_test_images(self.dataset.train_images, self.dataset.train_labels).test_x()
 
     def as_test_images(self, images: np.ndarray, labels: np.ndarray, name: str = "") -> Dataset:
-        """The data set with other test images, to be treated alike.
+        """The data set with other test images, which are preprocessed as its own.
 
         Raises:
           DataError: the images have another shape or dtype.
@@ -67,13 +67,13 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
     """The model of a finished run, or of a folder made by `lvae_jax.save`, and its data.
 
     Args:
-      settings: where the data are, if the run does not say.
-      command: its name, for the message.
-      workdirs: what was given; it has to be one.
+      settings: locate the data, if the run does not.
+      command: the command's name, for the message.
+      workdirs: the folders on the command line; there must be one.
 
     Raises:
-      SettingsError: not one folder was given, or there are no devices of the kind asked for.
-      WorkdirError: there is no model, nothing says which data, or the data do not fit the model.
+      SettingsError: not exactly one folder was given, or JAX cannot use its devices.
+      WorkdirError: there is no model, its data set is unknown, or the data do not fit the model.
       DataError: the data cannot be read.
     """
     if len(workdirs) != 1:
@@ -112,12 +112,12 @@ def load_data(name: str, settings: Settings) -> Dataset:
 
 
 def first_images(run: Finished, number: int) -> np.ndarray:
-    """x of the first test images, or of all there are."""
+    """x of the first `number` test images."""
     return run.dataset.test_x()[:number]
 
 
 def chunks(description: str, total: int, size: int) -> Iterator[np.ndarray]:
-    """Row numbers, `size` at a time, with progress; the last ones may be fewer."""
+    """Yields row numbers, `size` at a time (the last time fewer), and shows progress."""
     with Progress(description, total) as progress:
         for start in range(0, total, size):
             rows = np.arange(start, min(start + size, total))
@@ -138,7 +138,7 @@ def mean_and_error(values: np.ndarray) -> dict[str, float]:
 
 
 def write(run: Finished, name: str, results: Any, figure: Figure) -> None:
-    """Writes NAME.json and figures/NAME.png into the run's folder, and says so.
+    """Writes NAME.json and figures/NAME.png into the run's folder, and prints their names.
 
     Raises:
       WorkdirError: the folder cannot be written to.

@@ -1,6 +1,6 @@
-"""Fills in what is missing: `python -m experiments.impute RUN --missing=0.5|bottom|FILE.npy`.
+"""Imputes missing values: `python -m experiments.impute RUN --missing=0.5|bottom|FILE.npy`.
 
-Beside what independent pixels and the nearest training images give.
+Compares with independent pixels and with the nearest training images.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.imputation import masked_log_prob
 
 LEAST_VARIANCE = 1e-4
-"""Of a pixel that never varies, in the comparisons."""
+"""Variance added to every pixel in the comparisons."""
 
 SHOWN = 10
 SHOWN_DRAWS = 3
@@ -31,25 +31,25 @@ SHOWN_DRAWS = 3
 
 @dataclasses.dataclass(frozen=True)
 class ImputeSettings(UseSettings):
-    """What is missing, and how much is spent on it."""
+    """What is missing, and how many samples impute it."""
 
     missing: str = setting(
         "0.5",
         TEXT,
-        "a share of the values, at random; bottom: the lower half; or an .npy file of the images' "
-        "shape, or [n, *shape], that is true where values are missing",
+        "a share of the values, at random; bottom: the lower half; or an .npy file, of the images' "
+        "shape or [n, *shape], that is true where values are missing",
     )
     images: int = setting(100, whole(2), "test images: the first N")
     samples: int = setting(1024, whole(32), "importance samples, a multiple of 32")
-    rounds: int = setting(5, whole(0), "of Metropolis-within-Gibbs, at most")
-    neighbours: int = setting(10, whole(1), "nearest training images of the comparison")
+    rounds: int = setting(5, whole(0), "at most this many rounds of Metropolis-within-Gibbs")
+    neighbours: int = setting(10, whole(1), "number of nearest training images in the comparison")
 
 
 def observed_entries(missing: str, shape: tuple[int, ...], images: int, seed: int) -> np.ndarray:
-    """Where images are observed: bool [images, data_dim].
+    """Which values are observed: bool [images, data_dim].
 
     Raises:
-      SettingsError: `missing` says nothing of these images, or leaves all or no values.
+      SettingsError: `missing` does not fit the images, or leaves all or no values of an image.
     """
     if missing == "bottom":
         gone = np.zeros(shape, bool)
@@ -84,7 +84,7 @@ def observed_entries(missing: str, shape: tuple[int, ...], images: int, seed: in
 
 
 def independent(train_x: np.ndarray, observation: str) -> Bernoulli | Gaussian:
-    """Every pixel by itself: the training images' mean, or mean and variance; [1, data_dim]."""
+    """Independent pixels with the training images' mean, or mean and variance; [1, data_dim]."""
     if observation == "gaussian":
         return Gaussian(train_x.mean(0)[None], train_x.var(0)[None] + LEAST_VARIANCE)
     return Bernoulli(_logit(_smoothed_mean(train_x))[None])
@@ -93,10 +93,10 @@ def independent(train_x: np.ndarray, observation: str) -> Bernoulli | Gaussian:
 def of_neighbours(
     x: np.ndarray, observed: np.ndarray, train_x: np.ndarray, number: int, observation: str
 ) -> Bernoulli | Gaussian:
-    """Independent pixels of the nearest training images and of one average image beside them.
+    """Independent pixels with the moments of the nearest training images and one average image.
 
-    Nearest by the squared distance over what is observed; the average image keeps probabilities and
-    variances from 0.
+    Nearest by the squared distance over the observed values. The average image keeps probabilities
+    and variances away from 0.
     """
     distances = observed @ (train_x**2).T - 2 * np.where(observed, x, 0) @ train_x.T
     nearest = train_x[np.argpartition(distances, number - 1, axis=1)[:, :number]]
@@ -117,7 +117,7 @@ def _logit(p: np.ndarray) -> Any:
 
 
 def wrong(mean: np.ndarray, x: np.ndarray, observed: np.ndarray, observation: str) -> np.ndarray:
-    """Of every image, the share of missing pixels guessed wrong, or the root mean squared error."""
+    """Per image, the share of missing pixels guessed wrong, or the root mean squared error."""
     if observation == "gaussian":
         error = np.where(observed, 0, (mean - x) ** 2).sum(1) / (~observed).sum(1)
         return np.sqrt(error)
@@ -131,7 +131,7 @@ def draw(
     filling: np.ndarray,
     settings: ImputeSettings,
 ) -> tuple[evaluation.Imputation, evaluation.ConditionalLogLikelihood]:
-    """Imputations and conditional log-likelihoods of all images, a few at a time."""
+    """Imputations and conditional log-likelihoods of all images, in batches."""
     effort = evaluation.Conditioning(num_samples=settings.samples, rounds=settings.rounds)
     imputed, likelihoods = [], []
     for rows in finished.chunks("imputed, image", len(x), 10):
@@ -222,7 +222,7 @@ def impute(settings: ImputeSettings, *workdirs: str) -> None:
 def _pictures(
     run: Finished, x: np.ndarray, observed: np.ndarray, filled: list[np.ndarray]
 ) -> Figure:
-    """The first images, what is observed of them, and what each has put in its place."""
+    """The first images, their observed values, and each imputation."""
     low, high = float(x.min()), float(x.max())
     rows = [x, np.where(observed, x, (low + high) / 2)]
     rows += [np.where(observed, x, one) for one in filled]

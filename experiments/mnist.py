@@ -10,7 +10,7 @@ DEFAULTS = Settings()
 
 
 def load(settings: Settings) -> Any:
-    """MNIST, from where the settings say."""
+    """MNIST, read from the settings' folders."""
     from lvae_jax.data import mnist
 
     return mnist.load(settings.data_dir or None, settings.tfds_dir or None)

@@ -9,7 +9,7 @@ from experiments.settings import Settings, choice, setting
 
 @dataclasses.dataclass(frozen=True)
 class NorbSettings(Settings):
-    """Of NORB's own: which of the two cameras' images."""
+    """NORB's own settings: which camera's images to use."""
 
     cameras: Literal["one", "both"] = setting(
         "one", choice("one", "both"), "the first camera's images, or both's"
@@ -22,7 +22,7 @@ DEFAULTS = NorbSettings(activation="tanh")
 
 
 def load(settings: NorbSettings) -> Any:
-    """Small NORB, from where the settings say."""
+    """Small NORB, read from the settings' folders."""
     from lvae_jax.data import small_norb
 
     return small_norb.load(

@@ -10,7 +10,7 @@ DEFAULTS = Settings(epochs=1500)
 
 
 def load(settings: Settings) -> Any:
-    """OMNIGLOT in Burda's split, from where the settings say."""
+    """OMNIGLOT in Burda's split, read from the settings' folders."""
     from lvae_jax.data import omniglot
 
     return omniglot.load(settings.data_dir or None, settings.tfds_dir or None)

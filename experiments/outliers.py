@@ -1,7 +1,7 @@
 """Is an image unusual for a model? `python -m experiments.outliers RUN --against=fashion_mnist`.
 
-Compares log-likelihood, ELBO and the likelihood ratios as scores, between the run's test images and
-others that are treated alike.
+Compares log-likelihood, ELBO and likelihood ratios as scores, on the run's test images and on other
+images that are preprocessed in the same way.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ TRUE_POSITIVES = 0.8
 
 @dataclasses.dataclass(frozen=True)
 class OutlierSettings(UseSettings):
-    """Which images to tell from the run's own, and how well to estimate the scores."""
+    """The other images, and how many samples estimate the scores."""
 
     against: str = setting("", TEXT, "the other images: a data set's name, or an .npy or .npz file")
     against_dir: str = setting("", PATH, "folder of the other data set's files")
@@ -37,10 +37,10 @@ class OutlierSettings(UseSettings):
 
 
 def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
-    """x of the other data set's images, made as the run's own test images are.
+    """x of the other data set's images, preprocessed like the run's test images.
 
     Raises:
-      SettingsError: nothing was named.
+      SettingsError: no images were named.
       DataError: the images cannot be read, or have another shape.
     """
     name = settings.against
@@ -73,7 +73,7 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
 def scores(
     run: Finished, x: np.ndarray, settings: OutlierSettings, name: str
 ) -> dict[str, np.ndarray]:
-    """Log-likelihood, ELBO and the ratio for every k, in nats, of every image."""
+    """Log-likelihood, ELBO and the ratio for every k, in nats per image."""
     model, variables = run.model, run.variables
     keys = finished.image_keys(settings.seed, len(x))
     likelihoods = []
@@ -97,8 +97,8 @@ def detection(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
     """AUROC, AUPRC and the false-positive rate at 80 % true positives; outliers are the positives.
 
     Args:
-      inside: of the run's own images, lower where they are more usual.
-      outside: of the others.
+      inside: scores of the run's own images; lower means more usual.
+      outside: scores of the others.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
@@ -115,7 +115,7 @@ def detection(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
 def with_standard_errors(
     inside: np.ndarray, outside: np.ndarray, rng: np.random.Generator
 ) -> dict[str, dict[str, float]]:
-    """`detection` of all images, with the deviation over bootstrap samples of them."""
+    """`detection` with standard errors, from bootstrap samples of the images."""
     drawn = [
         detection(rng.choice(inside, len(inside)), rng.choice(outside, len(outside)))
         for _ in range(RESAMPLES)
@@ -130,7 +130,7 @@ def with_standard_errors(
 
 
 def _unusual(name: str, values: np.ndarray) -> np.ndarray:
-    """A score that is larger for outliers: of a likelihood, its negative."""
+    """The score with the sign that makes it larger for outliers."""
     return values if name.startswith("L - ") else -values
 
 

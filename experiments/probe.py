@@ -19,7 +19,7 @@ from experiments.show import numbers, uses
 from lvae_jax import latents
 
 LABELS = (100, 1000, 0)
-"""Labelled images to learn from; 0: all."""
+"""Numbers of labelled images to learn from; 0 means all."""
 BINS = 32
 
 PUBLISHED = (
@@ -31,7 +31,7 @@ PUBLISHED = (
 
 @dataclasses.dataclass(frozen=True)
 class ProbeSettings(UseSettings):
-    """How much is learned from, and how often."""
+    """The settings of the classifiers."""
 
     draws: int = setting(10, whole(2), "random choices of the 100 and of the 1,000 labelled images")
     neighbours: int = setting(5, whole(1), "k of the k-nearest-neighbour classifier")
@@ -41,9 +41,9 @@ class ProbeSettings(UseSettings):
 def representations(
     run: Finished, train_x: np.ndarray, test_x: np.ndarray
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[int]]:
-    """Training and test features by name, and how many units of each layer are active.
+    """Training and test features by name, and the number of active units per layer.
 
-    Latents are posterior means along the means, see `latents.encode`.
+    The latents are posterior means, see `latents.encode`.
     """
     train, test = (
         latents.encode(run.model, run.variables, jnp.asarray(x)) for x in (train_x, test_x)
@@ -68,13 +68,14 @@ def representations(
 def unit_information(z: np.ndarray, labels: np.ndarray, bins: int = BINS) -> np.ndarray:
     """Mutual information of every unit with the class, in nats.
 
-    Units are cut into quantiles; the plug-in estimate less its bias of first order (Miller, 1955),
-    so that it is about zero for a unit that knows nothing. A lower bound of what the unit knows.
+    Units are cut into quantiles. The plug-in estimate is corrected for its first-order bias
+    (Miller, 1955), so it is about zero for a unit that is independent of the class. Cutting loses
+    information, so the result is a lower bound.
 
     Args:
       z: [images, units].
       labels: [images].
-      bins: quantiles of a unit.
+      bins: number of quantiles.
 
     Returns:
       [units].
@@ -96,11 +97,11 @@ def unit_information(z: np.ndarray, labels: np.ndarray, bins: int = BINS) -> np.
 
 
 def labelled(labels: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows of `number` images, as equally many of each class as the classes allow; 0: all rows."""
+    """Rows of `number` images, with classes as equal in number as possible; 0: all rows."""
     if not number:
         return np.arange(len(labels))
     order = rng.permutation(len(labels))
-    # The first of each class, then the second ones, ...
+    # Order by rank within the class: the first image of each class, then the second, ...
     rank = np.empty(len(labels), int)
     for label in np.unique(labels):
         rows = order[labels[order] == label]
@@ -114,11 +115,11 @@ def error_rates(
     choices: list[np.ndarray],
     neighbours: int,
 ) -> dict[str, dict[str, float]]:
-    """Test errors in per cent, of both classifiers; over several choices with their deviation.
+    """Test errors of both classifiers in per cent, with their deviation over several choices.
 
-    Features are centred and divided by one number, the root of the mean variance of all training
-    images' features: units keep their proportions, since one that hardly varies should not count as
-    much as the others. The standard error of one choice is that over the test images.
+    Features are centred and divided by one number, the root of their mean variance over the
+    training images. Units keep their proportions, because one that hardly varies should not count
+    as much as the others. For a single choice the error is the standard error over the test images.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -156,9 +157,7 @@ def probe(settings: ProbeSettings, *workdirs: str) -> None:
     rows = slice(settings.subset or None)
     labels = (run.dataset.train_labels[rows], run.dataset.test_labels)
     if len(np.unique(labels[0])) < 2:
-        raise WorkdirError(
-            f"{run.dataset.name} has no labels to probe for; give --data with labels"
-        )
+        raise WorkdirError(f"{run.dataset.name} has no labels to probe; give --data with labels")
     train_x, test_x = run.train_x()[rows], run.dataset.test_x()
     features, active = representations(run, train_x, test_x)
 

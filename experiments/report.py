@@ -1,7 +1,7 @@
 """The report of a run, finished or not: `python -m experiments.report WORKDIR`.
 
-Draws all figures, of the newest checkpoint (or of the one chosen by validation) and of the metrics
-so far, and writes report.html, which holds them all.
+Draws all figures from the newest checkpoint (or the one chosen by validation) and the metrics so
+far, and writes report.html with all of them.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from experiments.settings import SOURCE, TEXT, setting, whole
 
 @dataclasses.dataclass(frozen=True)
 class ReportSettings:
-    """What a report needs to know besides the workdir."""
+    """The settings of a report."""
 
     layer: int = setting(
         0, whole(0), "layer that interpolations are made in, 1 for the bottom one; 0: the top"
@@ -31,15 +31,15 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     """Draws a run's figures and writes its report.html.
 
     Args:
-      path: the workdir. If the run was made by code of one's own, and not by an experiment's
-        command, the figures of its model stay as they were drawn at its end.
+      path: the workdir. If your own code made the run, and not an experiment's command, the figures
+        that need its model are not drawn again.
       layer: see `drawing.draw_model`.
-      **changed: of the settings, those that do not change results, such as `data_dir`; and
-        `experiment`, for a run that does not name it.
+      **changed: settings that do not change results, such as `data_dir`; and `experiment`, for a
+        run that does not name it.
 
     Raises:
-      WorkdirError: the folder is no run's, or has nothing to show yet.
-      DataError: the data set is not at hand, or is another one.
+      WorkdirError: the folder holds no run, or no finished epoch yet.
+      DataError: the data set is not available, or is another one.
     """
     import jax
 
@@ -64,7 +64,7 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
         raise WorkdirError(f"{path} has no finished epoch yet; wait for the first")
     if config["experiment"] is None and layer is not None:
         raise WorkdirError(
-            f"{path} names no experiment, so its model cannot be drawn anew; give --experiment, "
+            f"{path} names no experiment, so its model cannot be drawn again; give --experiment, "
             "or leave --layer out"
         )
     if config["experiment"] is not None:
@@ -97,10 +97,10 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
 
 
 def main(settings: ReportSettings, *workdirs: str) -> None:
-    """Takes the workdir, and the settings that are given.
+    """Writes the report of the workdir on the command line.
 
     Raises:
-      SettingsError: not one workdir.
+      SettingsError: not exactly one workdir was given.
     """
     if len(workdirs) != 1:
         raise SettingsError("give one workdir: python -m experiments.report WORKDIR")

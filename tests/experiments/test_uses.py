@@ -127,7 +127,7 @@ def test_images_without_labels_cannot_be_probed(folder, monkeypatch):
         return run
 
     monkeypatch.setattr(finished, "read", without_labels)
-    with pytest.raises(WorkdirError, match="has no labels to probe for"):
+    with pytest.raises(WorkdirError, match="has no labels to probe"):
         probe.probe(probe.ProbeSettings(data="digits"), str(folder))
 
 
