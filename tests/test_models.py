@@ -7,6 +7,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import linear_gaussian as lg
 import numpy as np
 import pytest
@@ -717,7 +718,9 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-def test_sizes_may_be_lists_and_numpy_integers():
+def test_sizes_may_be_lists_and_numpy_integers(monkeypatch):
+    # More is taken than the annotations say: what the fields hold afterwards.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     model = LadderVAE(np.int64(4), [3, np.int32(2)], [[5, 5], 4])
     assert model == LadderVAE(4, (3, 2), ((5, 5), 4))
     assert hash(model) == hash(LadderVAE(4, (3, 2), ((5, 5), 4)))
