@@ -1,4 +1,4 @@
-"""PyTorch, which is compared with where it is installed and is no dependency."""
+"""PyTorch, an optional dependency: benchmarks compare with it if it is installed."""
 
 import functools
 import os
@@ -9,8 +9,8 @@ NO_PYTORCH = 'PyTorch is left out, since it is not installed (pip install "lvae-
 
 @functools.cache
 def pytorch() -> ModuleType | None:
-    """`benchmarks.pytorch`, with as many threads as there are cores; None without PyTorch."""
-    # Else the seconds to compile would be those of a reader of an earlier run's files.
+    """`benchmarks.pytorch` with one thread per core; None if PyTorch is not installed."""
+    # Without this, a second run would read compiled code from disk instead of compiling it.
     os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     try:
         import torch

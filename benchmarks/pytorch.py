@@ -1,9 +1,9 @@
-"""The ladder variational autoencoder in PyTorch, as its users write one that should be fast.
+"""The ladder variational autoencoder in PyTorch, written for speed.
 
 The model of `lvae_jax.LadderVAE` with Bernoulli observations, from the same equations: PyTorch's
-own fused batch norm and loss, one linear layer for mean and variance, fused Adam. It needs PyTorch,
-which is no dependency: `pip install "lvae-jax[benchmarks]"`. Before anything is timed,
-`differences` shows that the two compute the same numbers.
+fused batch norm and loss, one linear layer for mean and variance, fused Adam. It needs PyTorch,
+an optional dependency: `pip install "lvae-jax[benchmarks]"`. Before anything is timed,
+`differences` checks that the two models compute the same numbers.
 """
 
 import math
@@ -30,7 +30,7 @@ Gaussian = tuple[torch.Tensor, torch.Tensor]
 class BatchNorm(nn.Module):
     """Normalises by the batch's own moments in training, by stored ones in evaluation.
 
-    Training keeps no moving average, as `lvae_jax` does not: it would be work that nothing reads.
+    Like `lvae_jax`, training keeps no moving average: nothing would read it.
     """
 
     def __init__(self, units: int):
@@ -347,7 +347,7 @@ def check(differences: dict[str, float]) -> None:
 def differences(
     sizes: Sizes, jax_model: LadderVAE, variables: Any, x: np.ndarray, key: jax.Array
 ) -> dict[str, float]:
-    """How far the two models are apart, given the same parameters, images and noise.
+    """Relative differences of the two models, given the same parameters, images and noise.
 
     Args:
       sizes: of both models.
@@ -366,7 +366,7 @@ def differences(
     with jax.default_matmul_precision("highest"):
 
         def infer(params: Any, train: bool) -> Any:
-            # A dict of its own for each, so that training does not read the statistics.
+            # Separate dicts, so that training does not read the statistics.
             kept = {"params": params} if train else {**variables, "params": params}
             return jax_model.apply(kept, jnp.asarray(x), train=train, rngs={"sample": key})
 

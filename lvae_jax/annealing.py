@@ -1,8 +1,8 @@
-"""How far an estimate of log p(x) can be off: bidirectional Monte Carlo (Grosse et al., 2015).
+"""Bounds the error of an estimate of log p(x): bidirectional Monte Carlo (Grosse et al., 2015).
 
 Everything happens in the space of the standardised noise of all layers, eps ~ N(0, I) with
 z_L = eps_L and z_i = mean(z_{i+1}) + sigma(z_{i+1}) eps_i. There the prior is the same at every
-point, whatever the networks, so that one step size fits all layers.
+point, so one step size fits all layers.
 """
 
 import functools

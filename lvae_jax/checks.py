@@ -96,7 +96,7 @@ def as_examples(x: Any, data_dim: int) -> Float[Array, "batch data_dim"]:
 
 
 def as_int(size: Any) -> Any:
-    """A NumPy integer as Python's; what is no integer is left to the check."""
+    """A NumPy integer as a Python int; anything else is returned unchanged."""
     return operator.index(size) if hasattr(size, "__index__") else size
 
 

@@ -9,12 +9,12 @@ Options = dict[str, str | bool]
 
 # Names of XLA's debug options, which come and go with jaxlib versions.
 CPU_OPTIONS: dict[str, Options] = {
-    # Runs once: what takes time is compiling it, most of all LLVM's passes over every draw.
+    # Runs once, so compilation takes most of the time, mainly LLVM's passes over every draw.
     "once": {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True},
-    # Whole AVX-512 registers, where the processor has them; LLVM's habit is half of them.
+    # Use whole AVX-512 registers, if the processor has them; LLVM's default is half of them.
     "loop": {"xla_cpu_prefer_vector_width": "512"},
-    # Without one kernel for all of a decoder, from its products to the sum over pixels: in there,
-    # exponentials and logarithms are slower than in kernels of their own.
+    # Do not fuse the decoder's products with the sum over pixels: exponentials and logarithms are
+    # slower in such a kernel.
     "likelihood": {
         "xla_cpu_prefer_vector_width": "512",
         "xla_cpu_experimental_ynn_fusion_type": "",

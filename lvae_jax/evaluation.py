@@ -195,7 +195,7 @@ def active_units(means: Float[Array, "samples images units"]) -> Bool[Array, " u
     """
     samples = means.shape[0]
     if samples < 2 or samples % 2:
-        raise ValueError(f"{samples} samples an image; give an even number, for pairs")
+        raise ValueError(f"{samples} samples per image; give an even number, for pairs")
     centred = means - jnp.mean(means, axis=1, keepdims=True)
     one, other = centred[0::2], centred[1::2]
     return jnp.mean(one * other, axis=(0, 1)) > ACTIVE_VARIANCE
@@ -316,13 +316,13 @@ class _RunningSums(NamedTuple):
 def default_chunk_size(
     model: Model, images: int, platform: str | None = None, memory: int | None = None
 ) -> int:
-    """Samples per image at a time: as many as the device works on best, if its memory holds them.
+    """The default number of importance samples per image and chunk, from the device and its memory.
 
     Args:
       model: a model.
-      images: evaluated at once.
-      platform: of the device, such as "cpu" or "tpu"; None for the default backend.
-      memory: of the device, in bytes; None for that of the first local device.
+      images: number of images per call.
+      platform: the device's platform, such as "cpu" or "tpu"; None for the default backend.
+      memory: the device's memory in bytes; None for that of the first local device.
 
     Returns:
       At least 1, and always the same on a device. On a CPU 2,500 samples of images at a time, which

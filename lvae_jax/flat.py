@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
 
@@ -96,10 +97,10 @@ def join(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether no array of a tree holds a NaN or an infinity."""
 
-    def of_arrays(leaves: list[Array]) -> Bool[Array, ""]:
+    def of_arrays(leaves: list[ArrayLike]) -> Bool[Array, ""]:
         return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
-    def of_vector(leaves: list[Array]) -> Bool[Array, ""]:
+    def of_vector(leaves: list[ArrayLike]) -> Bool[Array, ""]:
         return jnp.all(jnp.isfinite(ravel_pytree(leaves)[0]))
 
     leaves = jax.tree.leaves(tree)

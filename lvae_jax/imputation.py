@@ -1,4 +1,4 @@
-"""A trained model conditioned on a part of an image: what is missing, and how likely it is.
+"""A trained model conditioned on a part of an image: imputes the rest and its likelihood.
 
 x = (x_o, x_m), observed and missing. p(z | x_o) is reached by importance sampling from q(z | x')
 with the missing values of x' filled in; the fillings are improved by Metropolis-within-Gibbs.
@@ -201,9 +201,9 @@ def _given_observed(
 
     A round resamples the chains from the weighted samples (sampling importance resampling), moves
     them by Metropolis-within-Gibbs, and draws new importance samples from their fillings, whose
-    mean weight is unbiased for p(x_o) whatever the fillings are. To end at the first round whose
-    effective sample size suffices is to choose among rounds, which adds a bias of the order of the
-    stated standard error's square.
+    mean weight is unbiased for p(x_o) for any fillings. Stopping at the first round whose effective
+    sample size suffices chooses among rounds, which adds a bias of the order of the square of the
+    stated standard error.
     """
     x = jnp.where(observed, x, filling)  # a missing value may be NaN
 
@@ -252,7 +252,7 @@ def impute(
     effort: Conditioning = Conditioning(),
     condition: Float[Array, "batch features"] | None = None,
 ) -> Imputation:
-    """Draws and means of what is missing, given what is observed.
+    """Draws and means of the missing values, given the observed ones.
 
     p(x_m | x_o) = E[p(x_m | z)] over p(z | x_o), by importance resampling; see `Conditioning`.
 

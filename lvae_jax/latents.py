@@ -43,9 +43,9 @@ def encode(
     """The posterior of every layer, (7)-(9) or (16)-(19), along the means or along a sample.
 
     Every q(z_i | ...) is conditioned on a value of a neighbouring layer. Without a key that value
-    is the mean of its own posterior: one deterministic point per image, for features, retrieval and
-    plots. With a key it is a sample, which represents the posterior's uncertainty: for averages
-    over q and for anything that the generative model is to continue from.
+    is its posterior's mean: one deterministic point per image, for features, retrieval and plots.
+    With a key it is a sample, which represents the posterior's uncertainty: for averages over q and
+    for anything that is decoded again.
 
     Args:
       model: a trained model.
@@ -94,10 +94,10 @@ def encode(
 
 
 def _along_means(apply: Callable[..., Any], x: Array, latent_sizes: tuple[int, ...]) -> Terms:
-    """The terms of one image where every z_i is the mean of its own posterior.
+    """The terms of one image where every z_i is its posterior's mean.
 
-    Upward or downward, a layer's posterior depends on layers before it alone: with every pass one
-    layer more is settled. (XLA drops what the passes have in common.)
+    Upward or downward, a layer's posterior depends only on the layers before it, so every pass
+    settles one more layer. (XLA removes what the passes have in common.)
     """
     z = tuple(jnp.zeros((1, 1, units), jnp.float32) for units in latent_sizes)
     for _ in range(len(latent_sizes) + 1):

@@ -23,14 +23,14 @@ def auto_axes(*names: str) -> dict[str, int]:
 
 
 def split_examples(x: Array, axes: str | tuple[str, ...] = "data") -> Array:
-    """Asks for the first axis of an array to be split over devices, where a mesh allows it.
+    """Asks XLA to split the first axis of an array over devices, if a mesh allows it.
 
-    The result is the same; each device computes its part of the examples.
+    Results do not change; each device computes its part of the examples.
 
     Args:
       x: [batch, ...].
       axes: one or more of `MESH_AXES`. Those that the mesh lacks, or that are not Auto, are left
-        out; if the size of the others does not divide the batch, nothing is asked for.
+        out; if the size of the others does not divide the batch, nothing is split.
 
     Returns:
       x.

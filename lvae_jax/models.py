@@ -443,7 +443,7 @@ class HierarchicalVAE(nn.Module):
         train: bool = False,
         condition: Condition = None,
     ) -> Terms:
-        """Evaluates every density as `__call__` does, at a z that is given: nothing is drawn.
+        """Evaluates every density as `__call__` does, at a given z: nothing is drawn.
 
         Each q(z_i | ...) and p(z_i | z_{i+1}) is the one given the neighbouring layer of this z, so
         that it can be differentiated by z alone, or by the parameters alone.
@@ -530,8 +530,8 @@ class HierarchicalVAE(nn.Module):
         Args:
           z_or_key: values of z of `layer`, the layers below being drawn from the "sample" stream;
             or a PRNG key, and `num_samples` of all layers are drawn from it.
-          layer: which layer z belongs to, 1 .. L; the top one where it is not given.
-          num_samples: how many samples to draw where a key is given.
+          layer: the layer that z belongs to, 1 to L; the top one by default.
+          num_samples: how many samples to draw if a key is given.
           condition: [samples, condition_dim], for a model with a `condition_dim`.
 
         Returns:
@@ -631,15 +631,15 @@ class LadderVAE(HierarchicalVAE):
         model without one.
       mlp: replaces MLPs: a function of a layer and a direction, see `networks.Replace`, that
         returns a Flax module called as `module(y, train)`, with the condition as a third argument
-        where there is one; or None for the paper's MLP.
+        if there is one; or None for the paper's MLP.
       head: replaces heads in the same way by `module(d, train)`, which returns a `Gaussian`; at
         layer 0 the observation's numbers, [..., head_size * data_dim].
-      generative_hidden_sizes: hidden units of the generative model's MLPs, as `hidden_sizes`, where
-        they are not those.
+      generative_hidden_sizes: hidden units of the generative model's MLPs, if they differ from
+        `hidden_sizes`.
       batch_norm_epsilon: added to variances within batch norm (the authors: 1e-10).
       variance_bias: initial bias of what a variance is made of, where batch norm has no shift in
         its place (the authors: 1).
-      own_top_down: the downward inference has MLPs of its own instead of the generative ones.
+      own_top_down: the downward inference has separate MLPs instead of the generative ones.
       mean_upward: mu_hat_{i-1} is fed upward instead of d_{i-1}.
       combine: how a layer's likelihood and prior give its posterior: "precision_weighted",
         (16)-(18), or a function of the two Gaussians that returns a third.

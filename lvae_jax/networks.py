@@ -100,8 +100,8 @@ class BatchNorm(nn.Module):
 def as_rows(y: Float[Array, "*batch units"]) -> Float[Array, "rows units"]:
     """Samples and batch as one axis, within a network.
 
-    The weights' gradient of a product with more axes costs XLA transposed copies, and the gradient
-    of batch norm, where it is reshaped between two layers, kernels of its own.
+    With more axes, XLA copies transposed arrays for the weights' gradient, and needs extra kernels
+    where batch norm's gradient is reshaped between two layers.
     """
     return y.reshape(-1, y.shape[-1])
 

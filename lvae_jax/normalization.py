@@ -1,8 +1,8 @@
 """Batch normalisation as pure functions, with its gradient written out.
 
-Statistics run over every axis but the last: over samples and batch together where there are both.
-Sums over the batch are what an accelerator launches most kernels for, and a mesh most collectives.
-How they are best taken depends on the device: `moments` and `_both_sums` choose.
+Statistics run over every axis but the last, so over samples and batch together.
+On an accelerator, sums over the batch need most of the kernels; on a mesh, most of the collectives.
+The best way to compute them depends on the device: `moments` and `_both_sums` choose.
 """
 
 import functools
@@ -59,7 +59,7 @@ def _mean(rows: Float[Array, "rows units"]) -> Float[Array, " units"]:
 
 
 def _sum_of_shares(rows: Float[Array, "rows units"]) -> Float[Array, " units"]:
-    """The mean without a division after the sum, for which a TPU launches a kernel of its own.
+    """The mean without a division after the sum, for which a TPU launches a separate kernel.
 
     A TPU adds up the rows' shares in the kernel that computes the rows.
     """

@@ -19,19 +19,19 @@ GRADIENTS = ("standard", *PATH_BOUNDS)
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Which bound a step climbs, by how many samples and by which gradient. Static under `jit`.
+    """The bound that a step climbs, its samples and its gradient. Static under `jit`.
 
     Fields:
       mc_samples: independent estimates of the bound per example, averaged.
       importance_samples: K of equation (6). With K = 1 the bound is the ELBO, equation (20), with
-        KL terms in closed form where there is one; with more, the importance-weighted bound.
-      gradient: which one the inference model's parameters follow: "standard", the bound's own;
+        KL terms in closed form where possible; with K > 1, the importance-weighted bound.
+      gradient: the gradient of the inference model's parameters: "standard", the bound's own;
         "stl", that of `bounds.sticking_the_landing`; or "dreg", that of
         `bounds.doubly_reparameterized`.
       free_bits: nats per unit, see `bounds.free_bits`; 0 for none. For the ELBO and its standard
         gradient only.
-      closed_form_kl: whether the ELBO's KL terms are in closed form where there is one; without,
-        all are log q - log p at the sample, as in the authors' code.
+      closed_form_kl: whether the ELBO's KL terms are in closed form where possible; if not, all
+        are log q - log p at the sample, as in the authors' code.
 
     Raises:
       ValueError: a number of samples is less than 1, there is no such gradient, or free bits are

@@ -54,8 +54,8 @@ def likelihood_ratio(
 
     In bottom-up inference (the VAE) q(z_{>k} | x) is a mixture over the lower layers and has no
     density in closed form. There z_{<=k} is drawn from q, z_{>k} from q(z_{>k} | z_k), whose
-    density takes the place of q(z_{>k} | x), and the lower layers are then drawn anew. For every
-    z_k that is a lower bound, hence in the mean; it is below the one above.
+    density replaces q(z_{>k} | x), and the lower layers are then drawn again. This is a lower bound
+    for every z_k, hence in the mean; it is below the one above.
 
     Source: Havtorn, Frellsen, Hauberg, Maaløe 2021, Hierarchical VAEs Know What They Don't Know,
     arXiv:2102.08248.

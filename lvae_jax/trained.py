@@ -40,14 +40,14 @@ def save(
     variables: Any,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a model and its variables to a folder, which is made where there is none.
+    """Writes a model and its variables to a folder, which is created if it does not exist.
 
     `model.json` holds the class, every field and the metadata; `weights.safetensors` the parameters
     and batch statistics by names such as `params/generative/mlps_0/Linear_0/Dense_0/kernel`. A
     field that is a function or an object of your own is not stored; `load` has to be given it.
 
     Args:
-      folder: where to write; a model that is there is replaced.
+      folder: where to write; an existing model is replaced.
       model: a `LadderVAE` or a `VAE`.
       variables: what evaluation takes, batch statistics included
         (`evaluation.reestimate_batch_stats`).
@@ -138,7 +138,7 @@ def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE
     model = _make(model_class, described.get("fields"), fields, path)
     try:
         difference = _difference(weights, model)
-    except Exception as error:  # whatever the fields of a foreign folder lead to
+    except Exception as error:  # of any kind: the fields come from a foreign folder
         raise ModelFolderError(f"{path / 'model.json'} describes no model: {error}") from error
     if difference:
         raise ModelFolderError(
@@ -210,7 +210,7 @@ def _class_of(described: dict[str, Any], path: Path) -> type[HierarchicalVAE]:
 def _make(
     model_class: type[HierarchicalVAE], stored: Any, given: dict[str, Any], path: Path
 ) -> HierarchicalVAE:
-    """The model of the stored fields and of those given for what is not stored."""
+    """The model with the stored fields and the given ones."""
     names = _field_names(model_class)
     if not isinstance(stored, dict) or stored.keys() - set(names):
         raise ModelFolderError(

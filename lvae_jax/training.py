@@ -36,7 +36,7 @@ _EPOCH = (*_STEP, "preprocess", "batch_size", "steps")
 
 
 class TrainState(NamedTuple):
-    """What changes from step to step: enough to go on exactly where training stopped."""
+    """What changes from step to step: enough to resume training exactly."""
 
     params: Any
     opt_state: Any
@@ -67,17 +67,18 @@ def make_optimizer(
     adam_epsilon: float = 1e-8,
     ema_decay: float = 0.0,
 ) -> Flattenable:
-    """Adam, after limits on the gradients where they are given.
+    """Adam, preceded by limits on the gradients if they are given.
 
-    The same arguments give the same object, so that no program is compiled twice for it.
+    Equal arguments return the same object, so that programs are not compiled again.
 
     Args:
-      learning_rate: Adam's. For one that changes from epoch to epoch give 1 here, and the epoch's
-        rate as `update_scale` of `train_epoch`.
+      learning_rate: Adam's learning rate. For one that changes from epoch to epoch give 1 here,
+        and the epoch's rate as `update_scale` of `train_epoch`.
       max_gradient_norm: gradients of a larger total norm are scaled down to it (the authors: 4).
       max_gradient: gradients are then clipped elementwise to plus or minus this (the authors: 0.9).
       adam_epsilon: Adam's epsilon (the authors: 1e-4).
-      ema_decay: of a moving average of the parameters, see `averaging.average_parameters`; 0: none.
+      ema_decay: decay of a moving average of the parameters, see `averaging.average_parameters`; 0
+        for none.
 
     Returns:
       A transformation whose updates are added to the parameters.
@@ -142,7 +143,7 @@ def fresh_state(params: Any, optimizer: optax.GradientTransformation, depth: int
     Returns:
       A state; its parameters are those given, not copies.
     """
-    # Every array is one of its own, so that all of them can be donated.
+    # Every array is separate, so that all of them can be donated.
     return TrainState(
         params=params,
         opt_state=optimizer.init(params),
@@ -206,7 +207,7 @@ def train_step(
         model, state.params, x, key, beta, objective, condition
     )
 
-    # Of an optimiser's dtype whatever the caller's, so that the state keeps its own.
+    # Always float32, so that the state keeps its dtypes.
     scale = jnp.asarray(update_scale, jnp.float32)
 
     def updated(state: TrainState) -> TrainState:

@@ -589,7 +589,7 @@ def test_active_units_average_over_pairs_of_samples():
 
 @pytest.mark.parametrize("samples", [0, 1, 3])
 def test_active_units_need_pairs_of_samples(samples):
-    message = f"{samples} samples an image; give an even number, for pairs"
+    message = f"{samples} samples per image; give an even number, for pairs"
     with pytest.raises(ValueError, match=message):
         evaluation.active_units(jnp.zeros((samples, 7, 5), jnp.float32))
 
