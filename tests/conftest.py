@@ -16,6 +16,12 @@ import jax
 import jaxtyping
 import pytest
 
+# For .ci/run: the types and shapes of the library's annotations are enforced (an int is a float).
+ENFORCED = os.environ.get("LVAE_JAX_TEST_ANNOTATIONS") == "1"
+if ENFORCED:
+    beartype = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    jaxtyping.install_import_hook("lvae_jax", beartype)
+
 FEW_OPTIMISATIONS = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
 jax.config.update("jax_disable_most_optimizations", FEW_OPTIMISATIONS)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -66,8 +72,8 @@ def _compiled_programs_are_dropped():
 
 @pytest.fixture(autouse=True)
 def _refusals_are_the_librarys_own(request, monkeypatch):
-    """With --jaxtyping-packages, a test of an error may give what annotations exclude."""
-    if request.config.getoption("jaxtyping_packages", None):
+    """Where annotations are enforced, a test of an error may still give what they exclude."""
+    if ENFORCED:
         function = getattr(request.node, "function", None)  # a doctest has none
         if function and "pytest.raises" in inspect.getsource(function):
             monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

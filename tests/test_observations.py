@@ -71,7 +71,7 @@ def test_discretized_logistic_sums_to_one(values, spread):
     head = head_of(DiscretizedLogistic(), shape=(1, 1, 8), spread=spread)
     x = jnp.arange(values, dtype=jnp.float32)[:, None, None] / (values - 1)
     of_pixels = jax.vmap(DiscretizedLogistic(values).log_prob, (2, None), 1)
-    log_p = of_pixels(tuple(h[..., None] for h in head), x)
+    log_p = of_pixels(tuple(jnp.broadcast_to(h[..., None], (values, 1, 8, 1)) for h in head), x)
     np.testing.assert_allclose(np.exp(np.float64(log_p)).sum(0), 1.0, rtol=1e-4)
 
 
