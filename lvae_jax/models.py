@@ -20,8 +20,9 @@ from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.networks import ACTIVATIONS, Activation, Networks, Replace
 from lvae_jax.observations import BernoulliObservation, GaussianObservation, Head, Observation
 
-Condition = Float[Array, "examples features"] | None
-"""What all networks are given beside their input: features of each example, or nothing."""
+Condition = Float[Array, "*#examples features"] | None
+"""What all networks are given besides their input: a row of features per example, or one row for
+all of them, or nothing."""
 
 
 def given(condition: Condition) -> dict[str, Any]:

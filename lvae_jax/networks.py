@@ -151,7 +151,7 @@ class MLP(nn.Module):
         self,
         y: Float[Array, "*batch inputs"],
         train: bool,
-        condition: Float[Array, "examples features"] | None = None,
+        condition: Float[Array, "*#examples features"] | None = None,
     ) -> Float[Array, "*batch d"]:
         """Applies the MLP to the last axis; a condition is joined to the input."""
         if condition is not None:
