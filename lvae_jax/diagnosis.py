@@ -20,11 +20,11 @@ def first_nonfinite(
     beta: float | Float[Array, ""] = 1.0,
     objective: Objective = ELBO,
 ) -> str | None:
-    """Computes a step again and looks at its quantities in the order in which they arise.
+    """Repeats a step and checks its quantities in the order in which they are computed.
 
     Args:
       model: a model.
-      params: before the step.
+      params: the parameters before the step.
       x: the batch.
       key: that of the step's samples.
       beta: see `training.train_step`.

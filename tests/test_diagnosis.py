@@ -28,7 +28,9 @@ def x_of(value: float = 1.0) -> np.ndarray:
 
 
 def first(model, params, x, **options):
-    return first_nonfinite(model, params, x, jax.random.key(1), objective=Objective(**options))
+    return first_nonfinite(
+        model, params, jnp.asarray(x), jax.random.key(1), objective=Objective(**options)
+    )
 
 
 def changed(params, changes):
