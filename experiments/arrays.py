@@ -4,19 +4,15 @@ import dataclasses
 from typing import Any, Literal
 
 from experiments import cli
-from experiments.settings import FLAG, SOURCE, Settings, choice, real, setting, whole
+from experiments.settings import FLAG, SOURCE, Settings, choice, operational, real, setting, whole
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraysSettings(Settings):
     """The files of the arrays, and how they are observed."""
 
-    train: str = setting(
-        "", SOURCE, "images to train on: FILE.npy, or FILE.npz:KEY", changes_results=False
-    )
-    test: str = setting(
-        "", SOURCE, "images to test on; the default is a part of --train", changes_results=False
-    )
+    train: str = operational("", SOURCE, "images to train on: FILE.npy, or FILE.npz:KEY")
+    test: str = operational("", SOURCE, "images to test on; the default is a part of --train")
     observation: Literal["bernoulli", "gaussian", "discretized_logistic"] = setting(
         "bernoulli",
         choice("bernoulli", "gaussian", "discretized_logistic"),

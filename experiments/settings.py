@@ -94,6 +94,11 @@ def setting(default: Any, kind: Kind, help: str, *, changes_results: bool = True
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def operational(default: Any, kind: Kind, help: str) -> Any:
+    """A setting that does not affect results: a run can be resumed with another value."""
+    return setting(default, kind, help, changes_results=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What a run computes and where it keeps its files. The defaults are the paper's settings.
@@ -229,52 +234,38 @@ class Settings:
         0, whole(0), "evaluate the log-likelihood on the first N test images; 0: all"
     )
 
-    workdir: str = setting(
-        "", PATH, "folder of the run; the default is runs/DATASET-MODELDEPTH", changes_results=False
+    workdir: str = operational(
+        "", PATH, "folder of the run; the default is runs/DATASET-MODELDEPTH"
     )
-    overwrite: bool = setting(
-        False, FLAG, "remove the run that the folder holds, and start again", changes_results=False
+    overwrite: bool = operational(
+        False, FLAG, "remove the run that the folder holds, and start again"
     )
-    checkpoint_seconds: float = setting(
-        60.0,
-        NOT_NEGATIVE,
-        "seconds between checkpoints: a killed run loses at most this much work",
-        changes_results=False,
+    checkpoint_seconds: float = operational(
+        60.0, NOT_NEGATIVE, "seconds between checkpoints: a killed run loses at most this much work"
     )
-    data_dir: str = setting(
-        "",
-        SOURCE,
-        "folder with the data set's original files, packed or not",
-        changes_results=False,
+    data_dir: str = operational(
+        "", SOURCE, "folder with the data set's original files, packed or not"
     )
-    tfds_dir: str = setting(
-        "",
-        SOURCE,
-        "folder of prepared data sets; the default is tensorflow-datasets' own",
-        changes_results=False,
+    tfds_dir: str = operational(
+        "", SOURCE, "folder of prepared data sets; the default is tensorflow-datasets' own"
     )
-    compilation_cache: str = setting(
+    compilation_cache: str = operational(
         "",
         PATH,
         "folder that keeps compiled programs for the next start; the default is the user's cache "
         "folder; off: keep none",
-        changes_results=False,
     )
-    coordinator_address: str = setting(
+    coordinator_address: str = operational(
         "",
         TEXT,
         "HOST:PORT of process 0, if several processes run one command; found by itself under "
         "SLURM's srun, Open MPI and on TPU pods",
-        changes_results=False,
     )
-    num_processes: int = setting(
-        1, whole(1), "with --coordinator_address: the number of processes", changes_results=False
+    num_processes: int = operational(
+        1, whole(1), "with --coordinator_address: the number of processes"
     )
-    process_id: int = setting(
-        0,
-        whole(0),
-        "with --coordinator_address: the number of this process, from 0",
-        changes_results=False,
+    process_id: int = operational(
+        0, whole(0), "with --coordinator_address: the number of this process, from 0"
     )
 
     def by_replica(self, name: str) -> tuple[Any, ...]:

@@ -260,7 +260,8 @@ def write_figures(paper: PaperSettings) -> None:
             file = Path("figures") / "principal_components.png"
             figure = figures.above_each_other({name: run.path / file for name, run in runs.items()})
         title = f"{found[0][1].dataset}.{scaled(paper)}"
-        figures.write_png(folder / f"{item}.png", figures.titled(figure, title))
+        figure.suptitle(title, fontsize=10)
+        figures.write_png(folder / f"{item}.png", figure)
 
 
 def _by_depth(

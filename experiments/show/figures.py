@@ -414,12 +414,6 @@ def above_each_other(files: Mapping[str, Path]) -> Figure:
     return figure
 
 
-def titled(figure: Figure, title: str) -> Figure:
-    """The figure under a title."""
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
 def as_png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
