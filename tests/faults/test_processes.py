@@ -32,10 +32,10 @@ ROOT = Path(__file__).parents[2]
 
 PATIENCE = 300.0  # seconds, of a machine that does much else
 
-EPOCHS, STEPS = 40, 4
+EPOCHS, STEPS = 20, 4
 
 FLAGS = [
-    "--latent_sizes=3,2", "--hidden_sizes=8,6", "--warmup_epochs=10", "--batch_size=321",
+    "--latent_sizes=3,2", "--hidden_sizes=8,6", "--warmup_epochs=5", "--batch_size=321",
     f"--epochs={EPOCHS}", "--eval_every=2", "--eval_samples=20", "--validation=100",
 ]  # fmt: skip
 """Of the small runs here; 1,400 digits are left to train on."""
@@ -414,7 +414,7 @@ def limited(size: int, command: list[str]) -> list[str]:
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on_once_there_is_room(whole, tmp_path):
     workdir = tmp_path / "run"
     command = Command(workdir, digits(workdir))
-    command.wait_until(lambda: command.epochs() >= 10)
+    command.wait_until(lambda: command.epochs() >= EPOCHS // 2)
     assert command.send(signal.SIGTERM) == 128 + signal.SIGTERM
     step = Checkpoints(workdir / "checkpoints").steps()[-1]
     metrics = (workdir / "metrics.jsonl").stat().st_size
