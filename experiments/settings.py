@@ -184,7 +184,7 @@ class Settings:
     ema_decay: float = setting(
         0.0,
         DECAY,
-        "decay of a moving average of the weights, which is then what is evaluated; 0: none",
+        "decay of a moving average of the weights, which is then evaluated; 0: none",
     )
     max_gradient_norm: float = setting(
         0.0, NOT_NEGATIVE, "limit on the gradient's total norm (the authors: 4); 0: none"
@@ -258,8 +258,8 @@ class Settings:
     coordinator_address: str = operational(
         "",
         TEXT,
-        "HOST:PORT of process 0, if several processes run one command; found by itself under "
-        "SLURM's srun, Open MPI and on TPU pods",
+        "HOST:PORT of process 0, if several processes run one command; detected automatically "
+        "under SLURM's srun, Open MPI and on TPU pods",
     )
     num_processes: int = operational(
         1, whole(1), "with --coordinator_address: the number of processes"
