@@ -13,11 +13,14 @@ from jaxtyping import Array, Float, Float32, Key, UInt8
 TEST_BINARISATION_SEED = 20160207
 """Seed of the fixed binarisation of test images; changing it changes every reported number."""
 
-GreyImages = Float32[Array, "batch *image_shape"]
-Images = UInt8[Array, "batch *image_shape"] | GreyImages
+UnitImages = Float32[Array, "batch *image_shape"]
+Images = (
+    UInt8[Array | np.ndarray, "batch *image_shape"]
+    | Float32[Array | np.ndarray, "batch *image_shape"]
+)
 
 
-def to_unit(images: Images) -> GreyImages:
+def to_unit(images: Images) -> UnitImages:
     """Grey values in [0, 1].
 
     Args:
