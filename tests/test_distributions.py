@@ -117,7 +117,7 @@ def test_a_sum_of_bernoulli_log_probs_is_that_of_float64_and_so_is_its_gradient(
     x = np.float32(rng.random((1, 2, units)) < 0.5)
     wide = np.where(x == 1, np.float64(logits), -np.float64(logits))
     each = -np.logaddexp(0, -wide)
-    found = distributions.sum_log_prob(Bernoulli(jnp.asarray(logits)), x)
+    found = distributions.sum_log_prob(Bernoulli(jnp.asarray(logits)), jnp.asarray(x))
     assert found.shape == (3, 2)
     # Of each unit the rounding of 1 + exp(-|l|), and of the sum that of its size.
     rounding = float32_error(np.sqrt(units) + 4, np.abs(each).sum(-1))
