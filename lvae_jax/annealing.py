@@ -89,7 +89,8 @@ def bidirectional(
       The images, and the bounds of each. Only their means over images bound the mean log p(x).
 
     Raises:
-      ValueError: temperatures is less than 2, or chains or leapfrog_steps less than 1.
+      ValueError: keys are not one per image, temperatures is less than 2, or chains or
+        leapfrog_steps less than 1.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -105,6 +106,12 @@ def bidirectional(
         raise ValueError(
             f"temperatures={temperatures}, chains={chains}, leapfrog_steps={leapfrog_steps}; "
             "give at least 2 temperatures, and 1 of each of the others"
+        )
+    keys = typed_key(keys)
+    if keys.ndim != 1:
+        raise ValueError(
+            f"keys has shape {list(keys.shape)}; give one key per image, such as "
+            "jax.random.split(key, 100)"
         )
     check_rows(condition, keys)
     betas = _sigmoid_spaced(temperatures)
@@ -169,7 +176,7 @@ def bidirectional(
             acceptance=jnp.mean(jnp.stack([accepted_up, accepted_down])),
         )
 
-    return jax.vmap(of_image)(typed_key(keys), condition)
+    return jax.vmap(of_image)(keys, condition)
 
 
 def _sigmoid_spaced(temperatures: int) -> Float[Array, " temperatures_and_one"]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import check_rows, warns_of_initial_statistics
+from lvae_jax.checks import as_examples, check_rows, warns_of_initial_statistics
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.keys import typed_key
 from lvae_jax.models import HierarchicalVAE, given
@@ -271,7 +271,7 @@ def impute(
       The imputation. Where the effective sample size stays small, the draws repeat few latents.
 
     Raises:
-      ValueError: the shapes do not fit together.
+      ValueError: x is not of the model's shape, or the shapes do not fit together.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -287,6 +287,7 @@ def impute(
       >>> filled.draws.shape, filled.mean.shape
       ((8, 5, 4), (5, 4))
     """
+    x = as_examples(x, model.data_dim)
     _check_shapes(x, observed, filling)
     check_rows(condition, x)
     key = typed_key(key)
@@ -342,11 +343,12 @@ def conditional_log_likelihood(
       The estimates of every image.
 
     Raises:
-      ValueError: the shapes do not fit together.
+      ValueError: x is not of the model's shape, or the shapes do not fit together.
 
     Example:
       As of `impute`.
     """
+    x = as_examples(x, model.data_dim)
     _check_shapes(x, observed, filling)
     check_rows(condition, x)
     key = typed_key(key)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import check_rows, warns_of_initial_statistics
+from lvae_jax.checks import as_examples, check_rows, warns_of_initial_statistics
 from lvae_jax.distributions import Gaussian
 from lvae_jax.evaluation import active_units
 from lvae_jax.keys import typed_key
@@ -59,6 +59,9 @@ def encode(
       The latents. `active` is Burda's criterion over these images: with a key by two independent
       samples of each image, without one by the variance of the means.
 
+    Raises:
+      ValueError: x is not of the model's shape, or of integers that may be grey values.
+
     Example:
       >>> from lvae_jax import LadderVAE
       >>> model = LadderVAE(4, (3, 2), (8, 8), batch_norm=False)
@@ -68,6 +71,7 @@ def encode(
       >>> [q.mean.shape for q in latents.posterior]
       [(5, 3), (5, 2)]
     """
+    x = as_examples(x, model.data_dim)
     check_rows(condition, x)
     numbers = jnp.arange(x.shape[0])
     keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(typed_key(key), numbers)

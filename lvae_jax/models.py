@@ -550,10 +550,12 @@ class HierarchicalVAE(nn.Module):
             condition = self._condition_of(condition, num_samples)
             *noise, z = self._noise(z_or_key, (num_samples,))
             return self.generative.ancestral(z, self.depth, noise, condition)
-        if z_or_key.ndim != 2 or z_or_key.shape[1] != self.latent_sizes[layer - 1]:
+        shape = jnp.shape(z_or_key)
+        if len(shape) != 2 or shape[1] != self.latent_sizes[layer - 1]:
             raise ValueError(
-                f"z has shape {z_or_key.shape}; "
-                f"layer {layer} takes [samples, {self.latent_sizes[layer - 1]}]"
+                f"z has shape {shape}; layer {layer} takes "
+                f"[samples, {self.latent_sizes[layer - 1]}], or give a key such as "
+                "jax.random.key(0)"
             )
         condition = self._condition_of(condition, len(z_or_key))
         noise = [] if layer == 1 else self._noise(self.make_rng("sample"), z_or_key.shape[:1])
@@ -603,8 +605,8 @@ class HierarchicalVAE(nn.Module):
 
 def _is_key(z_or_key: Array) -> bool:
     """Whether it is a PRNG key: typed, or of `jax.random.PRNGKey`, which is of uint32."""
-    dtype = z_or_key.dtype
-    return jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32
+    dtype = getattr(z_or_key, "dtype", None)
+    return dtype == jnp.uint32 or (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key))
 
 
 def _flattened(sizes: Sizes) -> list[int]:

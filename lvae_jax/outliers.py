@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import check_rows, warns_of_initial_statistics
+from lvae_jax.checks import as_examples, check_rows, warns_of_initial_statistics
 from lvae_jax.keys import typed_key
 from lvae_jax.models import HierarchicalVAE, given
 
@@ -74,7 +74,7 @@ def likelihood_ratio(
       [batch] each.
 
     Raises:
-      ValueError: there is no such k, or fewer than two samples.
+      ValueError: there is no such k, fewer than two samples, or x is not of the model's shape.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -89,6 +89,7 @@ def likelihood_ratio(
     if num_samples < 2:
         raise ValueError(f"num_samples={num_samples}; give at least 2, for a standard error")
 
+    x = as_examples(x, model.data_dim)
     check_rows(condition, x)
     key = typed_key(key)
 

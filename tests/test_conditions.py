@@ -106,6 +106,33 @@ def test_initial_statistics_are_warned_of(use):
         USES[use](model, variables)
 
 
+@pytest.mark.parametrize("use", [use for use in USES if use != "bidirectional"])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (X[0], r"x has shape \[4\] .*give x\[None\] for one example"),
+        (X.reshape(5, 2, 2), r"x has shape \[5, 2, 2\] .*flatten the images"),
+        (X[:, :3], r"x has shape \[5, 3\] and the model has data_dim=4: give \[batch, 4\]"),
+        (255 * X.astype(jnp.uint8), "x has dtype uint8: give grey values as x / 255"),
+    ],
+    ids=["one", "images", "narrow", "grey"],
+)
+def test_x_of_another_shape_or_of_grey_values_is_refused(use, x, message, monkeypatch):
+    monkeypatch.setitem(globals(), "X", x)
+    model = LadderVAE(**SIZES)
+    with pytest.raises(ValueError, match=message):
+        USES[use](model, {"params": random_params(model)})
+
+
+def test_bidirectional_takes_a_key_per_image_and_generate_a_key_or_z():
+    model = LadderVAE(**SIZES)
+    variables = {"params": random_params(model)}
+    with pytest.raises(ValueError, match=r"keys has shape \[\]; give one key per image"):
+        evaluation.bidirectional(model, variables, KEY)
+    with pytest.raises(ValueError, match=r"z has shape \(\);.*or give a key such as"):
+        model.apply(variables, 0, method="generate")
+
+
 def test_an_epoch_takes_each_image_with_its_condition():
     """By a loop of optax's own over the epoch's batches."""
     model, optimizer = LadderVAE(**SIZES, condition_dim=2), optax.sgd(0.1)
