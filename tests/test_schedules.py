@@ -43,6 +43,16 @@ def test_warm_up_of_arrays_is_that_of_numbers():
             np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
+def test_warm_up_takes_a_number_beside_an_array():
+    assert jax.jit(lambda epoch: schedules.warm_up(epoch, 4))(1) == 0.25
+    assert jax.jit(lambda length: schedules.warm_up(1, length))(4) == 0.25
+
+
+def test_no_warm_up_divides_by_nothing():
+    with jax.debug_nans(True):
+        assert schedules.warm_up(jnp.float32(0), jnp.float32(0)) == 1.0
+
+
 @pytest.mark.parametrize("epoch", [0, 1, 199, 200, 399, 400, 1999])
 def test_learning_rates_follow_their_closed_forms(epoch):
     rate = functools.partial(schedules.learning_rate, initial=0.002, epoch=epoch, epochs=2000)
@@ -54,9 +64,10 @@ def test_learning_rates_follow_their_closed_forms(epoch):
     assert rate("cosine") == pytest.approx(cosine, rel=1e-9, abs=1e-15)
 
 
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="schedule='linear'; give constant, staircase or cosine"):
-        schedules.learning_rate("linear", 0.1, 0, 10)
+@pytest.mark.parametrize("name", ["linear", "", "zigzag"])
+def test_an_unknown_schedule_is_refused(name):
+    with pytest.raises(ValueError, match=f"schedule='{name}'; give constant, staircase or cosine"):
+        schedules.learning_rate(name, 0.1, 0, 10)
 
 
 @pytest.mark.parametrize("schedule", schedules.SCHEDULES)
