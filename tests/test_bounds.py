@@ -556,3 +556,31 @@ def test_vmap_over_models_equals_a_loop(name):
 @pytest.mark.parametrize("name", BOUNDS)
 def test_float32_stays_float32(name, beta):
     assert jax.eval_shape(BOUNDS[name], make_terms(), beta).dtype == jnp.float32
+
+
+def test_the_standard_error_of_a_bound_is_that_of_the_mean_weight():
+    """Relative to it: the deviation of K weights over sqrt(K) and their mean."""
+    w = np.random.default_rng(1).gamma(2.0, size=200)
+    size = w.sum() ** 2 / (w**2).sum()
+    expected = np.std(w) / np.sqrt(200) / np.mean(w)
+    actual = bounds.importance_standard_error(jnp.float32(size), 200)
+    # 1/ESS - 1/K cancels; the root halves its relative error.
+    assert_close(actual, expected, roundings=4, size=1 / size / expected)
+    assert bounds.importance_standard_error(jnp.float32(200), 200) == 0
+
+
+def test_log_weights_are_those_of_beta_one_unless_given():
+    terms = make_terms()
+    np.testing.assert_array_equal(log_weights(terms), log_weights(terms, 1.0))
+
+
+def test_terms_of_unequal_numbers_of_layers_are_refused_and_cannot_be_changed():
+    terms = make_terms()
+    short = dataclasses.replace(terms, prior=terms.prior[:1])
+    for of_layers in (bounds.kl_per_unit, bounds.log_ratio_per_unit):
+        with pytest.raises(ValueError, match="shorter than"):
+            of_layers(short)
+    with pytest.raises(ValueError, match="shorter than"):
+        bounds.kl_per_unit(dataclasses.replace(terms, closed_form_kl=(True,)))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        terms.z = ()

@@ -460,3 +460,12 @@ def test_distributions_are_pytrees():
     assert np.array_equal(doubled_p.variance, [6.0, 8.0])
     assert isinstance(doubled_b, Bernoulli)
     assert np.array_equal(doubled_b.logits, [10.0])
+
+
+def test_a_sum_is_over_the_last_axis_of_any_number():
+    rng = np.random.default_rng(3)
+    mean, x = rng.standard_normal((2, 2, 3, 4)).astype(np.float32)
+    p = Gaussian(jnp.asarray(mean), jnp.full(mean.shape, 2.0, jnp.float32))
+    each = stats.norm.logpdf(np.float64(x), np.float64(mean), np.sqrt(2.0))
+    found = distributions.sum_log_prob(p, jnp.asarray(x))
+    assert_close(found, each.sum(-1), roundings=10, size=np.abs(each).sum(-1) + 4)
