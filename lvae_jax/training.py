@@ -258,13 +258,13 @@ def _take_steps(
     state: TrainState,
     rows: Int[Array, "steps batch"],
 ) -> TrainState:
-    """`jax.lax.scan` of steps; on accelerators all but the parameters is few vectors meanwhile."""
+    """`jax.lax.scan` of steps; on accelerators all but the parameters is carried in few vectors."""
 
-    def scan(optimizer: optax.GradientTransformation, state: TrainState) -> TrainState:
+    def by_arrays(state: TrainState) -> TrainState:
         return jax.lax.scan(functools.partial(step, optimizer), state, rows)[0]
 
     if not isinstance(optimizer, Flattenable):
-        return scan(optimizer, state)
+        return by_arrays(state)
     of_vectors = flattened(optimizer)
 
     def by_vectors(state: TrainState) -> TrainState:
@@ -280,7 +280,6 @@ def _take_steps(
         opt_state = to_arrays(params, state_of(joined).opt_state)
         return state_of(joined)._replace(params=params, opt_state=opt_state)
 
-    by_arrays = functools.partial(scan, optimizer)
     return cast(TrainState, jax.lax.platform_dependent(state, cpu=by_arrays, default=by_vectors))
 
 
