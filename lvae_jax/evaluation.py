@@ -201,21 +201,23 @@ def active_units(means: Float[Array, "samples images units"]) -> Bool[Array, " u
     return jnp.mean(one * other, axis=(0, 1)) > ACTIVE_VARIANCE
 
 
-def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array) -> Any:
+def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array | None) -> Any:
     """`jax.vmap` of a function of one image, `batch_size` images at a time, for any number.
+
+    The first of the arrays has a row per image, as have the others that are not None.
 
     On a mesh (`jax.set_mesh`) the images of a batch are split over its devices, whose number has to
     divide `batch_size`.
     """
-    arrays = tuple(map(whole, arrays))
-    n = arrays[0].shape[0]
+    arrays = jax.tree.map(whole, arrays)
+    n = len(jax.tree.leaves(arrays)[0])
     batches = -(-n // batch_size)
     # The last batch is filled up with copies of the first images, so that one program serves all.
     rows = (jnp.arange(batches * batch_size) % n).reshape(batches, batch_size)
 
     def of_batch(batch: Int[Array, " batch"]) -> Any:
         batch = split_examples(batch, MESH_AXES)
-        return jax.vmap(function)(*(array[batch] for array in arrays))
+        return jax.vmap(function)(*jax.tree.map(lambda array: array[batch], arrays))
 
     results = jax.lax.map(of_batch, rows)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], results)
@@ -272,20 +274,19 @@ def elbo(
         )
     check_rows(condition, images)
     key = _threefry(key)
-    conditions = () if condition is None else (condition,)
 
-    def of_image(index: Int[Array, ""], image: Array, *condition: Array) -> tuple[Any, ...]:
+    def of_image(index: Int[Array, ""], image: Array, condition: Any) -> tuple[Any, ...]:
         image_key = jax.random.fold_in(key, index)
         x = preprocess(named_key(image_key, "preprocess"), image[None])
         rngs = {"sample": named_key(image_key, "sample")}
-        conditioned = given(condition[0][None] if condition else None)
+        conditioned = given(None if condition is None else condition[None])
         terms = cast(Terms, model.apply(variables, x, num_samples, rngs=rngs, **conditioned))
         kl_per_unit = tuple(jnp.mean(kl, axis=(0, 1)) for kl in bounds.kl_per_unit(terms))
         means = tuple(q.mean[:, 0] for q in terms.posterior)
         return bounds.elbo(terms)[0], jnp.mean(terms.log_px), kl_per_unit, means
 
     bound, log_px, kl_per_unit, means = map_images(
-        of_image, batch_size, jnp.arange(images.shape[0]), images, *conditions
+        of_image, batch_size, jnp.arange(images.shape[0]), images, condition
     )
     return ElboResult(
         elbo=jnp.mean(bound),
