@@ -330,8 +330,8 @@ class HierarchicalVAE(nn.Module):
 
     @property
     def _generative_sizes(self) -> Sizes:
-        given = self.generative_hidden_sizes
-        return self.hidden_sizes if given is None else given
+        sizes = self.generative_hidden_sizes
+        return self.hidden_sizes if sizes is None else sizes
 
     def _check_fields(self) -> None:
         if not self.latent_sizes or len(self.latent_sizes) != len(self.hidden_sizes):
