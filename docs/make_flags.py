@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.registry import EXPERIMENTS
-from experiments.settings import PRESETS, Settings
+from experiments.settings import PRESETS, Settings, as_flag, as_typed
 
 PAGE = Path(__file__).with_name("flags.md")
 END = "## Where the paper is silent"
@@ -77,21 +77,9 @@ def fields(defaults: Settings) -> dict[str, dataclasses.Field[Any]]:
 
 def row(defaults: Settings, name: str) -> str:
     """Flag, default and help text, as cells of a table."""
-    default = shown(getattr(defaults, name))
+    default = as_typed(getattr(defaults, name))
     help_text = fields(defaults)[name].metadata["help"].replace("|", "\\|")
     return f"`--{name}` | {default and f'`{default}`'} | {help_text}"
-
-
-def as_flag(name: str, value: Any) -> str:
-    """A setting as it is typed."""
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no{name}"
-    return f"--{name}={shown(value)}"
-
-
-def shown(value: Any) -> str:
-    """A value as it is typed."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def updated(page: str) -> str:

@@ -327,12 +327,16 @@ class Command(NamedTuple):
             repeated = field.metadata["changes_results"] or kind is SOURCE
             if not repeated or value == _json_value(default, kind):
                 continue
-            if isinstance(value, bool):
-                flags.append(f"--{field.name}" if value else f"--no{field.name}")
-            else:
-                flags.append(f"--{field.name}={as_typed(value)}")
+            flags.append(as_flag(field.name, value))
         module = f"experiments.{self.name}"
         return shlex.join(["python", "-m", module, *flags, f"--workdir={workdir}"])
+
+
+def as_flag(name: str, value: Any) -> str:
+    """A setting as it is typed."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no{name}"
+    return f"--{name}={as_typed(value)}"
 
 
 def as_typed(value: Any) -> str:
