@@ -1,5 +1,6 @@
 """A run's folder: config.json, metrics.jsonl, results.json, checkpoints/, tensorboard/."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -297,12 +298,11 @@ def read_trained(path: Path) -> tuple[Any, int]:
     """
     averaged = read_config(path)["settings"].get("ema_decay")
     for folder in (path / "chosen", path / "checkpoints"):
-        checkpoints = Checkpoints(folder)
-        trained = checkpoints.read("params")
-        if trained and averaged and folder.name == "checkpoints":
-            opt_state, step = checkpoints.read("opt_state") or (None, 0)
-            trained = _entry(opt_state, "average"), step
-        checkpoints.close()
+        with contextlib.closing(Checkpoints(folder)) as checkpoints:
+            trained = checkpoints.read("params")
+            if trained and averaged and folder.name == "checkpoints":
+                opt_state, step = checkpoints.read("opt_state") or (None, 0)
+                trained = _entry(opt_state, "average"), step
         if trained is not None:
             return trained
     return _found(None, path)
@@ -318,10 +318,8 @@ def read_state(path: Path, like: Any) -> Any:
     Raises:
       WorkdirError: there is no checkpoint, or its state is another one.
     """
-    checkpoints = Checkpoints(path / "checkpoints")
-    found = checkpoints.restore(like)
-    checkpoints.close()
-    return _found(found, path)[0]
+    with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
+        return _found(checkpoints.restore(like), path)[0]
 
 
 def read_step(path: Path) -> Any:
@@ -330,10 +328,8 @@ def read_step(path: Path) -> Any:
     Raises:
       WorkdirError: there is no checkpoint.
     """
-    checkpoints = Checkpoints(path / "checkpoints")
-    found = checkpoints.read("step")
-    checkpoints.close()
-    return _found(found, path)[0]
+    with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
+        return _found(checkpoints.read("step"), path)[0]
 
 
 def _found(found: Any, path: Path) -> Any:
@@ -358,9 +354,8 @@ def read_chosen_epochs(path: Path) -> list[int] | None:
     Raises:
       WorkdirError: the checkpoint is damaged.
     """
-    checkpoints = Checkpoints(path / "chosen")
-    found = checkpoints.read("epoch")
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(path / "chosen")) as checkpoints:
+        found = checkpoints.read("epoch")
     return None if found is None else found[0].tolist()
 
 
