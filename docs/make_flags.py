@@ -4,8 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from experiments.presets import PRESETS
 from experiments.registry import EXPERIMENTS
-from experiments.settings import PRESETS, Settings, as_flag, as_typed
+from experiments.settings import Settings, as_flag, as_typed
 
 PAGE = Path(__file__).with_name("flags.md")
 END = "## Where the paper is silent"

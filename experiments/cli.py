@@ -12,7 +12,8 @@ from absl import app, flags, logging
 
 from experiments import settings as settings_lib
 from experiments.errors import RunError
-from experiments.settings import Command, Kind, Presets, Settings
+from experiments.presets import Presets
+from experiments.settings import Command, Kind, Settings
 from experiments.store.files import NO_ROOM
 
 

@@ -24,7 +24,7 @@ ORDER = [
     ["experiments.store"],
     [
         "experiments.results", "experiments.published", "experiments.settings",
-        "experiments.errors", "experiments.progress",
+        "experiments.presets", "experiments.errors", "experiments.progress",
     ],
     ["lvae_jax"],
 ]  # fmt: skip

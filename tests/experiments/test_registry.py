@@ -74,7 +74,7 @@ PARSE = """
 import dataclasses, importlib, json, sys
 from absl import flags
 from experiments import cli
-from experiments.settings import Presets
+from experiments.presets import Presets
 
 found = []
 cli.define_flags(Presets())

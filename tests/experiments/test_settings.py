@@ -12,7 +12,8 @@ from absl import flags
 
 from docs import make_flags
 from experiments import cli, registry
-from experiments.settings import PRESETS, Command, Presets, Settings
+from experiments.presets import PRESETS, Presets
+from experiments.settings import Command, Settings
 
 ROOT = Path(__file__).parents[2]
 

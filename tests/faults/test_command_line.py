@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from experiments import arrays, cli, digits, mnist, norb, registry
 from experiments import settings as settings_lib
 from experiments.errors import SettingsError
-from experiments.settings import Presets, Settings
+from experiments.presets import Presets
+from experiments.settings import Settings
 
 EXPERIMENTS = {"mnist": mnist, "digits": digits, "arrays": arrays, "norb": norb}
 
