@@ -552,10 +552,10 @@ class HierarchicalVAE(nn.Module):
             return self.generative.ancestral(z, self.depth, noise, condition)
         shape = jnp.shape(z_or_key)
         if len(shape) != 2 or shape[1] != self.latent_sizes[layer - 1]:
+            what_to_do = "" if shape else ", or give a key such as jax.random.key(0)"
             raise ValueError(
                 f"z has shape {shape}; layer {layer} takes "
-                f"[samples, {self.latent_sizes[layer - 1]}], or give a key such as "
-                "jax.random.key(0)"
+                f"[samples, {self.latent_sizes[layer - 1]}]{what_to_do}"
             )
         condition = self._condition_of(condition, len(z_or_key))
         noise = [] if layer == 1 else self._noise(self.make_rng("sample"), z_or_key.shape[:1])
