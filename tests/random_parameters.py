@@ -14,3 +14,21 @@ def random_params(model, seed=0, scale=0.7):
     return jax.tree.map(
         lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32), like
     )
+
+
+def without_condition(params, condition):
+    """Parameters of the model without condition that is the same at one condition's value."""
+
+    def absorbed(mlp):
+        first = mlp["Linear_0"]["Dense_0"]
+        kernel, of_condition = np.split(first["kernel"], [-len(condition)])
+        first = {"kernel": kernel, "bias": first["bias"] + condition @ of_condition}
+        return {**mlp, "Linear_0": {"Dense_0": first}}
+
+    return {
+        part: {
+            name: absorbed(network) if "mlps" in name else network
+            for name, network in networks.items()
+        }
+        for part, networks in params.items()
+    }

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from random_parameters import random_params
+from random_parameters import random_params, without_condition
 from tolerances import assert_close, assert_within, value_and_error
 
 from lvae_jax import VAE, LadderVAE, evaluation, latents, objective, training
@@ -26,41 +26,24 @@ SIZES = {"data_dim": 4, "latent_sizes": (3, 2), "hidden_sizes": ((5,), (4,)), "b
 EFFORT = Conditioning(num_samples=8, chains=2, steps=2, rounds=2)
 
 USES = {
-    "encode": lambda m, v, **y: latents.encode(m, v, X, **y).posterior,
-    "encode-sampled": lambda m, v, **y: latents.encode(m, v, X, KEY, **y).z,
-    "likelihood_ratio": lambda m, v, **y: evaluation.likelihood_ratio(
-        m, v, X, KEY, above=1, num_samples=4, **y
+    "encode": lambda m, v, x, **y: latents.encode(m, v, x, **y).posterior,
+    "encode-sampled": lambda m, v, x, **y: latents.encode(m, v, x, KEY, **y).z,
+    "likelihood_ratio": lambda m, v, x, **y: evaluation.likelihood_ratio(
+        m, v, x, KEY, above=1, num_samples=4, **y
     ),
-    "impute": lambda m, v, **y: (
-        evaluation.impute(m, v, X, OBSERVED, X[0], KEY, num_draws=2, effort=EFFORT, **y).mean
+    "impute": lambda m, v, x, **y: (
+        evaluation.impute(m, v, x, OBSERVED, X[0], KEY, num_draws=2, effort=EFFORT, **y).mean
     ),
-    "conditional_log_likelihood": lambda m, v, **y: (
+    "conditional_log_likelihood": lambda m, v, x, **y: (
         evaluation.conditional_log_likelihood(
-            m, v, X, OBSERVED, X[0], KEY, effort=EFFORT, **y
+            m, v, x, OBSERVED, X[0], KEY, effort=EFFORT, **y
         ).log_likelihood
     ),
-    "bidirectional": lambda m, v, **y: evaluation.bidirectional(
+    "bidirectional": lambda m, v, x, **y: evaluation.bidirectional(
         m, v, jax.random.split(KEY, 5), temperatures=4, leapfrog_steps=2, **y
     ),
-    "log_likelihood": lambda m, v, **y: evaluation.log_likelihood(m, v, X, KEY, 6, **y),
+    "log_likelihood": lambda m, v, x, **y: evaluation.log_likelihood(m, v, x, KEY, 6, **y),
 }
-
-
-def of_label(params, label):
-    """Parameters of the model without conditions that is the same at this label."""
-
-    def absorbed(mlp):
-        first = mlp["Linear_0"]["Dense_0"]
-        kernel, rows = first["kernel"][:-2], first["kernel"][-2:]
-        return {
-            **mlp,
-            "Linear_0": {"Dense_0": {"kernel": kernel, "bias": first["bias"] + rows[label]}},
-        }
-
-    return {
-        part: {name: absorbed(n) if "mlps" in name else n for name, n in networks.items()}
-        for part, networks in params.items()
-    }
 
 
 @pytest.mark.parametrize(
@@ -70,11 +53,12 @@ def of_label(params, label):
 def test_each_image_is_under_its_own_condition(use, model_class):
     model, plain = model_class(**SIZES, condition_dim=2), model_class(**SIZES)
     params = random_params(model, scale=0.4)
-    actual = USES[use](model, {"params": params}, condition=Y)
+    actual = USES[use](model, {"params": params}, X, condition=Y)
 
     def by_label(params):
         params = jax.tree.map(jnp.float32, params)
-        return [USES[use](plain, {"params": of_label(params, label)}) for label in range(2)]
+        each = [without_condition(params, label) for label in np.eye(2, dtype=np.float32)]
+        return [USES[use](plain, {"params": params}, X) for params in each]
 
     # Twice: the two programs round differently, and so do the inputs of each.
     (zero, one), (error_zero, error_one) = value_and_error(by_label, params, roundings=8)
@@ -92,9 +76,9 @@ def test_a_condition_has_a_row_for_every_image(use):
     model = LadderVAE(**SIZES, condition_dim=2)
     variables = {"params": random_params(model)}
     with pytest.raises(ValueError, match=r"condition has shape \[4, 2\].*one row of features per"):
-        USES[use](model, variables, condition=Y[:4])
+        USES[use](model, variables, X, condition=Y[:4])
     with pytest.raises(ValueError, match="condition_dim=2; give a condition of shape"):
-        USES[use](model, variables)
+        USES[use](model, variables, X)
 
 
 @pytest.mark.parametrize("use", USES)
@@ -103,7 +87,7 @@ def test_initial_statistics_are_warned_of(use):
     variables = jax.jit(model.init)({"params": KEY, "sample": KEY}, X)
     # An error in tests, and so before anything is compiled.
     with pytest.raises(UserWarning, match="zeros and ones of init"):
-        USES[use](model, variables)
+        USES[use](model, variables, X)
 
 
 @pytest.mark.parametrize("use", [use for use in USES if use != "bidirectional"])
@@ -117,11 +101,10 @@ def test_initial_statistics_are_warned_of(use):
     ],
     ids=["one", "images", "narrow", "grey"],
 )
-def test_x_of_another_shape_or_of_grey_values_is_refused(use, x, message, monkeypatch):
-    monkeypatch.setitem(globals(), "X", x)
+def test_x_of_another_shape_or_of_grey_values_is_refused(use, x, message):
     model = LadderVAE(**SIZES)
     with pytest.raises(ValueError, match=message):
-        USES[use](model, {"params": random_params(model)})
+        USES[use](model, {"params": random_params(model)}, x)
 
 
 def test_bidirectional_takes_a_key_per_image_and_generate_a_key_or_z():

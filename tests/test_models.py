@@ -12,6 +12,7 @@ import linear_gaussian as lg
 import numpy as np
 import pytest
 from flax import linen as nn
+from random_parameters import without_condition
 from scipy import special, stats
 from tolerances import (
     assert_close,
@@ -849,24 +850,6 @@ def test_an_observation_may_be_any_object(variant):
     z = terms.z[0][0]
     pictures = generate(model, variables, z, layer=1)
     assert_close(pictures, mean[0], layers * ROUNDINGS, size=size[0])
-
-
-def without_condition(params, condition):
-    """Parameters of the model without condition that is the same at one condition's value."""
-
-    def absorbed(mlp):
-        first = mlp["Linear_0"]["Dense_0"]
-        kernel, of_condition = np.split(first["kernel"], [-len(condition)])
-        first = {"kernel": kernel, "bias": first["bias"] + condition @ of_condition}
-        return {**mlp, "Linear_0": {"Dense_0": first}}
-
-    return {
-        part: {
-            name: absorbed(network) if "mlps" in name else network
-            for name, network in networks.items()
-        }
-        for part, networks in params.items()
-    }
 
 
 @all_variants

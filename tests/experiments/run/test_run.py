@@ -343,17 +343,21 @@ def test_a_run_of_another_batch_size_continues_with_a_whole_epoch(finished, tmp_
     assert [line["step"] for line in lines_of(tmp_path / "run")] == [5]
 
 
-def test_a_moving_average_is_continued_only_by_an_optimiser_that_keeps_one(finished, tmp_path):
-    settings = dataclasses.replace(
-        SETTINGS, workdir=str(tmp_path / "run"), init_from=str(finished), ema_decay=0.9
-    )
+def refusal_to_continue(other: Path, tmp_path: Path, **changed) -> str:
+    """What is said of --init_from with these settings; nothing is written."""
+    workdir = tmp_path / "run"
+    settings = dataclasses.replace(SETTINGS, workdir=str(workdir), init_from=str(other), **changed)
     with pytest.raises(SettingsError) as refusal:
         run(settings, stripes())
-    assert str(refusal.value) == (
+    assert not workdir.exists()
+    return str(refusal.value)
+
+
+def test_a_moving_average_is_continued_only_by_an_optimiser_that_keeps_one(finished, tmp_path):
+    assert refusal_to_continue(finished, tmp_path, ema_decay=0.9) == (
         f"--init_from={finished}: --ema_decay=0.0 there, 0.9 here, and only one of the optimisers "
         "keeps an average; give the same, or --fresh_optimizer"
     )
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_moving_average_is_evaluated_saved_and_resumed_exactly(tmp_path):
@@ -405,16 +409,10 @@ def test_other_data_of_the_same_name_are_refused(finished):
 
 
 def test_init_from_another_model_is_refused_with_the_difference(finished, tmp_path):
-    settings = dataclasses.replace(
-        SETTINGS, workdir=str(tmp_path / "tuned"), init_from=str(finished), hidden_sizes=(8, 5)
-    )
-    with pytest.raises(SettingsError) as refusal:
-        run(settings, stripes())
-    assert str(refusal.value) == (
+    assert refusal_to_continue(finished, tmp_path, hidden_sizes=(8, 5)) == (
         f"--init_from={finished}: its model is another one (hidden_sizes [8, 6] there, [8, 5] "
         "here); give the same model settings"
     )
-    assert not (tmp_path / "tuned").exists()
 
 
 def test_a_run_that_diverges_stops_and_says_where(tmp_path):
