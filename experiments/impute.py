@@ -49,7 +49,8 @@ def observed_entries(missing: str, shape: tuple[int, ...], images: int, seed: in
     """Which values are observed: bool [images, data_dim].
 
     Raises:
-      SettingsError: `missing` does not fit the images, or leaves all or no values of an image.
+      SettingsError: `missing` does not fit the images, or marks every value of an image as missing,
+        or none.
     """
     if missing == "bottom":
         gone = np.zeros(shape, bool)

@@ -12,15 +12,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 INITIAL_STATISTICS = (
-    "the batch statistics are the zeros and ones of init, with which the model is another one than "
-    "in training; give evaluation.reestimate_batch_stats's variables"
+    "the batch statistics are still the zeros and ones of init, so the model does not compute what "
+    "it was trained to; give the variables of evaluation.reestimate_batch_stats"
 )
 
 
 def warns_of_initial_statistics(compiled: Any) -> Any:
-    """A compiled function of a model and variables that warns of statistics nobody estimated.
+    """Makes a compiled function of a model and variables warn if the statistics are `init`'s.
 
-    Within `jit`, where the numbers are not known, it does not; nor of arrays on other hosts.
+    It cannot tell within `jit`, where the numbers are not known, nor of arrays on other hosts.
     """
 
     @functools.wraps(compiled)
