@@ -3,8 +3,6 @@
 python own_module.py        needs lvae-jax alone
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,8 +56,8 @@ def step(params, opt_state, key):
     """Climbs the ELBO plus the log probability of the labels."""
 
     def loss(params):
-        apply = partial(model.apply, train=True, rngs={"sample": key}, method="with_logits")
-        terms, logits = apply({"params": params}, x)
+        options = {"train": True, "rngs": {"sample": key}, "method": "with_logits"}
+        terms, logits = model.apply({"params": params}, x, **options)
         log_p_labels = -optax.softmax_cross_entropy_with_integer_labels(logits, labels[None])
         return -jnp.mean(bounds.elbo(terms)) - jnp.mean(log_p_labels)
 
