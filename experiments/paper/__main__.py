@@ -1,7 +1,7 @@
 """The paper's tables and figures, from one command: `python -m experiments.paper --only=table1`.
 
-Plans the runs that they need, makes or resumes those that are not finished, and writes tables and
-figures with the paper's numbers beside ours, and which of the paper's claims hold.
+Plans the required runs, makes or resumes the unfinished ones, and writes tables and figures with
+the paper's numbers beside ours. Also checks which of the paper's claims hold.
 """
 
 import sys
@@ -23,12 +23,10 @@ from experiments.paper.plan import (
 
 
 def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
-    """Makes the runs that are not finished, one after the other.
-
-    Tables are written anew after every run.
+    """Makes the unfinished runs one after the other, and writes the tables again after each.
 
     Returns:
-      Names of the runs that diverged, which the tables leave empty.
+      The names of the runs that diverged; the tables leave their numbers empty.
     """
     from experiments.errors import NonFiniteError
     from experiments.paper.tables import write_tables
@@ -39,7 +37,7 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
     for i, planned in enumerate(runs, start=1):
         if results_of(planned) is None:
             left = time_left(runs[i - 1 :])
-            time = "" if left is None else f"; about {duration(left)} of training left for all"
+            time = "" if left is None else f"; about {duration(left)} of training left in all"
             print(f"\n[{i}/{len(runs)}] {planned.name}{time}", file=sys.stderr)
             if planned.experiment not in datasets:
                 load = registry.experiment(planned.experiment).load
@@ -54,7 +52,7 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
 
 
 def main(paper: PaperSettings) -> None:
-    """Plans, makes and writes."""
+    """Makes the runs and writes tables and figures; with --dry_run only prints plan and tables."""
     runs = planned_runs(paper)
     if paper.dry_run:
         show_plan(paper, runs)

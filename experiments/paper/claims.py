@@ -9,18 +9,18 @@ Models = Mapping[tuple[str, int], RunResults]
 """Results by variant and depth."""
 
 Claim = tuple[str, bool, str]
-"""What the paper says, whether it holds, and the numbers."""
+"""The claim, whether it holds here, and the numbers."""
 
 
 def of(item: str, models: Models) -> list[str]:
-    """A sentence per claim about a figure, for whose check all runs are finished.
+    """One sentence per claim about a figure, if all runs that the claim needs are finished.
 
     Args:
       item: such as "figure3".
       models: the finished runs of the item.
 
     Returns:
-      What the paper says, whether it holds here, and the numbers.
+      The claims, whether they hold here, and the numbers.
     """
     if not models:
         return []
@@ -28,7 +28,7 @@ def of(item: str, models: Models) -> list[str]:
     for check in _CHECKS.get(item, ()):
         try:
             claim, holds, evidence = check(models)
-        except KeyError:  # a run that the claim is about is not finished
+        except KeyError:  # a run that the claim needs is not finished
             continue
         sentences.append(f"{claim} {'It holds' if holds else 'It does not hold'} here: {evidence}.")
     return sentences
@@ -55,7 +55,7 @@ def _no_overfitting(models: Models) -> Claim:
 
 
 def _by_depth(models: Models, name: str) -> list[float]:
-    """Test L_1 by depth, from one layer on."""
+    """Test L_1 for one layer, two layers, and so on."""
     depths = range(1, max(depth for _, depth in models) + 1)
     # The ladder of one layer is the VAE of one layer.
     names = [name if depth > 1 else name.replace("LVAE", "VAE") for depth in depths]

@@ -1,4 +1,4 @@
-"""The runs that the paper's tables and figures need, and how far they are."""
+"""Plans the runs for the paper's tables and figures, and reports their progress."""
 
 import dataclasses
 import math
@@ -25,23 +25,23 @@ from experiments.settings import (
 ITEMS = ("table1", "table2", "figure2", "figure3", "figure4", "figure5", "figure6")
 
 PAPER_DATA = {"table2": ("omniglot", "norb")}
-"""What an item is about, where that is not MNIST."""
+"""The data sets of an item; for other items, MNIST."""
 
 WITHOUT_BATCH_NORM = "LVAE+WU"
-"""The ladder without batch norm, five layers: the text says that it matters most there."""
+"""The five-layer ladder without batch norm, for the claim that batch norm helps it the most."""
 
 ON = tuple(name for name in registry.EXPERIMENTS if name != "arrays")
-"""Data sets that everything can be made on."""
+"""The values of --on."""
 
 TABLE_1_ROWS = {
     "LVAE, 5-layer": VARIANTS[-1],
     "LVAE, 5-layer + finetuning": "fine-tuning",
     "LVAE, 5-layer + finetuning + IW=10": "fine-tuning, IW = 10",
 }
-"""The rows of Table 1 that are the paper's own, and the variants that make them."""
+"""The paper's own rows of Table 1, each with the variant that makes it."""
 
 MC_SAMPLES = 10
-"""Of the fine-tuning, and of its importance samples where Table 1 says so."""
+"""Monte Carlo samples of fine-tuning; also the importance samples in the row "IW=10"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,24 +60,22 @@ class PaperSettings:
     scale: float = setting(
         1.0,
         real("a number greater than 0 and at most 1", lambda v: 0 < v <= 1),
-        "shortens every schedule to this part of the paper's, for a smoke run",
+        "fraction of the paper's epochs to train for, for a smoke run",
     )
     dry_run: bool = setting(
-        False, FLAG, "print the plan, and the tables of what is finished, and make nothing"
+        False, FLAG, "print the plan and the tables of the finished runs, and make no runs"
     )
     on: str = setting(
         "", choice("", *ON), "make everything on this data set instead of the paper's"
     )
-    seed: int = setting(0, whole(0), "of every run")
+    seed: int = setting(0, whole(0), "seed of every run")
     eval_samples: int = setting(5000, whole(1), "importance samples of the test log-likelihoods")
     workdir: str = setting("runs/paper", PATH, "folder for the runs, tables and figures")
     data_dir: str = setting(
-        "", PATH, "folder with the data sets' original files, each in a folder of its name"
+        "", PATH, "folder of original files, with one folder per data set, such as mnist"
     )
     tfds_dir: str = setting(
-        "",
-        PATH,
-        "where prepared data sets live; tensorflow-datasets' own place if not given",
+        "", PATH, "folder of prepared data sets; the default is tensorflow-datasets' own"
     )
 
     @property
@@ -90,26 +88,26 @@ class PlannedRun(NamedTuple):
     """A run that a table or figure needs."""
 
     experiment: str
-    """Of `registry.EXPERIMENTS`."""
+    """A name in `registry.EXPERIMENTS`."""
     variant: str
-    """Of `published.VARIANTS`, or a row of Table 1."""
+    """One of `published.VARIANTS` or of `TABLE_1_ROWS`, or `WITHOUT_BATCH_NORM`."""
     settings: Settings
 
     @property
     def name(self) -> str:
-        """That of its folder."""
+        """The name of its folder."""
         words = "".join(c if c.isalnum() else "-" for c in self.variant.lower())
         slug = "-".join(word for word in words.split("-") if word)
         return f"{self.experiment}-{slug}-{self.settings.depth}"
 
     @property
     def command(self) -> Command:
-        """The command that makes the run alone."""
+        """The command that makes this run alone."""
         return Command(self.experiment, registry.experiment(self.experiment).defaults)
 
 
 def plan(paper: PaperSettings, item: str) -> list[PlannedRun]:
-    """The runs that a table or figure needs, in an order in which they can be made."""
+    """The runs of a table or figure, in an order in which they can be made."""
     runs = []
     for experiment in [paper.on] if paper.on else PAPER_DATA.get(item, ("mnist",)):
         defaults = _defaults(paper, experiment)
@@ -131,13 +129,13 @@ def plan(paper: PaperSettings, item: str) -> list[PlannedRun]:
 
 
 def planned_runs(paper: PaperSettings) -> list[PlannedRun]:
-    """Every run that is needed, once."""
+    """The runs of all chosen items, without repetition."""
     runs = [planned for item in paper.items for planned in plan(paper, item)]
     return list({planned.name: planned for planned in runs}.values())
 
 
 def data_set_of(planned: PlannedRun) -> str:
-    """The data set that a run is about; only its files tell a stand-in from the original."""
+    """The name of a run's data set, if its files are the original ones."""
     return {"norb": "small_norb"}.get(planned.experiment, planned.experiment)
 
 
@@ -179,7 +177,7 @@ def _variant(
 def _table_1(
     paper: PaperSettings, experiment: str, defaults: Settings, depth: int
 ) -> list[PlannedRun]:
-    """The deepest ladder, and the two ways of tuning it further."""
+    """The deepest ladder, and two runs that fine-tune it."""
     ladder = _variant(paper, experiment, defaults, VARIANTS[-1], depth)
     tuning = dataclasses.replace(
         ladder.settings,
@@ -208,14 +206,14 @@ def _in_its_folder(paper: PaperSettings, planned: PlannedRun) -> PlannedRun:
 
 
 def results_of(planned: PlannedRun) -> RunResults | None:
-    """What a run found; None if it is not finished."""
+    """The results of a run; None if it is not finished."""
     from experiments.store.workdir import read_results
 
     return read_results(Path(planned.settings.workdir))
 
 
 def show_plan(paper: PaperSettings, runs: Sequence[PlannedRun]) -> None:
-    """Prints every run and how far it is, and what needs which of them."""
+    """Prints the progress of every run, and the runs of every item."""
     from experiments.store.workdir import read_metrics
 
     for planned in runs:
@@ -231,9 +229,10 @@ def show_plan(paper: PaperSettings, runs: Sequence[PlannedRun]) -> None:
 
 
 def time_left(runs: Sequence[PlannedRun]) -> float | None:
-    """Seconds of training that are left, by the epochs so far; None before the first.
+    """Estimates the remaining seconds of training from the epochs so far; None before the first.
 
-    A run without epochs takes what the median run on its data set takes, times its samples.
+    Time per epoch is taken as proportional to the samples, at the median rate of the runs on the
+    same data set, or of all runs if there are none.
     """
     from experiments.store.workdir import read_metrics
 
@@ -259,14 +258,17 @@ def _samples(planned: PlannedRun) -> int:
 
 
 def duration(seconds: float) -> str:
-    """For a person: minutes, hours or days."""
+    """A time in minutes, hours or days, whichever suits."""
     if seconds < 3600:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def scaled(paper: PaperSettings) -> str:
-    """Said wherever numbers of shortened schedules are shown."""
+    """A warning that belongs to all numbers of shortened schedules; empty for full ones."""
     if paper.scale == 1.0:
         return ""
-    return f" Schedules are shortened to {paper.scale:g} of their length: a smoke run, no result."
+    return (
+        f" Schedules are shortened to {paper.scale:g} of their length: this is a smoke run, not a "
+        "result."
+    )

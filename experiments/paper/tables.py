@@ -1,4 +1,4 @@
-"""The paper's tables and figures, of the runs that are finished, its numbers beside ours."""
+"""The paper's tables and figures from the finished runs, with its numbers beside ours."""
 
 import csv
 import io
@@ -25,11 +25,11 @@ from experiments.show import figures
 from experiments.show.numbers import log_likelihood, markdown, number
 
 Found = Sequence[tuple[PlannedRun, RunResults | None]]
-"""Runs, and what those that are finished found."""
+"""Runs with their results; None for an unfinished run."""
 
 
 def write_tables(paper: PaperSettings) -> None:
-    """Writes results.csv, the tables and the claims, of the runs that are finished by now."""
+    """Writes results.csv, the tables and the claims from the runs finished so far."""
     folder = Path(paper.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"results.csv": results_csv(paper, _found(planned_runs(paper)))}
@@ -38,7 +38,7 @@ def write_tables(paper: PaperSettings) -> None:
 
 
 def markdown_tables(paper: PaperSettings) -> dict[str, str]:
-    """The tables and the claims by the names of their files, of the runs that are finished."""
+    """The tables and the claims from the runs finished so far, by file name."""
     tables = {"table1": table_1, "table2": table_2, "figure3": figure_3}
     texts = {
         f"{item}.md": table(paper, _found(plan(paper, item)))
@@ -61,7 +61,7 @@ CSV_COLUMNS = (
 
 
 def results_csv(paper: PaperSettings, found: Found) -> str:
-    """A row per run; what an unfinished one does not have yet is empty."""
+    """A row per run; the results of an unfinished run are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -87,7 +87,7 @@ def results_csv(paper: PaperSettings, found: Found) -> str:
 
 
 def paper_number(planned: PlannedRun, results: RunResults | None) -> float | None:
-    """The paper's test log-likelihood for the model of a run; None where it has none."""
+    """The paper's test log-likelihood for the model of a run; None if it has none."""
     dataset = results.dataset if results else data_set_of(planned)
     if dataset == "mnist" and planned.settings.init_from:
         (row,) = (row for row, variant in TABLE_1_ROWS.items() if variant == planned.variant)
@@ -97,7 +97,7 @@ def paper_number(planned: PlannedRun, results: RunResults | None) -> float | Non
 
 
 def table_1(paper: PaperSettings, found: Found) -> str:
-    """Table 1 as Markdown: the paper's seven rows, ours beside those that are the paper's own."""
+    """Table 1 as Markdown: the paper's seven rows, with our numbers beside the paper's models."""
     first = found[0][0]
     by_variant = {planned.variant: results for planned, results in found}
     ours, *others = _bound_names(found)
@@ -114,13 +114,13 @@ def table_1(paper: PaperSettings, found: Found) -> str:
 
 
 def _bound_names(found: Found) -> list[str]:
-    """The names of what `_bounds` gives."""
+    """The headings of the cells that `_bounds` returns."""
     name = f"L_{found[0][0].settings.eval_samples}"
     return [name, "L_1", f"{name} - L_1"]
 
 
 def _bounds(results: RunResults | None) -> list[str]:
-    """The log-likelihood, the bound, and by how much the bound is less tight."""
+    """Cells with L_K, L_1 and their difference; empty for an unfinished run."""
     if results is None:
         return ["", "", ""]
     elbo = results.mean("test_elbo")
@@ -129,7 +129,7 @@ def _bounds(results: RunResults | None) -> list[str]:
 
 
 def table_2(paper: PaperSettings, found: Found) -> str:
-    """Table 2 as Markdown: a table per data set, the paper's numbers in brackets."""
+    """Table 2 as Markdown: a table per data set, with the paper's numbers in brackets."""
     text = "# Table 2\n\n"
     for experiment in dict.fromkeys(planned.experiment for planned, _ in found):
         of_data = [
@@ -143,7 +143,7 @@ def table_2(paper: PaperSettings, found: Found) -> str:
             rows.append(["-".join(map(str, units)), *(cells.get(v, "") for v in VARIANTS)])
         text += f"## {', '.join(names) or experiment}\n\n{_note(paper, of_data)}"
         if any(paper_number(planned, results) for planned, results in of_data):
-            text += f"In brackets the paper's numbers{_own_settings(of_data)}.\n\n"
+            text += f"Brackets hold the paper's numbers{_own_settings(of_data)}.\n\n"
             if experiment == "omniglot":
                 text += f"{published.OMNIGLOT_NOTE}\n\n"
             if experiment == "norb":
@@ -153,14 +153,14 @@ def table_2(paper: PaperSettings, found: Found) -> str:
 
 
 def _own_settings(found: Found) -> str:
-    """Said of the paper's numbers unless everything that it states holds for the runs, too."""
+    """Qualifies the paper's numbers unless the runs have every setting that the paper states."""
     numbers = [_published(planned, results) for planned, results in found]
     same = all(number is None or number.same_settings for number in numbers)
     return "" if same else ", at its own settings"
 
 
 def _published(planned: PlannedRun, results: RunResults | None) -> published.Published | None:
-    """What the paper has for the model of a run."""
+    """The paper's numbers for the model of a run."""
     dataset = results.dataset if results else data_set_of(planned)
     settings = planned.settings.changing_results()
     return published.find({"dataset": dataset, "settings": settings})
@@ -173,7 +173,7 @@ def _with_paper(planned: PlannedRun, results: RunResults | None) -> str:
 
 
 def figure_3(paper: PaperSettings, found: Found) -> str:
-    """The numbers of Figure 3 as Markdown, and those that the paper's text has."""
+    """The numbers of Figure 3 as Markdown, beside those in the paper's text."""
     own = _own_settings(found)
     names = [*_bound_names(found), f"the paper's L_1{own}", f"the paper's L_5000{own}"]
     rows = [["model", "layers", "train L_1", *names]]
@@ -194,12 +194,13 @@ def figure_3(paper: PaperSettings, found: Found) -> str:
     text = f"# Figure 3: {found[0][0].experiment}\n\n{_note(paper, found)}{markdown(*rows)}"
     return (
         text
-        + f"\nThe paper's best VAE on MNIST, of no stated depth: L_5000 {published.BEST_VAE}.\n"
+        + "\nThe paper's best VAE on MNIST, whose depth is not stated: "
+        + f"L_5000 {published.BEST_VAE}.\n"
     )
 
 
 def _note(paper: PaperSettings, found: Found) -> str:
-    """What stands above a table: what its numbers are, and how they were made."""
+    """The note above a table: what its numbers are, and the command that makes them."""
     settings = found[0][0].settings
     devices = sorted({results.device for _, results in found if results})
     return (
@@ -211,7 +212,7 @@ def _note(paper: PaperSettings, found: Found) -> str:
 
 
 def command(paper: PaperSettings) -> str:
-    """The command that makes what this one makes."""
+    """The command line that makes the same tables and figures."""
     defaults = PaperSettings()
     given = []
     for name in ("only", "on", "scale", "seed", "eval_samples"):
@@ -222,7 +223,7 @@ def command(paper: PaperSettings) -> str:
 
 
 def _claims(paper: PaperSettings) -> str:
-    """What the paper says about its figures, and whether it holds for the finished runs."""
+    """The paper's claims about its figures, and whether they hold for the finished runs."""
     text = f"# The paper's claims\n\nMade by `{command(paper)}`.{scaled(paper)}\n"
     for item in paper.items:
         sentences = claims.of(item, _by_model(_found(plan(paper, item))))
@@ -238,7 +239,7 @@ def _by_model(found: Found) -> dict[tuple[str, int], RunResults]:
 
 
 def write_figures(paper: PaperSettings) -> None:
-    """Writes the figures, of the runs that are finished."""
+    """Writes the figures from the finished runs."""
     from experiments.store.workdir import read_run
 
     folder = Path(paper.workdir)

@@ -22,12 +22,12 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray] | N
     are never loaded.
     """
     try:
-        # NumPy leaves a file that it opened itself open when it is not what it seemed.
+        # Opened here, because np.load does not close a file that it fails to read.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in names}
     except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error):
         return None
-    # What is in the zip but not an array comes back as bytes.
+    # Members of the zip that are not arrays are returned as bytes.
     return arrays if all(isinstance(array, np.ndarray) for array in arrays.values()) else None
 
 
@@ -44,7 +44,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
             file.flush()
             try:
                 os.fsync(file.fileno())
-            except OSError as error:  # some file systems cannot; the file is a cache
+            except OSError as error:  # some file systems cannot sync; the file is only a cache
                 if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
                     raise
         incomplete.replace(path)

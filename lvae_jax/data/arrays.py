@@ -118,10 +118,10 @@ def _check_scale(
 
 
 def _leaves(images: np.ndarray, others: np.ndarray, widths: float) -> bool:
-    """Whether most images hold a value so many widths of the others' range away from that range.
+    """Whether most images hold a value outside the others' range, widened on both sides.
 
-    An image of the same distribution leaves the range of n others, on either side, with probability
-    2/(n + 1) at most, whatever the distribution.
+    The range is widened by `widths` times its width. If all images have the same distribution,
+    whatever it is, one of them leaves the range of n others with probability at most 2/(n + 1).
     """
     low, high = float(others.min()), float(others.max())
     margin = widths * (high - low)
@@ -138,7 +138,7 @@ def _warn_of_constants(train: str | os.PathLike[str], dataset: Dataset) -> None:
         if constant:
             _logger.warning(
                 "%s: %d of %d values are the same in all training images; their Gaussian density "
-                "grows as far as the variance floor lets it: remove them or add noise",
+                "is bounded only by the variance floor; remove them or add noise",
                 os.fspath(train),
                 constant,
                 dataset.data_dim,
@@ -160,7 +160,7 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
         raise DataError(_never_unpickled(path))
     if not start.startswith((_NPY, _NPZ)):
         raise DataError(
-            f"{path} starts with the bytes {start.hex() or '(none)'}, so it is no .npy or .npz "
+            f"{path} starts with the bytes {start.hex() or '(none)'}, so it is not an .npy or .npz "
             "file; write it with numpy.save or numpy.savez"
         )
     try:
@@ -171,7 +171,7 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
             images = loaded[key] if start.startswith(_NPZ) else loaded
     except DataError:
         raise
-    except Exception as error:  # NumPy's, zipfile's and zlib's, of many kinds
+    except Exception as error:  # NumPy, zipfile and zlib raise many types
         reason = " ".join(str(error).split()) or type(error).__name__
         if "Object arrays" in reason:
             raise DataError(
@@ -179,7 +179,7 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
                 "of numbers"
             ) from error
         raise DataError(
-            f"{os.fspath(given)} cannot be read ({reason}); it is cut short or damaged: save it "
+            f"{os.fspath(given)} cannot be read ({reason}); it is truncated or damaged: save it "
             "again"
         ) from error
 
@@ -189,14 +189,14 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
         )
     if images.ndim < 2 or images.size == 0:
         raise DataError(
-            f"{os.fspath(given)} has the shape {list(images.shape)}; expected [n, ...], images one "
-            "after the other, at least one of at least one value"
+            f"{os.fspath(given)} has the shape {list(images.shape)}; expected [n, ...] with at "
+            "least one image of at least one value"
         )
     return images
 
 
 def _split(given: str | os.PathLike[str]) -> tuple[Path, str]:
-    """The file, and the name of the array in it or ""."""
+    """The path of the file, and the name of the array in it, or "" if none is given."""
     path = user_path(given)
     before, _, key = os.fspath(path).rpartition(":")
     if not path.is_file() and (before.endswith(".npz") or Path(before).is_file()):
@@ -205,7 +205,7 @@ def _split(given: str | os.PathLike[str]) -> tuple[Path, str]:
 
 
 def _member(path: Path, key: str) -> str:
-    """The name of the array of an .npz file that is meant."""
+    """The name of the requested array of an .npz file."""
     with zipfile.ZipFile(path) as file:
         members = file.namelist()
     names = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
@@ -227,8 +227,8 @@ def _member(path: Path, key: str) -> str:
 def _never_unpickled(path: Path) -> str:
     npy = path.with_suffix(".npy").name
     return (
-        f"{path} is no .npy or .npz file but a pickle, as PyTorch writes; it can run code when it "
-        "is opened and is never loaded: convert it where you trust it, as in "
+        f"{path} is a pickle, as PyTorch writes, not an .npy or .npz file; a pickle can run code "
+        "when it is opened, so it is never loaded: if you trust it, convert it, as in "
         f"numpy.save({npy!r}, torch.load({path.name!r}).numpy(force=True))"
     )
 

@@ -24,7 +24,7 @@ def read_amat(path: Path) -> np.ndarray:
     Each row has 784 zeros and ones with a space between them and a line feed at the end.
 
     Raises:
-      DataError: The file is missing, cut short or damaged.
+      DataError: The file is missing, truncated or damaged.
     """
     with open_content(path) as file:
         characters = np.frombuffer(file.read(), np.uint8).reshape(-1, 28, 28, 2)
@@ -79,8 +79,8 @@ def load(
       labels are -1, unknown.
 
     Raises:
-      DataError: There is neither network nor file, a file is not the original, or `tfds_dir`
-        cannot be written to.
+      DataError: A file is neither given nor can be downloaded, a file is not the original, or
+        `tfds_dir` cannot be written to.
     """
     return Dataset(
         name="binarized_mnist",

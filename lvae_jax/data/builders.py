@@ -30,7 +30,7 @@ def builder_class(source: Source) -> Any:
       >>> builder.info.features["image"].shape
       (28, 28)
 
-      `builder.download_and_prepare()` and `builder.as_data_source("train")` follow.
+      Then call `builder.download_and_prepare()` and `builder.as_data_source("train")`.
     """
 
     class Builder(_SourceBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -44,7 +44,7 @@ def builder_class(source: Source) -> Any:
 
 
 class _SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """What the builders share."""
+    """The code that all builders share."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The original files, under their original names."
     VERSION = tfds.core.Version("0.0.0")
@@ -82,11 +82,11 @@ class _SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             yield index, {"image": image, "label": int(label)}
 
     def _fetch(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
-        """The path of each original file, verified: in manual_dir, or else downloaded."""
+        """The path of each original file, in manual_dir or downloaded; all are verified."""
         source = self.declaration
         try:
             given = source.find(Path(dl_manager.manual_dir))
-        except AssertionError:  # what tfds raises for a folder that is missing or empty
+        except AssertionError:  # tfds raises it for a folder that is missing or empty
             given = {}
         missing = [file.name for file in source.files if file.name not in given]
         downloads = dl_manager.download({name: source.url + name for name in missing})
@@ -96,7 +96,7 @@ class _SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
             try:
                 source.verify(file, path or given[file.name])
             except Exception:
-                if path is not None:  # or tfds would use it again, for what it notes beside it
+                if path is not None:  # else tfds finds its .INFO file and uses it again
                     path.unlink()
                     path.with_name(f"{path.name}.INFO").unlink(missing_ok=True)
                 raise

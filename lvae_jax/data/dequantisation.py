@@ -1,9 +1,9 @@
 """From grey levels to continuous values: uniform noise as wide as a level.
 
-The likelihood of whole grey levels under a Gaussian has no bound: ever narrower Gaussians can sit
-on the levels. Noise spreads each level over an interval of its own (Uria, Murray and Larochelle,
-2013). Training images get noise anew every epoch (`dequantise`); test images get it once
-(`dequantise_once`), so that every run, whatever its seed, is tested on the same values.
+The likelihood of discrete grey levels under a Gaussian is unbounded, because Gaussians around the
+levels can become arbitrarily narrow. Noise spreads each level over its own interval (Uria, Murray
+and Larochelle, 2013). Training images get noise anew every epoch (`dequantise`); test images get it
+once (`dequantise_once`), so that every run, whatever its seed, is tested on the same values.
 """
 
 import jax

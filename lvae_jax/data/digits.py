@@ -1,6 +1,6 @@
 """scikit-learn's handwritten digits: 1,797 grey images of 8×8, which come with the package.
 
-Small enough to train on in seconds, with no file to fetch.
+They are small enough to train on in seconds, and need no download.
 """
 
 import numpy as np

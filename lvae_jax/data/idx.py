@@ -23,7 +23,7 @@ def read_idx(path: Path) -> np.ndarray:
     """Reads an IDX file of uint8 values, packed with gzip or not.
 
     Raises:
-      DataError: The file is missing, cut short or damaged.
+      DataError: The file is missing, truncated or damaged.
     """
     with open_content(path) as file:
         content = file.read()

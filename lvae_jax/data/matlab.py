@@ -21,7 +21,7 @@ def read_matrices(path: Path, shapes: dict[str, Sequence[int | str]]) -> list[np
       The matrices in that order.
 
     Raises:
-      DataError: The file is missing, cut short or of another kind, or a matrix is not as expected.
+      DataError: The file is missing, truncated or of another kind, or a matrix is not as expected.
     """
     from scipy import io  # type: ignore[import-untyped]
 
@@ -30,7 +30,7 @@ def read_matrices(path: Path, shapes: dict[str, Sequence[int | str]]) -> list[np
             found = io.loadmat(file, variable_names=list(shapes))
     except DataError:
         raise
-    except Exception as error:  # scipy's, of many kinds
+    except Exception as error:  # scipy raises many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"{path} cannot be read ({reason}); expected a MATLAB file: download it again"

@@ -55,8 +55,8 @@ def load(
       The data set, in the order of the original files, to be binarised dynamically.
 
     Raises:
-      DataError: There is neither network nor file, a file is not the original, or `tfds_dir`
-        cannot be written to.
+      DataError: A file is neither given nor can be downloaded, a file is not the original, or
+        `tfds_dir` cannot be written to.
     """
     return Dataset(
         name="mnist",

@@ -1,8 +1,8 @@
 """OMNIGLOT: 24,345 training and 8,070 test images of characters of 50 alphabets, 28×28.
 
-The split and reduction to 28×28 of Burda et al. (2015), which the paper uses: a MATLAB file. A file
-in the same format that is not the original can be used under the name `chardata_standin.mat`; the
-data set then has another name, because numbers on it do not compare with published ones.
+A MATLAB file with the split and the reduction to 28×28 of Burda et al. (2015), which the paper
+uses. Another file in the same format can be used under the name `chardata_standin.mat`. The data
+set then has another name, because its numbers cannot be compared with published ones.
 """
 
 import os
@@ -32,7 +32,7 @@ def read_chardata(path: Path) -> Splits:
       float32 images [n, 28, 28] and alphabets [n], for "train" and "test".
 
     Raises:
-      DataError: The file is missing, cut short or of another kind.
+      DataError: The file is missing, truncated or of another kind.
     """
     splits = {}
     for split, data_key, target_key in (
@@ -89,8 +89,8 @@ def load(
       dynamically. A label is the index of the image's alphabet.
 
     Raises:
-      DataError: There is neither network nor file, `chardata.mat` is not the original, or
-        `tfds_dir` cannot be written to.
+      DataError: The file is neither given nor can be downloaded, `chardata.mat` is not the
+        original, or `tfds_dir` cannot be written to.
     """
     name = "omniglot"
     folder = None if data_dir is None else user_path(data_dir)

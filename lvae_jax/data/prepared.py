@@ -2,9 +2,9 @@
 
 tensorflow-datasets (tfds) fetches the original files and writes them as records of its array_record
 format, into `<tfds_dir>/<name>/<version>/`. It works in a folder called `incomplete.*` and renames
-it when done, so an interrupted preparation is never mistaken for a whole one. Reading the records
-takes seconds; the arrays read from them are kept beside them as `arrays.npz`, and where that file
-is, tfds is not even imported.
+it when done, so an interrupted preparation is never mistaken for a complete one. Reading the
+records takes seconds. The arrays are therefore kept beside the records in `arrays.npz`; if that
+file exists, tfds is not even imported.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def load_arrays(
       The arrays, each [n, ...] in the order of the records.
 
     Raises:
-      DataError: The data set is neither prepared nor can be; one line says why.
+      DataError: The data set is not prepared and cannot be; the message says why.
     """
     root = tfds_root(tfds_dir)
     folder = root / source.name / source.version
@@ -79,7 +79,7 @@ def load_arrays(
         arrays = _read_records(source, root)
         try:
             write_arrays(folder / ARRAYS_FILE, arrays)
-        except OSError as error:  # such as a shared folder: the records are enough, only slower
+        except OSError as error:  # such as a read-only folder; reading the records works, too
             _logger.warning("%s cannot be written (%s): loading stays slow", folder, error)
     return as_arrays(
         {split: (arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in _SPLITS}
@@ -90,7 +90,7 @@ _SPLITS = ("train", "test")
 
 
 def tfds_root(tfds_dir: str | os.PathLike[str] | None) -> Path:
-    """The folder of prepared data sets, found as tfds does but without importing it.
+    """The folder of prepared data sets, by the rules of tfds but without importing it.
 
     Raises:
       DataError: It is an address, not a local folder.
@@ -112,8 +112,8 @@ def _prepare(source: Source, root: Path, data_dir: Path | None) -> None:
         _check_files(source, data_dir)
     if folder.exists():
         raise DataError(
-            f"{folder} holds no whole data set (dataset_info.json is missing); delete that folder "
-            "and run again"
+            f"{folder} holds an incomplete data set (dataset_info.json is missing); delete that "
+            "folder and run again"
         )
     _make_writable(root)
     tfds, builder_class = _import_builders(source)
@@ -132,7 +132,7 @@ def _prepare(source: Source, root: Path, data_dir: Path | None) -> None:
             builder.download_and_prepare(download_config=config)
     except DataError:
         raise
-    except Exception as error:  # of tfds, requests, gzip, the file system, ...
+    except Exception as error:  # tfds, requests, gzip, the file system, ... raise many types
         if _is_prepared(folder):  # another process prepared it meanwhile
             return
         raise DataError(
@@ -153,7 +153,7 @@ def _check_files(source: Source, data_dir: Path) -> None:
     if missing:
         raise DataError(
             f"data_dir={data_dir} lacks {', '.join(missing)} (packed with gzip or not); download "
-            f"what is missing from {source.url} into it"
+            f"the missing files from {source.url} into it"
         )
 
 
@@ -162,7 +162,7 @@ def _make_writable(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{root} cannot be made ({error.strerror}); {advice}") from error
+        raise DataError(f"{root} cannot be created ({error.strerror}); {advice}") from error
     if not os.access(root, os.W_OK | os.X_OK):
         raise DataError(f"{root} cannot be written to; {advice}")
 
@@ -170,7 +170,7 @@ def _make_writable(root: Path) -> None:
 def _import_builders(source: Source) -> tuple[Any, Any]:
     try:
         import tensorflow_datasets as tfds
-        from array_record.python import array_record_module  # noqa: F401  (else found out later)
+        from array_record.python import array_record_module  # noqa: F401  (tfds imports it later)
 
         from lvae_jax.data.builders import builder_class
     except ImportError as error:
@@ -182,7 +182,7 @@ def _import_builders(source: Source) -> tuple[Any, Any]:
 
 
 def _check_network(source: Source, folder: Path) -> None:
-    """Finds out in seconds what tfds, which waits and tries again, would find out in minutes."""
+    """Reports an unreachable network within seconds; tfds would retry for minutes."""
     import requests
 
     names = [file.name for file in source.files]
@@ -206,7 +206,7 @@ def _read_records(source: Source, root: Path) -> dict[str, np.ndarray]:
         for split in _SPLITS:
             for feature, values in _stack(builder.as_data_source(split)).items():
                 arrays[f"{split}_{feature}s"] = values  # image -> train_images
-    except Exception as error:  # of tfds, array_record, protobuf, ...
+    except Exception as error:  # tfds, array_record, protobuf, ... raise many types
         raise DataError(
             f"the records in {root / source.name / source.version} cannot be read "
             f"({_reason(error)}); delete that folder and run again"
@@ -215,7 +215,7 @@ def _read_records(source: Source, root: Path) -> dict[str, np.ndarray]:
 
 
 def _stack(records: Any) -> dict[str, np.ndarray]:
-    """One array per feature, filled many records at a time: five times faster than one by one."""
+    """One array per feature. Reads many records at a time: five times faster than one by one."""
     number = len(records)
     arrays = {
         feature: np.empty((number, *np.shape(value)), np.asarray(value).dtype)

@@ -1,11 +1,11 @@
 """Small NORB: 24,300 training and 24,300 test pairs of images of toys, reduced to 32×32, uint8.
 
 A pair is one toy seen by two cameras. The original files are in NORB's own format for matrices:
-little-endian int32s for the type, the number of dimensions and the sizes, of which there are at
-least three, then the values in row-major order. Their images are reduced by means of 3×3 pixels.
+little-endian int32s for the type, the number of dimensions and at least three sizes, then the
+values in row-major order. Each pixel of the reduced images is the mean of 3×3 original pixels.
 
-The paper used other files: MATLAB files of images that were resized bicubically. Where a user has
-them, they are read instead and the data set is called "small_norb-resized".
+The paper used other files: MATLAB files of images that were resized bicubically. If a user has
+them, they are read instead, and the data set is called "small_norb-resized".
 """
 
 import math
@@ -85,7 +85,7 @@ def read_resized(folder: Path) -> Splits:
       uint8 images [n, 2, 32, 32], rounded to whole grey values, and categories [n].
 
     Raises:
-      DataError: A file is missing, cut short or of another kind.
+      DataError: A file is missing, truncated or of another kind.
     """
     paths = iter(_find_resized(folder, name) for name in RESIZED)
     splits = {}
@@ -95,11 +95,11 @@ def read_resized(folder: Path) -> Splits:
         (categories,) = read_matrices(category_path, {f"{split}labels": ("n", "n")})
         categories = categories.reshape(-1)
         if not np.all((values >= 0) & (values <= 255)):
-            raise DataError(f"{image_path} has values outside [0, 255]; get it again")
+            raise DataError(f"{image_path} has values outside [0, 255]; download it again")
         if len(categories) != values.shape[2] or not set(np.unique(categories)) <= set(range(5)):
             raise DataError(
                 f"{category_path} does not hold a category 0 to 4 for each of {values.shape[2]} "
-                "pairs; get it again"
+                "pairs; download it again"
             )
         images = np.rint(values.T).astype(np.uint8).reshape(-1, 2, *IMAGE_SHAPE)
         splits[split] = images, categories
@@ -172,8 +172,8 @@ def load(
       "small_norb" or "small_norb-resized", then "-both" for both cameras.
 
     Raises:
-      DataError: There is neither network nor file, a file is not the original, or `tfds_dir`
-        cannot be written to.
+      DataError: A file is neither given nor can be downloaded, a file is not the original, or
+        `tfds_dir` cannot be written to.
     """
     if cameras not in get_args(Cameras):
         raise DataError(

@@ -1,4 +1,4 @@
-"""What a data set's own file declares: its original files and how they become arrays."""
+"""The declaration of a data set: its original files, and how they become arrays."""
 
 import contextlib
 import dataclasses
@@ -43,8 +43,8 @@ class Source:
       homepage: A page about it.
       url: The address of the folder that holds the files, ending in "/".
       files: The original files.
-      read: Reads the files, given the path of each by its name in `files`. It is given verified
-        files alone, so it need not check their content.
+      read: Reads the files, given the path of each by its name in `files`. The files are verified
+        before, so it need not check their content.
       image_shape: Shape of one image.
       num_classes: Number of different labels.
       image_dtype: uint8 or float32.
@@ -74,7 +74,7 @@ class Source:
         """Checks that `path` has the content of `file`.
 
         Raises:
-          DataError: It has not, or it cannot be read.
+          DataError: The content differs, or the file cannot be read.
         """
         algorithm, _, expected = file.checksum.partition(":")
         with path.open("rb") if file.of_packed else open_content(path) as content:
@@ -88,7 +88,7 @@ class Source:
 
 
 def spellings(name: str) -> list[str]:
-    """The names under which a file is found: packed or not, and two ways to write idx files.
+    """The names under which a file is found: packed or not, and both spellings of idx files.
 
     Example:
       >>> spellings("images-idx3-ubyte.gz")[:3]
@@ -105,7 +105,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """The path with `~` replaced by the home directory.
 
     Raises:
-      DataError: There is no home directory, as for some users of containers.
+      DataError: The user has no home directory, as in some containers.
     """
     try:
         return Path(path).expanduser()
@@ -120,8 +120,8 @@ def open_content(path: Path) -> Iterator[BufferedIOBase]:
     """Opens a file for reading; a gzip file is unpacked, whatever its name.
 
     Raises:
-      DataError: The file is missing, cut short or damaged, on opening or while reading within
-        the `with` statement.
+      DataError: The file is missing, truncated or damaged. This can also be found while the body
+        of the `with` statement reads.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Holding out training images for validation: to choose by, never to report."""
+"""Holds out training images for validation: for choosing, never for reporting."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ def hold_out(dataset: Dataset, number: int) -> tuple[Dataset, Dataset]:
       number: How many training images to hold out: a random choice, the same in every run.
 
     Returns:
-      The data set without them, in the same order; and one with them in place of its test images,
+      The data set without them, in the same order; and one in which they replace the test images,
       so that they are binarised or dequantised once, like test images.
 
     Raises:

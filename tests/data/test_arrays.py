@@ -231,7 +231,7 @@ def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown):
     path = tmp_path / "a.npy"
     path.write_bytes(content)
     assert failure(path) == (
-        f"{path} starts with the bytes {shown}, so it is no .npy or .npz file; write it with "
+        f"{path} starts with the bytes {shown}, so it is not an .npy or .npz file; write it with "
         "numpy.save or numpy.savez"
     )
 
@@ -239,8 +239,8 @@ def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown):
 def test_a_pytorch_file_is_named_with_what_converts_it(tmp_path):
     path = tmp_path / "t.pt"
     message = (
-        f"{path} is no .npy or .npz file but a pickle, as PyTorch writes; it can run code when it "
-        "is opened and is never loaded: convert it where you trust it, as in "
+        f"{path} is a pickle, as PyTorch writes, not an .npy or .npz file; a pickle can run code "
+        "when it is opened, so it is never loaded: if you trust it, convert it, as in "
         "numpy.save('t.npy', torch.load('t.pt').numpy(force=True))"
     )
     with zipfile.ZipFile(path, "w") as file:  # the layout of torch.save
@@ -257,7 +257,7 @@ def test_a_file_cut_short_is_named(save, length):
     path.write_bytes(path.read_bytes()[:length])
     message = failure(path)
     assert message.startswith(f"{path} cannot be read (")
-    assert message.endswith("); it is cut short or damaged: save it again")
+    assert message.endswith("); it is truncated or damaged: save it again")
 
 
 @pytest.mark.parametrize("length", [5, 100, 500, -10])
@@ -265,7 +265,7 @@ def test_an_npz_file_cut_short_is_named(npz, length):
     npz.write_bytes(npz.read_bytes()[:length])
     message = failure(f"{npz}:train")
     assert message.startswith(f"{npz}:train cannot be read (")
-    assert message.endswith("); it is cut short or damaged: save it again")
+    assert message.endswith("); it is truncated or damaged: save it again")
 
 
 def test_a_flipped_byte_in_an_npz_file_is_found(npz):
@@ -318,8 +318,8 @@ def test_values_that_are_not_real_numbers_are_refused(save, images, shown):
 def test_shapes_that_are_not_those_of_images_are_refused(save, shape):
     path = save(np.zeros(shape))
     assert failure(path) == (
-        f"{path} has the shape {list(shape)}; expected [n, ...], images one after the other, at "
-        "least one of at least one value"
+        f"{path} has the shape {list(shape)}; expected [n, ...] with at least one image of at "
+        "least one value"
     )
 
 

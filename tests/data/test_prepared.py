@@ -357,7 +357,7 @@ def test_a_missing_file_is_named(data_dir, tfds_dir, folder):
     (data_dir / FILES[3]).unlink()
     assert failure(source, data_dir, tfds_dir) == (
         f"data_dir={data_dir} lacks {FILES[1]}, {FILES[3]} (packed with gzip or not); download "
-        f"what is missing from {ORIGINAL} into it"
+        f"the missing files from {ORIGINAL} into it"
     )
     assert_nothing_prepared(folder)
 
@@ -374,7 +374,7 @@ def test_a_tfds_dir_that_cannot_be_made_is_named(data_dir, tmp_path):
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "tfds"
     assert failure(small_source(data_dir), data_dir, below) == (
-        f"{below} cannot be made (Not a directory); give a folder that can be written to as "
+        f"{below} cannot be created (Not a directory); give a folder that can be written to as "
         "tfds_dir"
     )
 
@@ -389,8 +389,8 @@ def test_a_tfds_dir_that_cannot_be_written_to_is_named(data_dir, tfds_dir, monke
 def test_a_folder_without_a_whole_data_set_is_named(data_dir, tfds_dir, folder):
     folder.mkdir(parents=True)
     assert failure(small_source(data_dir), data_dir, tfds_dir) == (
-        f"{folder} holds no whole data set (dataset_info.json is missing); delete that folder and "
-        "run again"
+        f"{folder} holds an incomplete data set (dataset_info.json is missing); delete that folder "
+        "and run again"
     )
 
 

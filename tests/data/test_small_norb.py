@@ -162,12 +162,12 @@ def test_resized_files_are_read_under_their_own_names_too(tmp_path):
         ),
         (
             {"testdata": RESIZED[..., :4] * 2.0},
-            "/smallnorb_test_x.mat has values outside [0, 255]; get it again",
+            "/smallnorb_test_x.mat has values outside [0, 255]; download it again",
         ),
         (
             {"trainlabels": np.arange(7)},
-            "/smallnorb_train_t.mat does not hold a category 0 to 4 for each of 7 pairs; get it "
-            "again",
+            "/smallnorb_train_t.mat does not hold a category 0 to 4 for each of 7 pairs; "
+            "download it again",
         ),
     ],
 )

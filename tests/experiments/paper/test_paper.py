@@ -102,7 +102,7 @@ def test_table_1_holds_the_papers_numbers_beside_those_of_the_runs(tiny):
         "Tran et al., 2015",
     ]  # fmt: skip
     assert [row[3:6] for row in rows] == [["", "", ""]] * 4 + [bounds(results[n]) for n in names]
-    assert "shortened to 0.0075 of their length: a smoke run, no result" in path.read_text()
+    assert "shortened to 0.0075 of their length: this is a smoke run, not a" in path.read_text()
     assert "`python -m experiments.paper --on=digits --scale=0.0075 --eval_samples=3`" in (
         path.read_text()
     )
@@ -120,7 +120,7 @@ def test_table_2_holds_every_model_at_every_depth(tiny):
             # A ladder of one layer is the VAE; digits are not in the paper, so no number of its.
             assert cell == (shown(results[name]) if name in results else "")
     assert "smoke run" in path.read_text()
-    assert "In brackets" not in path.read_text()
+    assert "Brackets hold" not in path.read_text()
 
 
 def test_figure_3_has_its_numbers_in_a_table(tiny):
@@ -148,7 +148,7 @@ def test_claims_are_judged_by_the_runs(tiny):
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         f"## Figure {i}" for i in (2, 3, 4, 5, 6)
     ]
-    assert "a smoke run, no result" in text
+    assert "this is a smoke run, not a result" in text
 
 
 def model(test_elbo: float, kl_per_unit=((1.0,), (1.0,)), log_likelihood: float = 0.0):
@@ -337,7 +337,7 @@ def test_the_plan_shows_all_that_the_paper_shows_before_a_run_is_made(tmp_path, 
                for line in lines)  # fmt: skip
     assert "| VAE+BN+WU | 3 | | | | | -87.49 | |" in lines
     assert "| LVAE+BN+WU | 5 | | | | | -85.23 | -82.12 |" in lines
-    assert "The paper's best VAE on MNIST, of no stated depth: L_5000 -82.74." in lines
+    assert "The paper's best VAE on MNIST, whose depth is not stated: L_5000 -82.74." in lines
     for note in (published.OMNIGLOT_NOTE, published.NORB_NOTE, published.PARAMETERS_NOTE):
         assert note in lines
     assert "-103.38" in published.OMNIGLOT_NOTE
@@ -348,7 +348,7 @@ def test_the_papers_numbers_beside_shorter_runs_are_said_to_be_at_its_own_settin
     tmp_path, capsys
 ):
     lines = lines_of_dry_run(capsys, workdir=str(tmp_path), scale=0.1, only=("table2", "figure3"))
-    own = "In brackets the paper's numbers, at its own settings."
+    own = "Brackets hold the paper's numbers, at its own settings."
     assert lines.count(own) == 2
     assert any(line.endswith("| the paper's L_5000, at its own settings |") for line in lines)
 
