@@ -17,6 +17,7 @@ from scipy import stats
 from tolerances import (
     assert_close,
     assert_plausible,
+    assert_trees_within,
     assert_within,
     float32_error,
     threshold,
@@ -43,16 +44,6 @@ def assert_trees_equal(one, other):
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def assert_trees_within(one, other, error):
-    """Every leaf of two trees, within a tolerance for all of them or a tree of tolerances."""
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    errors = jax.tree.leaves(error)
-    leaves = jax.tree.leaves(one)
-    errors = errors * len(leaves) if len(errors) == 1 else errors
-    for a, b, e in zip(leaves, jax.tree.leaves(other), errors, strict=True):
-        assert_within(a, b, e)
 
 
 # A step written by hand: plain functions of the parameters, differentiated automatically

@@ -16,6 +16,9 @@ from scipy import stats
 EPSILON = float(np.finfo(np.float32).eps)
 """The relative distance of neighbouring float32 numbers; one rounding is at most half of it."""
 
+EPSILON_64 = float(np.finfo(np.float64).eps)
+"""That of float64: of Python's numbers, of NumPy's and of the standard library's statistics."""
+
 TINY = float(np.finfo(np.float32).tiny)
 """The smallest normal float32: a processor may take anything below it for zero."""
 
@@ -44,11 +47,14 @@ def float32_error(roundings, size):
     return roundings * EPSILON * np.abs(np.asarray(size, np.float64))
 
 
-def assert_close(actual, expected, roundings, size=None):
-    """Every element is the expected one up to `float32_error`, of its own size unless given."""
+def assert_close(actual, expected, roundings, size=None, epsilon=EPSILON):
+    """Every element is the expected one up to `float32_error`, of its own size unless given.
+
+    With `EPSILON_64` for an epsilon, up to the same roundings in float64.
+    """
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    tolerance = float32_error(roundings, expected if size is None else size) + TINY
-    assert_within(actual, expected, tolerance)
+    error = float32_error(roundings, expected if size is None else size) * (epsilon / EPSILON)
+    assert_within(actual, expected, error + TINY)
 
 
 def assert_within(actual, expected, tolerance):
@@ -66,6 +72,21 @@ def assert_within(actual, expected, tolerance):
     )
 
 
+def assert_different(one, other, tolerance):
+    """Some element differs by more than twice the tolerance, so that no rounding explains it."""
+    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    assert np.any(np.abs(one - other) > 2 * np.asarray(tolerance))
+
+
+def assert_trees_within(actual, expected, error):
+    """Every leaf of a pytree is the expected one, within a tree of tolerances or one for all."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    leaves, errors = jax.tree.leaves(actual), jax.tree.leaves(error)
+    errors = errors * len(leaves) if len(errors) == 1 else errors
+    for one, other, tolerance in zip(leaves, jax.tree.leaves(expected), errors, strict=True):
+        assert_within(one, other, tolerance)
+
+
 def value_and_error(function, *inputs, roundings, draws=8, seed=0):
     """A float64 result, and the error of a float32 one from its condition, found by experiment.
 
@@ -74,7 +95,9 @@ def value_and_error(function, *inputs, roundings, draws=8, seed=0):
     error is the largest change of the result over a few draws, times 4 for the draws not seen.
 
     Args:
-      function: of the inputs, computed in float64: NumPy, or JAX under `jax.enable_x64`.
+      function: of the inputs, computed in float64: NumPy, or JAX under `jax.enable_x64`. Or another
+        float32 program, which takes float64 inputs to float32: then the tolerance holds for the
+        difference of two such programs, as 4 times the change allows for the second one's error.
       *inputs: pytrees of arrays; exact numbers, such as binary data, are changed too.
       roundings: of every input before it takes effect, as in `float32_error`, all layers together.
       draws: how many changes are tried.
@@ -94,6 +117,7 @@ def value_and_error(function, *inputs, roundings, draws=8, seed=0):
     others = [function(*jax.tree.map(changed, inputs)) for _ in range(draws)]
 
     def error(centre, *around):
+        centre = np.asarray(centre, np.float64)
         change = np.max([np.abs(np.asarray(one) - centre) for one in around], axis=0)
         return 4 * change + float32_error(roundings, centre) + TINY
 
