@@ -23,7 +23,7 @@ for absent in ("experiments", "tensorflow_datasets", "sklearn", "tqdm", "pytest"
 
 q = Gaussian(jnp.float32(1.0), jnp.float32(2.0))
 p = Gaussian(jnp.float32(0.0), jnp.float32(2.0))
-assert abs(float(distributions.kl(q, p)) - 0.25) < 1e-6
+assert abs(float(distributions.kl(q, p)) - 0.25) < 8 * jnp.finfo(jnp.float32).eps  # of sums below 1
 posterior = distributions.precision_weighted(q, p)
 assert (float(posterior.mean), float(posterior.variance)) == (0.5, 1.0)
 assert schedules.warm_up(3, 4) == 0.75
