@@ -1,1 +1,1 @@
-"""Runs of lvae_jax: one short module a data set, each started with `python -m experiments.NAME`."""
+"""Runs of lvae_jax: a short module per data set, each started with `python -m experiments.NAME`."""

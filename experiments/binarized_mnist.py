@@ -5,7 +5,7 @@ from typing import Any
 from experiments import cli
 from experiments.settings import Settings
 
-# As MNIST, which the paper used.
+# The paper's settings for MNIST.
 DEFAULTS = Settings()
 
 

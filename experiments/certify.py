@@ -1,6 +1,7 @@
 """Bounds the error of the estimated log-likelihood: `python -m experiments.certify RUN`.
 
-Uses images drawn from the model, where bidirectional Monte Carlo bounds log p(x) from both sides.
+Uses images drawn from the model, for which bidirectional Monte Carlo bounds log p(x) from both
+sides.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ class CertifySettings(UseSettings):
     temperatures: int = setting(500, whole(2), "temperatures between the prior and the posterior")
     chains: int = setting(1, whole(1), "chains per image and direction")
     leapfrog_steps: int = setting(10, whole(1), "leapfrog steps per temperature")
-    batch: int = setting(50, whole(1), "images at a time")
+    batch: int = setting(50, whole(1), "images per batch")
 
 
 def certify(settings: CertifySettings, *workdirs: str) -> None:
@@ -61,8 +62,8 @@ def certify(settings: CertifySettings, *workdirs: str) -> None:
     print(numbers.markdown(["nats", "mean"], *table))
     off = summary[f"upper bound less {name}"]
     print(
-        f"In the mean over {settings.images} images drawn from the model, {name} is below "
-        f"log p(x) by at most {uses.with_error(off)} nats; ± the standard error over the images. "
+        f"On average over {settings.images} images drawn from the model, {name} is at most "
+        f"{uses.with_error(off)} nats below log p(x); ± is the standard error over the images. "
         f"{acceptance.mean():.0%} of the Hamiltonian proposals were accepted."
     )
     results = {

@@ -60,7 +60,7 @@ def start(command: Callable[..., None], defaults: Any, arguments: str = "") -> N
 
 def _start(command: Callable[..., None], defaults: Any, arguments: str) -> None:
     _open_standard_streams()
-    os.environ["MPLBACKEND"] = "agg"  # figures are files; a notebook's own may not be installed
+    os.environ["MPLBACKEND"] = "agg"  # figures are files; a notebook's backend may be missing here
     define_flags(defaults)
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
 
@@ -76,7 +76,7 @@ def _open_standard_streams() -> None:
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            # Occupy the descriptor: compiled code writes to it, whatever file it then belongs to.
+            # Occupy the descriptor: compiled code writes to it, even if a file has taken it.
             null = os.open(os.devnull, os.O_RDWR)
             if null != descriptor:
                 os.dup2(null, descriptor)
@@ -148,7 +148,7 @@ def parse(argv: list[str], arguments: str = "") -> list[str]:
         rest = flags.FLAGS(argv)
     except (flags.Error, ValueError) as error:  # ValueError: a --flagfile that is not text
         fail(str(error))
-    except SystemExit:  # --help has printed; absl calls that a failure
+    except SystemExit:  # after --help, which absl counts as a failure
         raise SystemExit(0) from None
     if len(rest) > 1 and not arguments:
         fail(f"unexpected argument {rest[1]!r}: every setting is given as --name=value; see --help")

@@ -29,7 +29,7 @@ class CompareSettings:
 
 def names(runs: Sequence[Run]) -> list[str]:
     """The folders' names; their paths if two names are equal."""
-    last = [run.path.absolute().name for run in runs]  # "." has a name too
+    last = [run.path.absolute().name for run in runs]  # absolute, so that "." has a name
     return last if len(set(last)) == len(last) else [str(run.path) for run in runs]
 
 

@@ -18,7 +18,7 @@ class FashionSettings(Settings):
     )
 
 
-# As MNIST, which the paper used.
+# The paper's settings for MNIST.
 DEFAULTS = FashionSettings()
 
 

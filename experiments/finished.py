@@ -1,4 +1,4 @@
-"""A trained model and its data, as `probe`, `outliers`, `impute` and `certify` read them.
+"""Reads a trained model and its data for `probe`, `outliers`, `impute` and `certify`.
 
 The model is loaded by `lvae_jax.load`, so a folder made by `lvae_jax.save` works like a run.
 """
@@ -32,8 +32,8 @@ class UseSettings:
     data: str = setting(
         "", choice("", *registry.EXPERIMENTS), "data set, if no config.json names it"
     )
-    data_dir: str = setting("", PATH, "folder of the data set's files, if not that of the run")
-    tfds_dir: str = setting("", PATH, "folder of prepared data sets, if not that of the run")
+    data_dir: str = setting("", PATH, "folder of the data set's files; the default is the run's")
+    tfds_dir: str = setting("", PATH, "folder of prepared data sets; the default is the run's")
     seed: int = setting(0, whole(0, MOST_SEEDS - 1), "seed of every random draw of this command")
 
 
@@ -126,7 +126,7 @@ def chunks(description: str, total: int, size: int) -> Iterator[np.ndarray]:
 
 
 def image_keys(seed: int, total: int) -> jax.Array:
-    """A key for every image."""
+    """One key per image."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(total))
 
 

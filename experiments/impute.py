@@ -36,12 +36,12 @@ class ImputeSettings(UseSettings):
     missing: str = setting(
         "0.5",
         TEXT,
-        "a share of the values, at random; bottom: the lower half; or an .npy file, of the images' "
-        "shape or [n, *shape], that is true where values are missing",
+        "values to remove: a fraction, chosen at random; bottom: the lower half; or an .npy file, "
+        "of the images' shape or [n, *shape], that is true where values are missing",
     )
-    images: int = setting(100, whole(2), "test images: the first N")
+    images: int = setting(100, whole(2), "use the first N test images")
     samples: int = setting(1024, whole(32), "importance samples, a multiple of 32")
-    rounds: int = setting(5, whole(0), "at most this many rounds of Metropolis-within-Gibbs")
+    rounds: int = setting(5, whole(0), "largest number of rounds of Metropolis-within-Gibbs")
     neighbours: int = setting(10, whole(1), "number of nearest training images in the comparison")
 
 
@@ -74,8 +74,8 @@ def observed_entries(missing: str, shape: tuple[int, ...], images: int, seed: in
             share = -1.0
         if not 0 < share < 1:
             raise SettingsError(
-                f"--missing={missing} is neither a share between 0 and 1, nor bottom, nor an .npy "
-                "file"
+                f"--missing={missing} is neither a fraction between 0 and 1, nor bottom, nor an "
+                ".npy file"
             )
         gone = np.random.default_rng(seed).random((images, *shape)) < share
     gone = gone.reshape(images, -1)
@@ -96,8 +96,8 @@ def of_neighbours(
 ) -> Bernoulli | Gaussian:
     """Independent pixels with the moments of the nearest training images and one average image.
 
-    Nearest by the squared distance over the observed values. The average image keeps probabilities
-    and variances away from 0.
+    The nearest images have the smallest squared distance over the observed values. The average
+    image keeps probabilities and variances away from 0.
     """
     distances = observed @ (train_x**2).T - 2 * np.where(observed, x, 0) @ train_x.T
     nearest = train_x[np.argpartition(distances, number - 1, axis=1)[:, :number]]
@@ -197,10 +197,10 @@ def impute(settings: ImputeSettings, *workdirs: str) -> None:
     size = np.float64(found.effective_sample_size)
     print(
         f"{len(x)} test images of {run.dataset.name}, {(~observed).mean():.0%} of the values "
-        f"missing; ± the standard error over the images. The importance samples add "
-        f"{monte_carlo:.2f} nats to the model's; their effective size is {np.median(size):.0f} of "
-        f"{settings.samples} in the median and {size.min():.0f} at least, after "
-        f"{np.mean(found.rounds):.1f} rounds."
+        f"missing; ± is the standard error over the images. Importance sampling adds an error of "
+        f"{monte_carlo:.2f} nats to the model's mean. The effective sample size is "
+        f"{np.median(size):.0f} of {settings.samples} in the median and at least {size.min():.0f}, "
+        f"after {np.mean(found.rounds):.1f} rounds on average."
     )
     stem = Path(settings.missing).stem if settings.missing.endswith(".npy") else settings.missing
     results = {

@@ -16,8 +16,8 @@ class NorbSettings(Settings):
     )
 
 
-# Section 3 of the paper: as MNIST, but for tanh and a Gaussian observation model. The authors' code
-# loads camera 0 twice, so that an epoch of theirs has 189 steps and one of these 94.
+# Section 3 of the paper: as for MNIST, except for tanh and a Gaussian observation model. The
+# authors' code loads camera 0 twice, so its epoch has 189 steps; this one has 94.
 DEFAULTS = NorbSettings(activation="tanh")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from experiments import cli
 from experiments.settings import Settings
 
-# Section 3 of the paper: as MNIST, but for the number of epochs.
+# Section 3 of the paper: as for MNIST, except for the number of epochs.
 DEFAULTS = Settings(epochs=1500)
 
 

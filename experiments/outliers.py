@@ -31,7 +31,7 @@ class OutlierSettings(UseSettings):
 
     against: str = setting("", TEXT, "the other images: a data set's name, or an .npy or .npz file")
     against_dir: str = setting("", PATH, "folder of the other data set's files")
-    images: int = setting(1000, whole(2), "test images of each data set: the first N")
+    images: int = setting(1000, whole(2), "use the first N test images of each data set")
     samples: int = setting(500, whole(1), "importance samples of the log-likelihood")
     elbo_samples: int = setting(16, whole(2), "samples of the ELBO and of the ratios")
 
@@ -61,8 +61,8 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
     shape = run.dataset.image_shape
     if images.shape[1:] != shape:
         raise DataError(
-            f"{name} has images of {list(images.shape[1:])}, but {run.dataset.name} of "
-            f"{list(shape)}; bring them to that shape"
+            f"{name} has images of shape {list(images.shape[1:])}, but {run.dataset.name} of shape "
+            f"{list(shape)}; reshape or resize them"
         )
     images = images[: settings.images]
     if run.dataset.observation == "bernoulli" and run.dataset.train_images.dtype == np.float32:
@@ -168,7 +168,7 @@ def outliers(settings: OutlierSettings, *workdirs: str) -> None:
     print(numbers.markdown(header, *rows))
     print(
         f"{counts[0]} test images of {names[0]} against {counts[1]} of {names[1]}, the "
-        f"outliers; ± the standard error over the images ({RESAMPLES} bootstrap samples)."
+        f"outliers; ± is the standard error over the images ({RESAMPLES} bootstrap samples)."
     )
     results = {
         "dataset": names[0],

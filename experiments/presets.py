@@ -7,7 +7,7 @@ from typing import Any
 from experiments.settings import FLAG, OF_THE_LADDER, choice, setting
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Every choice of the authors' code (docs/flags.md has it line by line).
+    # Every choice of the authors' code that has a flag (docs/flags.md lists them).
     "as_authors": {
         "activation": "leaky_relu_0.01",
         "batch_norm_epsilon": 1e-10,
@@ -28,7 +28,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_epochs": 30,
     },
 }
-"""Defaults in place of an experiment's own; flags still override them. No two set the same one."""
+"""Each replaces some of an experiment's defaults; explicit flags override it. No two presets set
+the same setting."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +37,18 @@ class Presets:
     """The flags that stand for several settings. A run stores those settings, not these flags."""
 
     as_authors: bool = setting(
-        False, FLAG, "every choice of the authors' code where the flags allow it; see docs/flags.md"
+        False, FLAG, "make every choice of the authors' code that has a flag; see docs/flags.md"
     )
     recipe: str = setting(
         "", choice("", "fast"), "fast: a short schedule at a high learning rate, found on MNIST"
     )
 
     def defaults(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What these presets put in place of an experiment's defaults.
+        """The defaults that these presets set.
 
         Args:
-          values: every setting by name, which say what the presets leave out: of a VAE what is the
-            ladder's, and the activation where it is tanh, which the authors used for NORB.
+          values: every setting by name. A VAE gets none of the ladder's settings. The activation
+            stays if it is tanh, which the authors used for NORB.
         """
         chosen = ["as_authors"] * self.as_authors + [self.recipe] * bool(self.recipe)
         left_out = set(OF_THE_LADDER) if values["model"] == "vae" else set()

@@ -1,6 +1,6 @@
-"""What each layer knows of the class: `python -m experiments.probe RUN`.
+"""Measures what each layer knows about the class: `python -m experiments.probe RUN`.
 
-Classifiers on the frozen latents of every layer, beside pixels and principal components.
+Trains classifiers on the frozen latents of every layer, on pixels and on principal components.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from experiments.show import numbers, uses
 from lvae_jax import latents
 
 LABELS = (100, 1000, 0)
-"""Numbers of labelled images to learn from; 0 means all."""
+"""Numbers of labelled training images; 0 means all."""
 BINS = 32
 
 PUBLISHED = (
-    "Published test errors on MNIST with 100 labels, of models that learn from the labels and the "
-    "unlabelled images together: M1+M2 3.33 % (Kingma et al., 2014), ADGM 0.96 % (Maaløe et al., "
-    "2016). Here the latents have never seen a label."
+    "Published test errors on MNIST with 100 labels: M1+M2 3.33 % (Kingma et al., 2014), ADGM "
+    "0.96 % (Maaløe et al., 2016). Those models learn from labels and unlabelled images together; "
+    "the latents here were learnt without labels."
 )
 
 
@@ -118,8 +118,8 @@ def error_rates(
     """Test errors of both classifiers in per cent, with their deviation over several choices.
 
     Features are centred and divided by one number, the root of their mean variance over the
-    training images. Units keep their proportions, because one that hardly varies should not count
-    as much as the others. For a single choice the error is the standard error over the test images.
+    training images. So units keep their relative scales, and a unit that hardly varies counts
+    little. For a single choice the error is the standard error over the test images.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -135,7 +135,7 @@ def error_rates(
             ("logistic", LogisticRegression(max_iter=100)),
         ):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # an optimiser that stops at its last iteration
+                warnings.simplefilter("ignore")  # the optimiser may reach its last iteration
                 classifier.fit(train[rows], labels[0][rows])
             found[name].append(100 * float(np.mean(classifier.predict(test) != labels[1])))
     results = {}

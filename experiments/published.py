@@ -1,4 +1,4 @@
-"""What the paper prints (arXiv:1602.02282): settings, log-likelihoods and bounds in nats."""
+"""The paper's settings and numbers (arXiv:1602.02282): log-likelihoods and bounds in nats."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -47,11 +47,11 @@ BEST_VAE = -82.74
 """MNIST, L_5000 of the best VAE in Figure 3 c, from the text, which does not say its depth."""
 
 NORB_NOTE = (
-    "The paper's images were resized bicubically, and its noise was added once; where those files "
-    "are not given, ours are means of 3×3 pixels, with noise drawn anew every epoch. Densities "
+    "The paper's images were resized bicubically, and noise was added to them once. Unless those "
+    "files are given, ours are means of 3×3 pixels, with noise drawn anew every epoch. Densities "
     "depend on the scale: dividing by 256 instead of 255 alone raises a log-likelihood by "
-    "1024 ln(256/255) = 4.0 nats. The authors' code loads camera 0 twice, so that its epoch has "
-    "189 steps and ours 94."
+    "1024 ln(256/255) = 4.0 nats. The authors' code loads camera 0 twice, so its epoch has 189 "
+    "steps and ours 94."
 )
 
 PARAMETERS_NOTE = (
@@ -61,13 +61,13 @@ PARAMETERS_NOTE = (
 )
 
 LATENT_SIZES = [64, 32, 16, 8, 4]
-"""Of z_1 to z_5, on every data set."""
+"""Units of z_1 to z_5, on every data set."""
 
 HIDDEN_SIZES = [512, 256, 128, 64, 32]
-"""Of the two hidden layers of the MLPs at each layer."""
+"""Units of the two hidden layers of the MLPs at each layer."""
 
 EPOCHS = {"mnist": 2000, "omniglot": 1500, "small_norb": 2000}
-"""How long the paper trained."""
+"""Epochs by data set."""
 
 _STATED = {
     "activation": "leaky_relu",
@@ -88,26 +88,26 @@ _STATED = {
     "eval_samples": 5000,
     "eval_subset": 0,
 }
-"""What section 3 states about every model, besides its variant, epochs and N_t = 200."""
+"""Settings that section 3 states for every model, besides its variant, epochs and N_t = 200."""
 
 
 class Published(NamedTuple):
-    """What the paper has for a model."""
+    """The paper's numbers for a model."""
 
     log_likelihood: float | None
     """L_5000, nats."""
     test_elbo: float | None
     """L_1, nats."""
     same_settings: bool
-    """Whether everything that the paper states about its model holds for the run, too."""
+    """Whether the run has every setting that the paper states for its model."""
 
     def text(self, number: float) -> str:
-        """A number of it, for a reader."""
+        """One of the numbers, qualified if the settings differ."""
         return f"{number}" if self.same_settings else f"{number} at its own settings"
 
 
 def variant(settings: Mapping[str, Any]) -> str | None:
-    """Which of `VARIANTS` the settings of a config.json are; None for any other."""
+    """Which of `VARIANTS` the settings of a config.json make; None for any other model."""
     name = (
         settings["model"].upper()
         + "+BN" * settings["batch_norm"]
@@ -117,10 +117,10 @@ def variant(settings: Mapping[str, Any]) -> str | None:
 
 
 def find(config: Mapping[str, Any]) -> Published | None:
-    """What the paper has for the data set and model of a config.json.
+    """The paper's numbers for the data set and model of a config.json.
 
     Args:
-      config: of config.json.
+      config: the content of config.json.
 
     Returns:
       The numbers; None if the paper has no model of these sizes and variant on these data.
@@ -132,7 +132,7 @@ def find(config: Mapping[str, Any]) -> Published | None:
     if name is None or sizes != (LATENT_SIZES[:depth], HIDDEN_SIZES[:depth]):
         return None
     if settings["init_from"]:
-        return None  # Table 1 has rows of their own for models that were trained further
+        return None  # Table 1 has separate rows for fine-tuned models
     number = elbo = None
     if dataset == "mnist":
         elbo = TEST_ELBO.get((name, depth))

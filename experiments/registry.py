@@ -52,7 +52,7 @@ def settings_of(config: Mapping[str, Any], **changed: Any) -> Settings:
     """The settings in a config.json, with some of them changed."""
     kind: Any = type(experiment(config["experiment"]).defaults)
     values = config["settings"] | config.get("other_settings", {}) | changed
-    # Another version may have more settings, fewer, or others.
+    # Another version may have had other settings.
     known = {field.name for field in dataclasses.fields(kind)}
     return kind(
         **{

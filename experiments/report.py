@@ -18,21 +18,21 @@ class ReportSettings:
     """The settings of a report."""
 
     layer: int = setting(
-        0, whole(0), "layer that interpolations are made in, 1 for the bottom one; 0: the top"
+        0, whole(0), "layer in which to interpolate, from 1 for the bottom one; 0: the top layer"
     )
-    experiment: str = setting("", TEXT, "such as mnist, if the run's config.json does not name it")
+    experiment: str = setting("", TEXT, "experiment, such as mnist, if no config.json names it")
     data_dir: str = setting("", SOURCE, "folder of the original files, if they have moved")
     tfds_dir: str = setting("", SOURCE, "folder of the prepared data set, if it has moved")
-    train: str = setting("", SOURCE, "own arrays that were trained on, if they have moved")
-    test: str = setting("", SOURCE, "own arrays that were tested on, if they have moved")
+    train: str = setting("", SOURCE, "file of training images, if it has moved")
+    test: str = setting("", SOURCE, "file of test images, if it has moved")
 
 
 def report(path: Path, layer: int | None = None, **changed: str) -> None:
     """Draws a run's figures and writes its report.html.
 
     Args:
-      path: the workdir. If your own code made the run, and not an experiment's command, the figures
-        that need its model are not drawn again.
+      path: the workdir. If your own code made the run, rather than an experiment's command, the
+        figures that need its model are not drawn again.
       layer: see `drawing.draw_model`.
       **changed: settings that do not change results, such as `data_dir`; and `experiment`, for a
         run that does not name it.
@@ -75,8 +75,8 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
         dataset = registry.experiment(config["experiment"]).load(settings)
         if config["data_sha256"] != dataset.sha256():
             raise DataError(
-                f"{dataset.name} is not the data that {path} was trained on; name those by "
-                "--data_dir, --tfds_dir, or --train and --test"
+                f"{dataset.name} is not the data that {path} was trained on; give the right data "
+                "with --data_dir, --tfds_dir, or --train and --test"
             )
         experiment = make_experiment(settings, dataset)
         first = devices.put(jax.tree.map(lambda leaf: leaf[0], params), experiment.mesh)

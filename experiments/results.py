@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 USED_KL = 0.01
-"""Nats. A unit with a greater KL is used. A unit of a lower layer can be active (its posterior mean
-varies) only because its prior follows the layer above; its KL tells what it adds."""
+"""In nats. A unit with a greater KL counts as used. A unit of a lower layer can be active (its
+posterior mean varies) just because its prior follows the layer above; its KL is what it adds."""
 
 _NO_MEAN = ("kl_per_unit", "seed")
 """Fields without a mean: unit j of one replica does not correspond to unit j of another."""
@@ -95,8 +95,8 @@ class Replicated:
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values.
 
-        One replica's numbers stand at the top level. For several replicas their means do, and
-        "standard_deviation" and "replicas" (a list of each replica's numbers) are added.
+        The top level holds the numbers of a single replica. For several replicas it holds their
+        means, "standard_deviation", and "replicas", a list of each replica's numbers.
         """
         values: dict[str, Any] = {}
         for name, value in _fields(self).items():

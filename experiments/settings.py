@@ -109,7 +109,7 @@ class Settings:
     model: str = setting(
         "lvae", choice("lvae", "vae"), "ladder VAE, or VAE with bottom-up inference"
     )
-    depth: int = setting(5, whole(1), "layers of latents: the lowest ones of the sizes below")
+    depth: int = setting(5, whole(1), "number of layers: the lowest ones of the sizes below")
     latent_sizes: tuple[int, ...] = setting(
         (64, 32, 16, 8, 4), SIZES, "units of z_1, z_2, ..., bottom to top"
     )
@@ -126,30 +126,30 @@ class Settings:
         1e-5, POSITIVE, "added to variances within batch normalisation (the authors: 1e-10)"
     )
     own_top_down: bool = setting(
-        False, FLAG, "lvae: the downward inference has MLPs of its own, as the authors' code can"
+        False, FLAG, "lvae: own MLPs for the downward inference, an option of the authors' code"
     )
     wide_generative: bool = setting(
         False,
         FLAG,
-        "lvae: the generative MLP of z_i has the hidden units of layer i instead of those of layer "
-        "i + 1, as the authors' code has with MLPs of its own",
+        "lvae: the generative MLP of z_i has the hidden units of layer i instead of layer i + 1, "
+        "as in the authors' code with own MLPs",
     )
     mean_upward: bool = setting(
-        False, FLAG, "lvae: feed mu_hat upward instead of d, as the authors' code can"
+        False, FLAG, "lvae: feed mu_hat upward instead of d, an option of the authors' code"
     )
     variance_floor: float = setting(1e-5, POSITIVE, "added to every variance")
     variance_bias: float = setting(
         0.0,
         real("a number within float32", lambda v: True),
-        "initial bias of what softplus makes a variance of (the authors: 1); no effect where batch "
-        "normalisation follows",
+        "initial bias of variances before softplus (the authors: 1); no effect before batch "
+        "normalisation",
     )
 
     epochs: int = setting(2000, whole(1), "passes over the training images")
     warmup_epochs: int | tuple[int, ...] = setting(
         200,
         by_replica(whole(0)),
-        "N_t: the KL's weight rises from 0 to beta over these; 0: no warm-up",
+        "N_t: epochs over which the KL's weight rises from 0 to beta; 0: no warm-up",
     )
     beta: float | tuple[float, ...] = setting(
         1.0, by_replica(NOT_NEGATIVE), "weight of the KL in training, after warm-up"
@@ -174,7 +174,7 @@ class Settings:
     closed_form_kl: bool = setting(
         True,
         FLAG,
-        "KL terms in closed form where there is one; false: log q - log p of the sample, as in the "
+        "KL terms in closed form where one exists; false: log q - log p of the sample, as in the "
         "authors' code",
     )
     free_bits: float = setting(
@@ -200,7 +200,7 @@ class Settings:
         "on a loss or gradient that is not finite: stop the run, or skip the update",
     )
     max_nonfinite: int = setting(
-        100, whole(1), "with --on_nonfinite=skip: the most updates to skip"
+        100, whole(1), "with --on_nonfinite=skip: largest number of updates to skip"
     )
     seed: int = setting(0, whole(0, MOST_SEEDS - 1), "seed of every random draw")
     replicas: int = setting(
@@ -209,18 +209,19 @@ class Settings:
     prng: str = setting(
         "threefry",
         choice("threefry", "rbg"),
-        "generator of training's draws; rbg: faster on a TPU, draws that differ between devices",
+        "random number generator of training; rbg is faster on a TPU, but differs between devices",
     )
     matmul_precision: str = setting(
         "float32",
         choice("float32", "tf32", "bf16"),
-        "precision of matrix products on a GPU or TPU; sums, and products on a CPU, are float32",
+        "precision of matrix products on a GPU or TPU; sums, and all on a CPU, stay in float32",
     )
-    init_from: str = setting("", SOURCE, "workdir of another run, whose training to continue")
+    init_from: str = setting("", SOURCE, "workdir of another run, to continue its training")
     fresh_optimizer: bool = setting(
         False,
         FLAG,
-        "with --init_from: a new state of Adam, and the parameters that the other run evaluates",
+        "with --init_from: start with a new state of Adam and the parameters that the other run "
+        "evaluates",
     )
 
     eval_every: int = setting(10, whole(0), "epochs between test ELBOs; 0: only at the end")
@@ -381,8 +382,8 @@ def _rules_of_replicas(s: Settings) -> Rules:
         ),
         (
             s.replicas > 1 and s.prng == "rbg",
-            f"--prng=rbg --replicas={s.replicas}: draws of several rbg keys at once are not "
-            "those of each alone; give --prng=threefry, or one replica",
+            f"--prng=rbg --replicas={s.replicas}: with rbg a replica's draws would depend on the "
+            "other replicas; give --prng=threefry, or one replica",
         ),
         (
             s.process_id >= s.num_processes,

@@ -60,7 +60,7 @@ def enable(setting: str) -> None:
       SettingsError: the given folder cannot be written. If the default folder cannot, there is no
         cache.
     """
-    import jax  # not before: `--help` does not need it
+    import jax  # imported here, because `--help` does not need it
 
     path = directory(setting)
     if path is not None:

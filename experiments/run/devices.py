@@ -52,7 +52,7 @@ def start_processes(settings: Settings) -> None:
         given, where = (), "the processes that the scheduler started"
         what_to_do = "start all of them, or this one alone without srun or mpirun"
     together = bool(given) or _started_by_a_scheduler()
-    with _not_waiting_forever(f"{where}: not all processes came; {what_to_do}", together):
+    with _not_waiting_forever(f"{where}: not all processes connected; {what_to_do}", together):
         if together and not jax.distributed.is_initialized():
             try:
                 jax.distributed.initialize(*given)
@@ -65,11 +65,11 @@ def find_devices() -> None:
     """Makes JAX find its devices.
 
     Raises:
-      SettingsError: it cannot use them.
+      SettingsError: JAX cannot use them.
     """
     try:
         jax.devices()
-    except Exception as error:  # of many types, even an empty AssertionError
+    except Exception as error:  # JAX raises many types, even an empty AssertionError
         platforms = os.environ.get("JAX_PLATFORMS", "")
         raise SettingsError(
             f"{f'JAX_PLATFORMS={platforms}: ' if platforms else ''}JAX cannot use these devices "

@@ -1,4 +1,4 @@
-"""Stops training that diverges, and reports the first quantity that is not finite."""
+"""Stops a run that diverges, and reports the first quantity that is not finite."""
 
 import numpy as np
 

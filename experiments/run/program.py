@@ -27,15 +27,15 @@ from lvae_jax.objective import Objective
 from lvae_jax.training import Metrics, Preprocess, TrainState
 
 CALL_FLOP = {"cpu": 1e11, "gpu": 5e12, "tpu": 5e12}
-"""Arithmetic per call of the training program: about a second, after which the run checks for
-signals and checkpoints. A longer epoch is split into equal parts."""
+"""Operations per call of the training program, about a second's work. After every call the run
+checks for signals and due checkpoints. A longer epoch is split into equal parts."""
 
 
 class TrainingProgram(NamedTuple):
     """See `training_program`."""
 
     take_steps: Callable[[TrainState, int], tuple[TrainState, Metrics]]
-    """A function of a state, which is donated, and its epoch: returns the state after `steps` more
+    """A function of a state, which is donated, and its epoch. Returns the state after `steps` more
     steps, and the epoch's metrics so far."""
     steps: int
     """Steps per call."""
@@ -161,7 +161,7 @@ def steps_per_call(steps_per_epoch: int, multiplications: float) -> int:
 
     Args:
       steps_per_epoch: the steps of an epoch.
-      multiplications: of weights with activations, in a step's forward pass on one device.
+      multiplications: of weights by activations, in a step's forward pass on one device.
 
     Returns:
       The largest divisor of `steps_per_epoch` whose arithmetic is within `CALL_FLOP`, or 1.

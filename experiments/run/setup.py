@@ -26,14 +26,14 @@ from lvae_jax.objective import Objective
 from lvae_jax.training import Preprocess, TrainState, named_key
 
 PRNG = {"threefry": "threefry2x32", "rbg": "rbg"}
-"""JAX's names."""
+"""JAX's names of the generators."""
 
 MATMUL_PRECISION = {"float32": "float32", "tf32": "tensorfloat32", "bf16": "BF16_BF16_F32"}
-"""JAX's names; bf16 products are summed in float32."""
+"""JAX's names of the precisions; bf16 products are summed in float32."""
 
 
 class Experiment(NamedTuple):
-    """What stays the same during a run: its settings, its model, and its data on the devices."""
+    """The constant parts of a run: its settings, its model, and its data on the devices."""
 
     settings: Settings
     dataset: Dataset
@@ -64,7 +64,7 @@ class Experiment(NamedTuple):
             f"{self.dataset.name}-{settings.model}{settings.depth}: {len(self.train_images)} "
             f"training images, {len(self.test_x)} test images, {replicas}{parameters:,} "
             f"parameters, {settings.epochs} epochs of {self.steps_per_epoch} steps, on "
-            f"{devices.describe()}" + (f" (of which {self.mesh.size} are used)" if unused else "")
+            f"{devices.describe()}" + (f" ({self.mesh.size} of them used)" if unused else "")
         )
 
     def key(self, replica: int, name: str, step: int = 0) -> jax.Array:
@@ -208,14 +208,14 @@ def continued(experiment: Experiment) -> dict[str, Any]:
     """The fields of the initial state that --init_from takes from another run.
 
     They are the parameters, the optimiser's state and the step of its newest checkpoint; with
-    --fresh_optimizer, the parameters that it evaluates and the step. The step, rounded up to a
-    whole epoch of this run, decides the draws, so none of the other run's draws is repeated.
+    --fresh_optimizer, the parameters that the other run evaluates, and the step. The step is
+    rounded up to a whole epoch of this run. It decides the draws, so no draw is repeated.
 
     Returns:
       Host arrays with a leading axis of replicas, by field; empty without --init_from.
 
     Raises:
-      SettingsError: the other run's model or optimiser is not this one.
+      SettingsError: the other run's model or optimiser differs from this one's.
       WorkdirError: there is no such run.
     """
     settings, like = experiment.settings, state_like(experiment)
@@ -247,7 +247,7 @@ def continued(experiment: Experiment) -> dict[str, Any]:
 
 
 def _with_replicas(like: Any, replicas: int) -> Any:
-    """Arrays of the host that stand for a state's shapes and dtypes, with so many replicas."""
+    """Host arrays with a state's shapes and dtypes, but another number of replicas."""
     return jax.tree.map(
         lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), (replicas, *leaf.shape[1:])), like
     )
@@ -261,7 +261,7 @@ def _refuse_another_model(experiment: Experiment, params: Any, config: dict[str,
 
     if shapes(params) == shapes(state_like(experiment).params):
         return
-    # A run of an earlier version lacks the settings that came later; it had their defaults.
+    # A run of an earlier version lacks the settings added since; it used their defaults.
     was, now = Settings().changing_results() | config["settings"], settings.changing_results()
     names = (
         "model",
@@ -276,7 +276,7 @@ def _refuse_another_model(experiment: Experiment, params: Any, config: dict[str,
     if config["dataset"] != experiment.dataset.name:
         differences.append(f"trained on {config['dataset']}, not on {experiment.dataset.name}")
     raise SettingsError(
-        f"--init_from={settings.init_from}: its model is another one "
+        f"--init_from={settings.init_from}: its model differs "
         f"({'; '.join(differences)}); give the same model settings"
     )
 

@@ -75,7 +75,7 @@ def draw_model(
     components = figures.principal_components(draws.z, labels)
     figures.write_png(folder / "principal_components.png", components)
 
-    # Two draws per layer; one for the bottom layer, because no z is drawn then.
+    # Two draws per layer, but one for the bottom layer, below which no z is drawn.
     rows, names = [np.asarray(firsts), draws.known[0, 0]], ["test images", _kept(1, model.depth)]
     for i in range(2, model.depth + 1):
         rows += list(draws.known[i - 1])

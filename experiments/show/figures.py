@@ -30,10 +30,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 MARKERS = "osD^vPX*<>"
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "**")
-"""One more than the colours, so that bars of the same colour differ."""
+"""There is one more than the colours, so that bars of the same colour differ."""
 
 THIN: Any = {"linewidth": 0.7, "alpha": 0.45, "zorder": 1.5}
-"""The curve of one replica, drawn beneath their mean."""
+"""The style of each replica's curve, drawn beneath their mean."""
 
 STYLE: Any = {
     "font.size": 10,
@@ -50,7 +50,7 @@ STYLE: Any = {
 
 
 def learning_curves(runs: Mapping[str, Epochs]) -> Figure:
-    """L_1 by epoch, after the paper's Figure 2: training set full, test set dashed.
+    """L_1 by epoch, after the paper's Figure 2: full lines for training, dashed lines for testing.
 
     The training curve is each epoch's mean over its steps, with beta = 1 whatever the warm-up. The
     test curve has a point per evaluated epoch. Replicas are thin lines under their mean. The
@@ -117,7 +117,7 @@ def _label(name: str) -> str:
 
 
 def _add_legend(figure: Figure, runs: int, place: Literal["lower right", "best"]) -> None:
-    """Adds a legend within the axes; for more than two runs below them, where it hides nothing."""
+    """Adds a legend inside the axes, or below them for more than two runs, to hide nothing."""
     if runs > 2:
         figure.legend(loc="outside lower center", ncols=2)
     else:
@@ -194,7 +194,7 @@ def _heat_map(panel: Axes, edges: np.ndarray, kl: np.ndarray, scale: LogNorm) ->
 
 
 def _first_of(name: str, epochs: Epochs) -> str:
-    """The name of a run; of several replicas it adds that the first is drawn."""
+    """The name of a run; with several replicas, it says that the first is drawn."""
     replicas = len(epochs[-1].replicas)
     if replicas == 1:
         return name
@@ -265,7 +265,7 @@ def principal_components(z: Sequence[np.ndarray], labels: np.ndarray, title: str
     Args:
       z: per layer, [images, units]: one sample per image.
       labels: [images]; up to ten different labels are coloured, and written at their median.
-      title: of the figure.
+      title: the figure's title.
 
     Returns:
       The figure.

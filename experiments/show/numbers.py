@@ -39,7 +39,7 @@ def log_likelihoods(results: RunResults) -> list[str]:
 
 
 def log_likelihood(results: RunResults) -> str:
-    """The test log-likelihood ± its deviation over replicas, or, of one, its standard error."""
+    """The test log-likelihood ± its deviation over replicas; for one, ± its standard error."""
     if len(results.replicas) > 1:
         return number(results, "test_log_likelihood")
     return log_likelihoods(results)[0]

@@ -17,9 +17,9 @@ NAME = "report.html"
 CAPTIONS = {
     "learning_curves": (
         "Learning curves",
-        "L₁ of the training set (full line: each epoch's mean over its steps, normalised by their "
-        "batches) and of the test set (dashed, normalised by the statistics of the training set), "
-        "always with beta = 1. The paper's Figure 2.",
+        "L₁ with beta = 1 of the training set (full line: each epoch's mean over its steps, "
+        "normalised by their batches) and of the test set (dashed line, normalised by the "
+        "statistics of the training set). The paper's Figure 2.",
     ),
     "kl_per_unit": (
         "KL of every unit over training",
@@ -42,9 +42,9 @@ CAPTIONS = {
     ),
     "layers": (
         "What each layer knows",
-        "Test images, and samples that keep the upper layers of their posterior and draw the "
-        "layers below anew from the priors, two draws each: what changes from draw to draw is what "
-        "the kept layers do not know.",
+        "Test images, and two samples of each that keep the upper layers of its posterior and draw "
+        "the layers below anew from their priors. What changes between the two is not determined "
+        "by the kept layers.",
     ),
     "interpolations": (
         "Interpolations",
@@ -55,8 +55,8 @@ CAPTIONS = {
 """Title and explanation of each figure, in the order of the page."""
 
 OF_REPLICAS = {
-    "learning_curves": "With markers the mean over the replicas, thin each of them.",
-    "kl_per_layer": "The mean over the replicas, plus and minus their standard deviation.",
+    "learning_curves": "Lines with markers: the mean over the replicas; thin lines: each replica.",
+    "kl_per_layer": "Bars: the mean over the replicas; error bars: their standard deviation.",
 }
 """Added to the captions for a run with replicas; the other figures show the first replica."""
 
@@ -157,7 +157,7 @@ def _results(run: Run, results: RunResults) -> dict[str, Any]:
         which = ", ".join(["seed", *numbers.different_by_replica(run.settings)])
         uncertainty = f"; mean and {numbers.OVER_REPLICAS}, which differ in: {which}"
     elif results.replicas[0].test_log_likelihood_standard_error is None:
-        uncertainty = "; of a single image there is no standard error"
+        uncertainty = "; a single image has no standard error"
     return {
         "best": numbers.log_likelihood(results),
         "samples": results.eval_samples,

@@ -28,7 +28,7 @@ class Draws(NamedTuple):
 
     known: Float[Array, "depth draws images data_dim"]
     """For layer i: z_i is a posterior sample, and all layers below it are drawn from their priors.
-    What changes between draws is what z_i does not know."""
+    What changes between draws is not determined by z_i."""
 
     interpolations: Float[Array, "pairs steps data_dim"]
     """Straight lines in one layer's z between posterior samples of two images; the noise of the
@@ -48,7 +48,7 @@ def draw(
     layer: int,
     num_samples: int = 80,
 ) -> Draws:
-    """Computes everything that is drawn of a model, in one program.
+    """Computes all pictures of a model in one program.
 
     Args:
       model: the model.

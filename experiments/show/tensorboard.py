@@ -15,7 +15,7 @@ from experiments.results import EpochRecord
 from experiments.store.files import writing
 
 FLUSH_SECONDS = 1.0
-"""After about this time what was added is on disk, for TensorBoard to read."""
+"""Added values are on disk, for TensorBoard to read, after about this time."""
 
 _EDGES = 1e-12 * 1.1 ** np.arange(775)  # TensorBoard's own
 _EDGES = np.concatenate([-_EDGES[::-1], [0.0], _EDGES])

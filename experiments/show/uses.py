@@ -38,9 +38,10 @@ def probe_rows(results: Mapping[str, Any]) -> list[list[str]]:
 def probe_note(results: Mapping[str, Any]) -> str:
     """Explains the numbers of probe's table."""
     return (
-        f"Test errors in per cent, ± the deviation over {results['draws']} choices of the labelled "
-        "images, with all labels the standard error over the test images. Best unit: mutual "
-        f"information with the class. Active units by layer: {results['active_units']}."
+        f"Test errors in per cent; ± is the deviation over {results['draws']} choices of the "
+        "labelled images or, with all labels, the standard error over the test images. Best unit: "
+        "the largest mutual information of a unit with the class. Active units by layer: "
+        f"{results['active_units']}."
     )
 
 

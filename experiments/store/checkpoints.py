@@ -281,8 +281,8 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _make_sure_of_room(path: Path, size: int) -> None:
     """Allocates the disk space of a checkpoint and frees it again.
 
-    So a full disk, a quota or a limit is found here, on one process, and not by orbax's threads,
-    which each print a traceback.
+    So a full disk, a quota or a limit is detected here, on one process, before orbax's threads
+    meet it and each print a traceback.
     """
     if not hasattr(os, "posix_fallocate"):
         return

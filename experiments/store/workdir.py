@@ -27,7 +27,7 @@ from lvae_jax.training import TrainState
 FORMAT = 2
 """The format of a run's folder, stored in config.json."""
 
-_BEFORE_CONFIG = {LOCK, "config.json.tmp"}  # of a start that was killed at once
+_BEFORE_CONFIG = {LOCK, "config.json.tmp"}  # left by a start that was killed at once
 
 _MADE_BY_A_RUN = (
     "results.json",  # first: a run that is being removed is not finished
@@ -38,25 +38,25 @@ _MADE_BY_A_RUN = (
     "tensorboard",
     "figures",
     "report.html",
-    "config.json",  # last: it says that the rest is a run's
+    "config.json",  # last: it marks the folder as a run's
 )
 
 
 class Workdir:
     """The files of one run: checked when it is opened, written only after `create`.
 
-    Where a run has several processes, each opens its workdir; one of them writes. All of them
-    call `create`, `restore` and `save`, and the methods of `chosen`, together.
+    If a run has several processes, each opens the workdir, and one of them writes. All of them
+    call `create`, `restore`, `save` and the methods of `chosen` together.
     """
 
     def __init__(
         self, path: Path, config: dict[str, Any], overwrite: bool = False, writes: bool = True
     ):
-        """Checks that the folder, if it is there, belongs to this run.
+        """Checks that the folder, if it exists, belongs to this run.
 
         Args:
           path: the folder.
-          config: for config.json; has the run's "dataset" and "settings".
+          config: the content of config.json, with the run's "dataset" and "settings".
           overwrite: whether `create` removes a run that the folder holds, whatever its settings.
           writes: whether this process writes; only the first of a run's processes does.
 
@@ -68,7 +68,7 @@ class Workdir:
         self._lock: int | None = None
         self._checkpoints = Checkpoints(path / "checkpoints")
         self.chosen = Checkpoints(path / "chosen", keep=1)
-        """What validation has chosen, by the step at which it did."""
+        """The parameters chosen by validation, under the step of the choice."""
         self._check()
 
     def _check(self) -> dict[str, Any] | None:
@@ -81,7 +81,7 @@ class Workdir:
                     "give another --workdir"
                 )
             return None
-        _refuse_what_is_no_runs(self.path, existing)
+        _refuse_if_not_a_run(self.path, existing)
         if not self._overwrite:
             _refuse_another_format(self.path, existing)
             _refuse_another_run(self.path, existing, self.config)
@@ -111,7 +111,7 @@ class Workdir:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._lock = lock(self.path)
             try:
-                self._check()  # another process may have been here before the lock was taken
+                self._check()  # another process may have written before the lock was taken
             except WorkdirError:
                 self.close()
                 raise
@@ -163,7 +163,7 @@ class Workdir:
         return self._checkpoints.restore(like)
 
     def save(self, state: TrainState, step: int, score: float | None = None) -> None:
-        """Saves a checkpoint; it is on the disk when this returns, and metrics.jsonl before it.
+        """Saves a checkpoint; it is on disk when this returns, and metrics.jsonl before it.
 
         Args:
           state: after the step.
@@ -283,7 +283,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise WorkdirError(
             f"{path} holds no config.json, so it is not a run's folder; give a run's --workdir"
         )
-    _refuse_what_is_no_runs(path, config)
+    _refuse_if_not_a_run(path, config)
     _refuse_another_format(path, config)
     return config
 
@@ -291,7 +291,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_trained(path: Path) -> tuple[Any, int]:
     """A run's trained parameters and their step: those chosen by validation, else the newest.
 
-    With --ema_decay they are the moving average, which is what is evaluated.
+    With --ema_decay they are the moving average, because that is evaluated.
 
     Raises:
       WorkdirError: the run has no checkpoint, or another format.
@@ -316,14 +316,14 @@ def read_state(path: Path, like: Any) -> Any:
       like: NumPy arrays of the state's structure, shapes and dtypes.
 
     Raises:
-      WorkdirError: there is no checkpoint, or its state is another one.
+      WorkdirError: there is no checkpoint, or its state has other shapes.
     """
     with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
         return _found(checkpoints.restore(like), path)[0]
 
 
 def read_step(path: Path) -> Any:
-    """By replica, the step of a run's newest checkpoint, counted since its parameters were drawn.
+    """The step of a run's newest checkpoint, per replica, counted since initialisation.
 
     Raises:
       WorkdirError: there is no checkpoint.
@@ -359,11 +359,11 @@ def read_chosen_epochs(path: Path) -> list[int] | None:
     return None if found is None else found[0].tolist()
 
 
-def _refuse_what_is_no_runs(path: Path, config: Any) -> None:
+def _refuse_if_not_a_run(path: Path, config: Any) -> None:
     settings = config.get("settings") if isinstance(config, dict) else None
     if not isinstance(settings, dict) or "dataset" not in config:
         raise WorkdirError(
-            f"{path / 'config.json'} is not of a run: it has no dataset and settings; "
+            f"{path / 'config.json'} is not a run's: it has no dataset and settings; "
             "give another --workdir"
         )
 

@@ -25,7 +25,7 @@ def command(name: str, *arguments: str, cwd: Path = ROOT, **options) -> subproce
 def test_help_exits_with_0_even_on_an_ascii_console():
     result = command("digits", "--help", env={"PYTHONIOENCODING": "ascii"})
     assert (result.returncode, result.stderr) == (0, b"")
-    assert b"--depth: layers of latents" in result.stdout
+    assert b"--depth: number of layers" in result.stdout
     assert b"8?8 digits" in result.stdout
 
 

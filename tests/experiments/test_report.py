@@ -157,8 +157,8 @@ def test_data_that_have_changed_are_refused(finished, tmp_path, monkeypatch):
     with pytest.raises(DataError) as refusal:
         report(copied)
     assert str(refusal.value) == (
-        f"digits is not the data that {copied} was trained on; name those by --data_dir, "
-        "--tfds_dir, or --train and --test"
+        f"digits is not the data that {copied} was trained on; give the right data with "
+        "--data_dir, --tfds_dir, or --train and --test"
     )
     assert figures_of(copied) == before
 

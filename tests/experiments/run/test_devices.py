@@ -264,8 +264,8 @@ def test_a_process_whose_peer_never_comes_ends_in_one_line(process):
     )  # fmt: skip
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: --coordinator_address={address}: not all processes came; start all 2 processes, "
-        "with HOST:PORT of process 0\n"
+        f"error: --coordinator_address={address}: not all processes connected; start all 2 "
+        "processes, with HOST:PORT of process 0\n"
     )
 
 

@@ -410,7 +410,7 @@ def test_other_data_of_the_same_name_are_refused(finished):
 
 def test_init_from_another_model_is_refused_with_the_difference(finished, tmp_path):
     assert refusal_to_continue(finished, tmp_path, hidden_sizes=(8, 5)) == (
-        f"--init_from={finished}: its model is another one (hidden_sizes [8, 6] there, [8, 5] "
+        f"--init_from={finished}: its model differs (hidden_sizes [8, 6] there, [8, 5] "
         "here); give the same model settings"
     )
 

@@ -253,12 +253,12 @@ def test_what_a_probe_found_is_a_section_with_its_table_and_picture():
     run = Run(Path("run"), config_of(), EPOCHS, RESULTS)
     text = page.render(run, COMMAND, {"probe": b"PNG of probe"}, PROBE)
     parsed = Page(text)
-    assert "What each layer knows of the class" in parsed.of("h2")
+    assert "What each layer knows about the class" in parsed.of("h2")
     assert parsed.table()["z_1"] == ["3", "1.50", "12.35 ± 0.50", "12.35 ± 0.50"]
     assert base64.b64encode(b"PNG of probe").decode() in text
     assert EVIL not in text
     assert parsed.tags.count("img") == 1
-    assert "knows of the class" not in render()
+    assert "knows about the class" not in render()
 
 
 def test_without_a_command_none_is_shown():
@@ -342,8 +342,8 @@ def test_figures_say_what_they_show_of_replicas():
     captions = Page(several(seed=7)).of("figcaption")
     whole = "".join(captions)
     assert whole.count("Of the first replica, seed 7.") == len(page.CAPTIONS) - 2
-    assert whole.count("the mean over the replicas, thin each of them") == 1
-    assert whole.count("plus and minus their standard deviation") == 1
+    assert whole.count("Lines with markers: the mean over the replicas; thin lines") == 1
+    assert whole.count("error bars: their standard deviation") == 1
     assert "replica" not in "".join(Page(render()).of("figcaption"))
 
 
@@ -375,7 +375,7 @@ def test_of_one_test_image_there_is_no_standard_error():
     alone = run_results(test_log_likelihood_standard_error=None, eval_images=1)
     text = render(config_of(eval_subset=1), results=alone)
     assert Page(text).of("strong") == ["-82.35 nats"]
-    assert "over the first test image; of a single image there is no standard error." in text
+    assert "over the first test image; a single image has no standard error." in text
     replicas = [
         dataclasses.replace(replica, test_log_likelihood_standard_error=None)
         for replica in REPLICAS
