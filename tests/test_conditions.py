@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from random_parameters import random_params, without_condition
-from tolerances import assert_close, assert_within, value_and_error
+from tolerances import assert_close, assert_different, assert_within, value_and_error
 
 from lvae_jax import VAE, LadderVAE, evaluation, latents, objective, training
 from lvae_jax.imputation import Conditioning
@@ -68,7 +68,7 @@ def test_each_image_is_under_its_own_condition(use, model_class):
         for label, (value, error) in enumerate(zip(of_labels[:2], of_labels[2:], strict=True)):
             rows = label == LABELS
             assert_within(np.asarray(leaf)[rows], value[rows], error[rows])
-        assert not np.allclose(of_labels[0], of_labels[1])
+        assert_different(*of_labels[:2], of_labels[2])
 
 
 @pytest.mark.parametrize("use", USES)

@@ -962,9 +962,10 @@ def test_training_on_structured_data_raises_the_elbo():
     # Independent pixels of probability a half have log p(x) = -12 log 2 = -8.3 nats; the data's
     # own entropy is log 2 for the pattern and 12 x 0.199 nats for the flips.
     entropy = math.log(2) - 12 * (0.05 * math.log(0.05) + 0.95 * math.log(0.95))
-    assert before < -12 * math.log(2) < after
-    assert -entropy - 1.5 < after < -entropy + 0.5
-    assert float(metrics.train_elbo) == pytest.approx(after, abs=1.0)
+    assert before < -12 * math.log(2)
+    # How far a fit may stay behind, and how much better it may know the images it was fitted to.
+    for found in (after, float(metrics.train_elbo)):
+        assert -entropy - 1.5 < found < -entropy + 0.5
     kl = np.float64(metrics.kl_per_layer).sum()
     size = np.abs(metrics.log_px) + kl
     assert_close(metrics.train_elbo, np.float64(metrics.log_px) - kl, roundings=16, size=size)
