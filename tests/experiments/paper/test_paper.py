@@ -205,7 +205,8 @@ def test_results_csv_holds_a_row_a_run_with_what_its_results_say(tiny):
         for column in ("test_log_likelihood", "test_elbo", "train_elbo", "training_seconds"):
             assert float(row[column]) == results[name][column]
         kl = [float(value) for value in row["kl_per_layer"].split()]
-        np.testing.assert_allclose(kl, results[name]["kl_per_layer"], rtol=1e-4)
+        # Written with six digits.
+        np.testing.assert_allclose(kl, results[name]["kl_per_layer"], rtol=0.5e-5)
         assert (row["device"], row["paper_log_likelihood"]) == (results[name]["device"], "")
 
 
