@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 from scipy.stats import logistic
+from tolerances import threshold
 
 from experiments.run.loop import run
 from experiments.settings import Settings
@@ -33,6 +34,15 @@ def fitted(dataset, workdir):
     return json.loads((workdir / "results.json").read_text())
 
 
+def by_chance(distance):
+    """By how much a model may beat the truth on 1,000 draws; in expectation none does.
+
+    log p - log q of a draw has the mean KL(p || q), which is at most `distance`, and twice that for
+    a variance where q is close to p.
+    """
+    return threshold() * np.sqrt(2 * distance / 1000)
+
+
 def test_a_ladder_fitted_to_draws_from_a_gaussian_comes_close_to_its_entropy(tmp_path):
     # Three correlated variables of different scales.
     loadings = np.array([[2.0, 0.0, 0.0], [1.0, 0.5, 0.0], [-0.3, 0.2, 0.3]])
@@ -51,12 +61,11 @@ def test_a_ladder_fitted_to_draws_from_a_gaussian_comes_close_to_its_entropy(tmp
     log_normaliser = -0.5 * np.linalg.slogdet(2 * np.pi * covariance)[1]
     truth = log_normaliser - 0.5 * quadratic
     entropy = 1.5 - log_normaliser
-    assert abs(np.mean(truth) + entropy) < 4 * np.std(truth) / np.sqrt(1000)
+    assert abs(np.mean(truth) + entropy) < threshold() * np.std(truth) / np.sqrt(1000)
 
-    # No model beats the truth in expectation; on 1,000 draws by no more than their spread allows.
-    assert results["test_log_likelihood"] < np.mean(truth) + 0.05
+    assert results["test_log_likelihood"] < np.mean(truth) + by_chance(DISTANCE)
     assert results["test_log_likelihood"] > np.mean(truth) - DISTANCE
-    assert results["test_elbo"] < results["test_log_likelihood"] + 0.02
+    assert results["test_elbo"] < results["test_log_likelihood"]
 
 
 def test_a_ladder_fitted_to_grey_values_comes_close_to_their_entropy(tmp_path):
@@ -79,7 +88,8 @@ def test_a_ladder_fitted_to_grey_values_comes_close_to_their_entropy(tmp_path):
     pixels = np.arange(4)
     by_mean = [np.log(m[pixels, draws[5000:].reshape(-1, 4)]).sum(axis=1) for m in mass]
     truth = np.logaddexp(*by_mean) - np.log(2)
-    # As above: no model is better in expectation, and by chance on 1,000 draws hardly. A model of
-    # independent pixels loses their total correlation, 3 ln 2 nats; this one a tenth at most.
-    assert results["test_log_likelihood"] < np.mean(truth) + 0.05
-    assert results["test_log_likelihood"] > np.mean(truth) - 0.3 * np.log(2)
+    # A model of independent pixels loses their total correlation, 3 ln 2 nats; this one a tenth at
+    # most.
+    distance = 0.3 * np.log(2)
+    assert results["test_log_likelihood"] < np.mean(truth) + by_chance(distance)
+    assert results["test_log_likelihood"] > np.mean(truth) - distance

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tolerances import assert_within, float32_error
 from xla_flags import with_cpu_devices
 
 from experiments.run.loop import run
@@ -99,9 +100,11 @@ def test_a_run_in_another_thread_than_the_main_one_runs_without_signal_handling(
     assert finished(tmp_path / "run")["epochs"] == 2
 
 
+# A single step. With an epsilon of 1e-8 the sign of a rounding error would be a whole update.
 SHORTEST = dataclasses.replace(
-    SETTINGS, epochs=1, batch_size=20, eval_samples=1, eval_subset=1, validation=0
-)
+    SETTINGS, epochs=1, batch_size=20, eval_samples=1, eval_subset=1, validation=0,
+    adam_epsilon=1e-3,
+)  # fmt: skip
 
 WITHOUT_JIT = """
 import sys
@@ -123,5 +126,10 @@ def test_a_run_without_compilation_finds_the_same_to_rounding(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     found, expected = (finished(tmp_path / name) for name in ("run", "compiled"))
+    # Both round a bound through half a dozen layers. So they do its gradient, of elements up to
+    # about one, whose error Adam divides by its epsilon.
+    of_parameters = SHORTEST.learning_rate / SHORTEST.adam_epsilon * float32_error(32, 1)
+    sum_of_gradient = 10  # absolute values of all elements
     for name in ("test_elbo", "test_log_likelihood", "train_elbo"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-3), name
+        error = float32_error(64, 1 + abs(expected[name])) + sum_of_gradient * of_parameters
+        assert_within(found[name], expected[name], error)

@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy import ndimage
 from sklearn.decomposition import PCA
+from tolerances import EPSILON_64, assert_close, assert_within
 
 from experiments.results import EpochRecord, Run
 from experiments.show import figures, pictures
@@ -30,6 +31,13 @@ def colour_at(image: np.ndarray, axes, x: float, y: float) -> tuple[int, ...]:
     """The colour of a point of the axes, in an image of its figure."""
     column, row = axes.transData.transform((x, y))
     return tuple(int(value) for value in image[image.shape[0] - 1 - int(row), int(column)])
+
+
+NEIGHBOURS = np.ceil(255 * np.abs(np.diff(matplotlib.colormaps["viridis_r"].colors, axis=0)).max())
+"""By how much one of the map's 256 colours differs from the next: a rounding may choose either."""
+
+PALETTE = 12
+"""By how much the palette of 256 colours in a file may be off, of a colour that covers an area."""
 
 
 def legend_texts(figure) -> list[str]:
@@ -158,9 +166,8 @@ def test_units_are_sorted_by_their_last_kl_on_a_logarithmic_scale_the_unused_whi
             for epoch, kl in zip((9, 19), values, strict=True):
                 where = (epoch, row + 0.5)
                 expected = expected_colour(kl)
-                np.testing.assert_allclose(colour_at(image, axes, *where), expected, atol=2)
-                # The palette of the file is close to it.
-                np.testing.assert_allclose(colour_at(written, axes, *where), expected, atol=12)
+                assert_within(colour_at(image, axes, *where), expected, NEIGHBOURS)
+                assert_within(colour_at(written, axes, *where), expected, NEIGHBOURS + PALETTE)
 
 
 def test_a_row_of_panels_a_layer_the_top_layer_uppermost_named_with_its_units():
@@ -220,8 +227,8 @@ def test_several_runs_stand_side_by_side_on_one_scale_of_colours():
     assert few_bottom.get_position().x1 < all_bottom.get_position().x0
     # 1 nat of z_2's first unit, at epoch 9.
     one_nat = expected_colour(1.0)
-    np.testing.assert_allclose(colour_at(image, few_top, 9, 0.5), one_nat, atol=2)
-    np.testing.assert_allclose(colour_at(image, all_top, 9, 1.5), one_nat, atol=2)
+    assert_within(colour_at(image, few_top, 9, 0.5), one_nat, NEIGHBOURS)
+    assert_within(colour_at(image, all_top, 9, 1.5), one_nat, NEIGHBOURS)
 
 
 # KL of layers.
@@ -312,6 +319,15 @@ def points(panel) -> np.ndarray:
     return np.concatenate([np.asarray(dots.get_offsets()) for dots in panel.collections])
 
 
+def assert_components(found, expected, z):
+    """Coordinates of two singular value decompositions, whose axes turn by rounding over a gap."""
+    values = np.linalg.svd(z - z.mean(0), compute_uv=False)
+    values = np.append(values, 0)[:3]  # there may be two
+    gap = np.min(-np.diff(values))
+    size = np.abs(z).max() * values[0] / gap
+    assert_close(found, expected, len(z), size, EPSILON_64)
+
+
 def test_principal_components_are_those_of_scikit_learn_up_to_sign():
     generator = np.random.default_rng(0)
     z = [
@@ -324,12 +340,13 @@ def test_principal_components_are_those_of_scikit_learn_up_to_sign():
         expected = pca.fit_transform(layer)
         found = points(panel)
         signs = np.sign(np.sum(found * expected, axis=0))
-        np.testing.assert_allclose(found * signs, expected, atol=1e-9)
+        assert_components(found * signs, expected, layer)
         percent = [
             int(re.search(r"\((\d+)%", label)[1])
             for label in (panel.get_xlabel(), panel.get_ylabel())
         ]
-        np.testing.assert_allclose(percent, 100 * pca.explained_variance_ratio_, atol=0.5)
+        # Whole per cent.
+        np.testing.assert_allclose(percent, 100 * pca.explained_variance_ratio_, rtol=0, atol=0.5)
     assert [panel.get_title() for panel in figure.axes] == [
         "$z_{1}$, 6 units", "$z_{2}$, 3 units", "$z_{3}$, 2 units",
     ]  # fmt: skip
@@ -346,10 +363,10 @@ def test_a_label_has_a_colour_of_its_own_and_is_written_in_the_middle_of_its_ima
     signs = np.sign(np.sum(points(panel) * by_label, axis=0))
     colours = set()
     for i, dots, text in zip((4, 5, 6), panel.collections, panel.texts, strict=True):
-        np.testing.assert_allclose(dots.get_offsets() * signs, expected[labels == i], atol=1e-9)
+        assert_components(dots.get_offsets() * signs, expected[labels == i], z)
         assert text.get_text() == str(i)
         middle = np.array(text.get_position()) * signs
-        np.testing.assert_allclose(middle, np.median(expected[labels == i], axis=0), atol=1e-9)
+        assert_components(middle, np.median(expected[labels == i], axis=0), z)
         colours.add(tuple(dots.get_facecolor()[0]))
     assert len(colours) == 3
 
@@ -384,7 +401,7 @@ def test_layers_of_any_values_are_drawn(layer, drawn, labelled):
     if drawn == 12 and layer.shape[1] == 1:
         by_label = np.concatenate([layer[labels == name] for name in np.unique(labels)])
         one, zero = points(panel).T
-        np.testing.assert_allclose(np.abs(one), np.abs(by_label[:, 0] - layer.mean()))
+        assert_close(np.abs(one), np.abs(by_label[:, 0] - layer.mean()), 12, 121, EPSILON_64)
         np.testing.assert_array_equal(zero, 0)
         assert "(100% of variance)" in panel.get_xlabel()
 
@@ -398,7 +415,7 @@ def test_names_stand_beside_the_middle_of_their_rows():
     pixels(figure)
     (axes,) = figure.axes
     # Rows are five pixels high and a pixel apart: the middles are 3, 9 and 15 pixels from the top.
-    np.testing.assert_allclose(axes.get_yticks(), [3, 9, 15])
+    np.testing.assert_array_equal(axes.get_yticks(), [3, 9, 15])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two", "three"]
 
 
@@ -410,8 +427,8 @@ def test_a_figure_is_written_as_a_png_of_its_size(tmp_path):
         image.load()
         assert image.size == tuple(round(150 * inches) for inches in figure.get_size_inches())
         written = np.asarray(image.convert("RGB")).astype(int)
-    # 256 colours are close to all that were there.
-    assert np.abs(written - pixels(figure)).max() <= 24
+    # 256 colours are close to all that were there, also on the edges of lines.
+    assert np.abs(written - pixels(figure)).max() <= 2 * PALETTE
     assert len(np.unique(written.reshape(-1, 3), axis=0)) <= 256
 
 
@@ -522,7 +539,7 @@ def test_learning_curves_of_replicas_are_their_mean_and_thin_each_of_them():
             and line.get_linestyle() == dashes
             and line.get_color() == figures.COLOURS[0]
         )
-        np.testing.assert_allclose(mean.get_ydata(), np.mean(curves, axis=0))
+        assert_close(mean.get_ydata(), np.mean(curves, axis=0), len(curves), epsilon=EPSILON_64)
     assert {line.get_color() for line in thin} == {figures.COLOURS[0]}
     assert legend_texts(figure) == ["three", "one", "training set", "test set"]
     low, high = axes.get_ylim()
@@ -549,7 +566,7 @@ def test_the_bars_of_replicas_are_their_means_with_a_standard_deviation_up_and_d
     extents = [segment[:, 1] for segment in segments]
     deviations = [2**0.5, 0.0, 0.5**0.5]
     expected = [(m - d, m + d) for m, d in zip((6.0, 3.0, 1.5), deviations, strict=True)]
-    np.testing.assert_allclose(extents, expected)
+    assert_close(extents, expected, roundings=8, epsilon=EPSILON_64)
     assert one.errorbar is None
     texts = [text.get_text() for text in axes.texts]
     assert texts == ["6.0 ± 1.4", "3.0 ± 0.0", "1.5 ± 0.7", "4.0"]
