@@ -509,6 +509,10 @@ def test_with_every_kl_below_the_free_bits_a_step_is_that_of_beta_zero():
             "free_bits=0",
         ),
         ({"free_bits": 0.1, "gradient": "stl"}, "free_bits=0.1, importance_samples=1, gradient='s"),
+        (
+            {"free_bits": 0.1, "gradient": "dreg"},
+            "importance_samples=1, gradient='dreg': free bits",
+        ),
     ],
 )
 def test_what_is_no_gradient_and_what_does_not_go_with_free_bits_is_refused(options, message):
