@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int, Key, UInt32
 
 
 def typed_key(key: Any) -> Key[Array, "..."]:
@@ -35,7 +35,9 @@ def typed_key(key: Any) -> Key[Array, "..."]:
     raise TypeError(f"key is {given}; give a key such as jax.random.key(0)")
 
 
-def named_key(key: Key[Array, ""], name: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
+def named_key(
+    key: Key[Array, ""] | UInt32[Array, " words"], name: str, step: int | Int[Array, ""] = 0
+) -> Key[Array, ""]:
     """The key of a name at a step (or epoch): `fold_in` of the name's CRC-32, then of the step."""
     named = jax.random.fold_in(typed_key(key), zlib.crc32(name.encode()))
     return jax.random.fold_in(named, step)

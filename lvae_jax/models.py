@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax import distributions, normalization, observations
 from lvae_jax.bounds import PerLayer, Terms
@@ -19,6 +20,9 @@ from lvae_jax.checks import as_examples, as_int, as_tuples
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.networks import ACTIVATIONS, Activation, Networks, Replace
 from lvae_jax.observations import BernoulliObservation, GaussianObservation, Head, Observation
+
+Examples = Float[Array | np.ndarray, "batch data_dim"] | Bool[Array | np.ndarray, "batch data_dim"]
+"""x as a model takes it; booleans are zeros and ones."""
 
 Condition = Float[Array, "*#examples features"] | None
 """What all networks are given besides their input: a row of features per example, or one row for
@@ -382,7 +386,7 @@ class HierarchicalVAE(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch data_dim"],
+        x: Examples,
         num_samples: int = 1,
         train: bool = False,
         condition: Condition = None,
@@ -409,7 +413,7 @@ class HierarchicalVAE(nn.Module):
 
     def encode(
         self,
-        x: Float[Array, "batch data_dim"],
+        x: Examples,
         train: bool = False,
         condition: Condition = None,
     ) -> tuple[Gaussian, ...]:
@@ -423,7 +427,7 @@ class HierarchicalVAE(nn.Module):
 
     def infer(
         self,
-        x: Float[Array, "batch data_dim"],
+        x: Examples,
         encoded: tuple[Gaussian, ...],
         num_samples: int = 1,
         train: bool = False,
@@ -439,8 +443,8 @@ class HierarchicalVAE(nn.Module):
 
     def densities(
         self,
-        x: Float[Array, "batch data_dim"],
-        z: Sequence[Float[Array, "samples batch _units"]],
+        x: Examples,
+        z: Sequence[Float[Array | np.ndarray, "samples batch _units"]],
         train: bool = False,
         condition: Condition = None,
     ) -> Terms:
@@ -469,11 +473,12 @@ class HierarchicalVAE(nn.Module):
                 f"{x.shape[0]}, units] for each of the units {self.latent_sizes}, bottom to top"
             )
         encoded = self.encode(x, train, condition)
-        return self._terms(x, encoded, lambda i, q: z[i - 1], train, condition)
+        values = [jnp.asarray(layer) for layer in z]
+        return self._terms(x, encoded, lambda i, q: values[i - 1], train, condition)
 
     def _terms(
         self,
-        x: Float[Array, "batch data_dim"],
+        x: Examples,
         encoded: tuple[Gaussian, ...],
         draw: Draw,
         train: bool,
@@ -562,7 +567,7 @@ class HierarchicalVAE(nn.Module):
         return self.generative.ancestral(z_or_key, layer, noise, condition)
 
     def reconstruct(
-        self, x: Float[Array, "batch data_dim"], condition: Condition = None
+        self, x: Examples, condition: Condition = None
     ) -> Float[Array, "batch data_dim"]:
         """Means of p(x | z_1) with z_1 drawn from the posterior of x, from the "sample" stream."""
         z_1 = self(x, condition=condition).z[0][0]

@@ -104,7 +104,9 @@ def make_optimizer(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def init_state(
-    model: Model, optimizer: optax.GradientTransformation, key: Key[Array, "*replicas"]
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    key: Key[Array, "*replicas"] | UInt32[Array, "*replicas words"],
 ) -> TrainState:
     """Fresh parameters and optimiser state.
 
@@ -421,7 +423,7 @@ def train_replicas(
     preprocess: Preprocess,
     state: TrainState,
     images: Array,
-    key: Key[Array, " replicas"],
+    key: Key[Array, " replicas"] | UInt32[Array, "replicas words"],
     beta: Float[Array, " replicas"],
     update_scale: Float[Array, " replicas"],
     max_nonfinite: int | Int[Array, ""] = 0,
