@@ -1,1 +1,1 @@
-"""Speed of lvae_jax, as ratios against references measured in the same run."""
+"""Measures the speed of lvae_jax, as ratios to references timed in the same run."""

@@ -1,7 +1,7 @@
-"""What a compiled program does in its loop, read from its text (HLO): kernels, bytes, collectives.
+"""Counts the kernels, bytes and collectives of a compiled program's loop, from its HLO text.
 
-The counts are exact and repeatable, and need no device. They are of the largest body of a `while`:
-a training step, or what an evaluation does with one batch or one chunk of samples.
+The counts are exact and repeatable, and need no device. They are for the largest body of a `while`:
+a training step, or one batch or one chunk of samples in an evaluation.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 
-# Instructions that only name memory, or that wait for what another one has started.
+# Instructions that only name memory, or that wait for another one to finish.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id"}
 FREE |= {"after-all", "opt-barrier", "copy-start", "copy-done", "slice-start", "slice-done"}
 FREE |= {"async-start", "async-update", "async-done"} | {f"{name}-done" for name in COLLECTIVES}
@@ -28,7 +28,7 @@ class Instruction(NamedTuple):
 
     name: str
     shape: str
-    """Of its result, as printed: one array or a tuple of them."""
+    """The shape of its result as printed: an array, or a tuple of arrays."""
 
     operation: str
     rest: str
@@ -40,29 +40,29 @@ class Instruction(NamedTuple):
         return re.findall(r"%([\w.\-]+)", self.rest.split("), ")[0])
 
     def called(self, attribute: str) -> str:
-        """The computation that an attribute such as `body` or `calls` names; "" if none."""
+        """The computation named by an attribute such as `body` or `calls`; "" if there is none."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
         return found.group(1) if found else ""
 
 
 class Loop(NamedTuple):
-    """What one pass through a program's loop does."""
+    """The work of one pass through a program's loop."""
 
     kernels: dict[str, int]
     """By kind: products, reductions, other fusions, other calls, other instructions."""
 
     bytes_moved: int
-    """Read and written by these kernels and collectives."""
+    """Bytes that these kernels and collectives read and write."""
 
     collectives: dict[str, int]
-    """How many of each operation."""
+    """The number of each operation."""
 
     collective_bytes: int
-    """Of their results, on one device."""
+    """Bytes of their results, on one device."""
 
 
 def array_bytes(shape: str) -> int:
-    """The bytes of all arrays of a shape.
+    """The bytes of all arrays in a shape.
 
     Example:
       >>> array_bytes("(f32[2,3]{1,0:T(8,128)}, pred[4]{0}, u32[])")
@@ -75,7 +75,7 @@ def array_bytes(shape: str) -> int:
 
 
 def computations(text: str) -> dict[str, list[Instruction]]:
-    """The instructions of every computation of a program, by its name."""
+    """The instructions of a program's computations, by computation."""
     found: dict[str, list[Instruction]] = {}
     for line in text.splitlines():
         if start := _COMPUTATION.match(line):
@@ -86,12 +86,12 @@ def computations(text: str) -> dict[str, list[Instruction]]:
 
 
 def loop(text: str, fusions_alone: bool = False) -> Loop:
-    """Counts what the largest loop of a compiled program does in one pass.
+    """Counts the work of one pass through the largest loop of a compiled program.
 
     Args:
-      text: of the compiled program.
-      fusions_alone: count no instructions but fusions and calls. On a TPU the others are scalar
-        arithmetic of the random keys, which runs beside the kernels.
+      text: the compiled program's text.
+      fusions_alone: count only fusions and calls. On a TPU the other instructions are scalar
+        arithmetic of random keys, which runs beside the kernels.
 
     Raises:
       ValueError: the program has no loop.
@@ -134,7 +134,7 @@ def _count(program: dict[str, list[Instruction]], body: str, fusions_alone: bool
 def _flattened(
     program: dict[str, list[Instruction]], name: str
 ) -> Iterator[tuple[Instruction, dict[str, str]]]:
-    """The instructions of a computation and of those that it calls, with the shapes around each."""
+    """A computation's instructions and those of its calls, each with the shapes in its scope."""
     shapes = {instruction.name: instruction.shape for instruction in program[name]}
     for instruction in program[name]:
         if instruction.operation == "call":
@@ -155,7 +155,7 @@ def _kind(program: dict[str, list[Instruction]], instruction: Instruction) -> st
 
 
 def _operations(program: dict[str, list[Instruction]], name: str) -> Iterator[str]:
-    """The operations of a fused computation, and of fusions within it."""
+    """The operations of a fused computation, including fusions within it."""
     for instruction in program[name]:
         yield instruction.operation
         if instruction.operation == "fusion":
@@ -165,7 +165,7 @@ def _operations(program: dict[str, list[Instruction]], name: str) -> Iterator[st
 def _bytes_moved(
     program: dict[str, list[Instruction]], instruction: Instruction, shapes: dict[str, str]
 ) -> int:
-    """Bytes of the result and of the operands; of an operand that is only sliced, the slices'."""
+    """Bytes of the result and the operands; an operand that is only sliced counts by its slices."""
     read = [array_bytes(shapes.get(name, "")) for name in instruction.operands]
     if instruction.operation == "fusion":
         fused = program[instruction.called("calls")]

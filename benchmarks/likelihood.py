@@ -1,4 +1,4 @@
-"""The importance-sampled log-likelihood: samples x images per second, by chunk size.
+"""Times the importance-sampled log-likelihood: samples x images per second, by chunk size.
 
 Its memory depends on images x chunk and not on K; tests/test_evaluation.py checks that.
 """
@@ -32,7 +32,7 @@ QUICK = Plan(sizes=PAPER.lowest(2), num_samples=40, chunk_sizes=(10,), rounds=3)
 
 
 def initial_variables(sizes: Sizes) -> tuple[LadderVAE, Any]:
-    """A model with fresh parameters, and batch-norm statistics of noise."""
+    """A model with initial parameters, and batch-norm statistics of noise."""
     model = LadderVAE(*sizes)
     key = jax.random.key(0)
     state = training.init_state(model, training.make_optimizer(), key)

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.on_device`: everything to be measured on an accelerator, in parts.
+"""`python -m benchmarks.on_device`: all measurements on an accelerator, in parts.
 
-Each part takes at most about ten minutes and leaves a JSON file in the folder of results; a part
-that has one is not repeated. Start the same command until it says that all parts are done. It needs
-no network and no tensorflow-datasets: MNIST comes from a folder with the prepared data set.
+Each part takes at most about ten minutes and writes a JSON file into the results folder. A part
+with such a file is not repeated. Run the same command until it reports that all parts are done. It
+needs neither a network nor tensorflow-datasets: MNIST comes from a folder with the prepared data
+set.
 """
 
 import argparse
@@ -42,17 +43,17 @@ OPTIONS: dict[str, dict[str, str | bool]] = {
     "unrolled-loop": {"xla_gpu_enable_while_loop_unrolling": "WHILE_LOOP_UNROLLING_DOUBLE_BUFFER"},
     "no-triton-gemm": {"xla_gpu_enable_triton_gemm": False},
 }
-"""XLA's options that a step is timed under; one that this XLA does not know is reported as such."""
+"""XLA's options for timing a step. If this XLA does not know one, the part's result says so."""
 
 
 class Plan(NamedTuple):
-    """How much is measured, and where."""
+    """The size of the measurements, and their folders."""
 
     results: Path
     tfds_dir: Path
-    """Holds MNIST as prepared: mnist/VERSION/arrays.npz, and so on."""
+    """Holds the prepared MNIST."""
     minutes: float = 10.0
-    """A longer part is stopped, saved, and resumed by the next start."""
+    """A run that takes longer is stopped and saved; the next start resumes it."""
     sizes: Sizes = PAPER
     steps: int = 234
     rounds: int = 9
@@ -61,24 +62,24 @@ class Plan(NamedTuple):
     depths: tuple[int, ...] = (1, 2, 3, 4, 5)
     seeds: int = 8
     scale: float = 1.0
-    """Part of the paper's epochs that runs take."""
+    """Fraction of the paper's epochs that runs train for."""
     flags: tuple[str, ...] = ()
-    """More of every run of Figure 3; a rehearsal takes smaller models."""
+    """Further flags of every run of Figure 3, such as smaller sizes for a rehearsal."""
 
 
 Part = Callable[[], dict[str, Any] | None]
-"""Measures something; None if it had to stop and is to be started again."""
+"""Takes a measurement; returns None if it had to stop and must be started again."""
 
 
 def parts(plan: Plan) -> dict[str, Part]:
-    """Everything to be measured by name, in the order in which it is worth most."""
+    """All measurements by name, the most valuable first."""
     found: dict[str, Part] = {"tests": functools.partial(_tests, plan)}
     for name, options in OPTIONS.items():
         found[f"step-{name}"] = functools.partial(step, plan, 1, options)
     for count in plan.replicas:
         found[f"replicas-{count}"] = functools.partial(step, plan, count, {})
     found["likelihood"] = functools.partial(_likelihood, plan)
-    # The first run of Table 1 is the paper's 2,000 epochs and L_5000; two fine-tunings follow it.
+    # Table 1: a run with the paper's 2,000 epochs and L_5000, then two runs that fine-tune it.
     table_1 = ["experiments.paper", "--only=table1", f"--scale={plan.scale}"]
     found["table1"] = functools.partial(
         _run, plan, [*table_1, f"--eval_samples={plan.num_samples}"], "table1"
@@ -91,7 +92,7 @@ def parts(plan: Plan) -> dict[str, Part]:
 
 
 def _seeds(plan: Plan, variant: str, depth: int) -> list[str]:
-    """Figure 3: a model with several seeds in one program."""
+    """The command of a run for Figure 3: one model, several seeds in one program."""
     return [
         "experiments.mnist",
         f"--depth={depth}",
@@ -106,7 +107,7 @@ def _seeds(plan: Plan, variant: str, depth: int) -> list[str]:
 
 
 def _tests(plan: Plan) -> dict[str, Any]:
-    """The numeric tests, on the device."""
+    """Runs the numeric tests on the device."""
     folder = Path(__file__).parent.parent / "tests"
     files = [str(folder / name) for name in TESTS if (folder / name).exists()]
     command = [sys.executable, "-m", "pytest", "-q", "--numprocesses=0", *files]
@@ -115,7 +116,7 @@ def _tests(plan: Plan) -> dict[str, Any]:
 
 
 def step(plan: Plan, replicas: int, options: Mapping[str, str | bool]) -> dict[str, Any]:
-    """Seconds of a step within its epoch, of so many replicas, compiled with XLA's options."""
+    """Seconds of a training step within its epoch, compiled with these options of XLA's."""
     model, optimizer = LadderVAE(*plan.sizes), training.make_optimizer()
     batch_size = 256
     images = jnp.asarray(random_images(plan.steps * batch_size, plan.sizes.data_dim))
@@ -145,7 +146,7 @@ def step(plan: Plan, replicas: int, options: Mapping[str, str | bool]) -> dict[s
 
 
 def _likelihood(plan: Plan) -> dict[str, Any]:
-    """Seconds of L_K of 250 images at the default chunk."""
+    """Seconds of L_K of 250 images with the default chunk size."""
     model, variables = likelihood.initial_variables(plan.sizes)
     key = jax.random.key(1)
     x = binarise(key, jnp.asarray(random_images(250, plan.sizes.data_dim)))
@@ -156,7 +157,7 @@ def _likelihood(plan: Plan) -> dict[str, Any]:
 
 
 def _run(plan: Plan, arguments: list[str], name: str) -> dict[str, Any] | None:
-    """A run, or several, in a process of its own: stopped when its time is over, and resumed."""
+    """Makes or resumes runs in a subprocess, and stops them when the part's time is over."""
     workdir = plan.results / "runs" / name
     command = [*arguments, f"--workdir={workdir}", f"--tfds_dir={plan.tfds_dir}"]
     start = time.perf_counter()
@@ -181,10 +182,10 @@ def _run(plan: Plan, arguments: list[str], name: str) -> dict[str, Any] | None:
 
 
 def measure(plan: Plan, chosen: Mapping[str, Part]) -> list[str]:
-    """Starts the parts that have no result yet, each at most once.
+    """Starts each part that has no result yet, once.
 
     Returns:
-      The names of those that are still without one.
+      The names of the parts that still have none.
     """
     plan.results.mkdir(parents=True, exist_ok=True)
     left = []
@@ -199,7 +200,7 @@ def measure(plan: Plan, chosen: Mapping[str, Part]) -> list[str]:
             continue
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
-        partial.replace(path)  # whole, or not there
+        partial.replace(path)  # so the file is complete if it exists
     return left
 
 
@@ -210,8 +211,8 @@ def main() -> None:
     parser.add_argument(
         "--tfds_dir", type=Path, required=True, help="folder with the prepared MNIST"
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="most that a part may take")
-    parser.add_argument("--only", default="", help="parts whose names begin with this")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time limit of a part")
+    parser.add_argument("--only", default="", help="run only parts whose names begin with this")
     given = parser.parse_args()
     plan = Plan(given.results, given.tfds_dir, given.minutes)
     chosen = {name: part for name, part in parts(plan).items() if name.startswith(given.only)}

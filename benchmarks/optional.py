@@ -10,7 +10,7 @@ NO_PYTORCH = 'PyTorch is left out, since it is not installed (pip install "lvae-
 @functools.cache
 def pytorch() -> ModuleType | None:
     """`benchmarks.pytorch` with one thread per core; None if PyTorch is not installed."""
-    # Without this, a second run would read compiled code from disk instead of compiling it.
+    # Otherwise a second run reads compiled code from disk instead of compiling it.
     os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
     try:
         import torch
@@ -18,7 +18,7 @@ def pytorch() -> ModuleType | None:
         return None
     torch.set_num_threads(os.cpu_count() or 1)
     if torch.cuda.is_available():
-        # JAX's float32 products run in tf32 there; let PyTorch's do so too.
+        # On a GPU, JAX's float32 products run in tf32; make PyTorch do the same.
         torch.set_float32_matmul_precision("high")
     from benchmarks import pytorch as module
 

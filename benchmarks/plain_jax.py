@@ -1,13 +1,13 @@
-"""The ladder variational autoencoder in plain JAX: the reference that speed is measured against.
+"""The ladder variational autoencoder in plain JAX: the reference for measurements of speed.
 
 This is the model of `lvae_jax.LadderVAE` with Bernoulli observations (eqs. 1-3, 10-20 of the
-paper), as a competent JAX user would write it in an afternoon: parameters in a nested dict, plain
-functions, autodiff through everything, an epoch as one `lax.scan`. It imports neither Flax nor
-`lvae_jax`, and does nothing clever for speed: mean and variance have a linear layer each, batch
-normalisation is differentiated by JAX, the noise is drawn layer by layer. A benchmark that says
-"1.3 times as fast" means as fast as this, timed in the same run.
+paper), as an experienced JAX user would write it in an afternoon: parameters in a nested dict,
+plain functions, autodiff through everything, an epoch as one `lax.scan`. It imports neither Flax
+nor `lvae_jax`, and is not tuned for speed: mean and variance have separate linear layers, JAX
+differentiates batch normalisation, and noise is drawn layer by layer. Benchmarks state the time of
+lvae_jax relative to this program, timed in the same run.
 
-There is no moving average of the batch statistics: training does not read one.
+It keeps no moving average of the batch statistics, because training does not read one.
 """
 
 from collections.abc import Callable
@@ -229,13 +229,13 @@ def make_epoch(optimizer: optax.GradientTransformation, batch_size: int) -> Epoc
 
     Args:
       optimizer: an optax optimizer, such as `optax.adam(1e-3)`.
-      batch_size: images a step; the last partial batch of the permutation is dropped.
+      batch_size: images per step; the last partial batch of the permutation is dropped.
 
     Returns:
-      A jitted `epoch(params, opt_state, images, key, beta)` of uint8 grey `images`
-      [n, data_dim] that returns `(params, opt_state, mean_elbo)`. `mean_elbo` is the mean over
-      the steps of the training objective, in nats: the ELBO where beta is 1. The buffers of
-      `params` and `opt_state` are donated, so the ones passed in cannot be used again.
+      A jitted `epoch(params, opt_state, images, key, beta)`, with uint8 grey `images`
+      [n, data_dim], that returns `(params, opt_state, mean_elbo)`. `mean_elbo` is the mean over
+      the steps of the training objective, in nats; it is the ELBO if beta is 1. The buffers of
+      `params` and `opt_state` are donated, so the arrays passed in cannot be used again.
     """
 
     def epoch(

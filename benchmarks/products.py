@@ -1,4 +1,4 @@
-"""The floor: the float32 matrix products of a model alone, at their own shapes."""
+"""The lower limit of a time: only the float32 matrix products of a model, at their own shapes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,10 +15,12 @@ def _normal(generator: np.random.Generator, shape: Shape) -> jax.Array:
 
 
 def training_step(sizes: Sizes, batch_size: int) -> Callable[[], Any]:
-    """The products of a step: forward, and backward by weights and, above the images, by inputs.
+    """The products of a training step: forward, and the gradients by weights and by inputs.
+
+    The gradient by the images is left out.
 
     Args:
-      sizes: of the model.
+      sizes: the model's sizes.
       batch_size: images per step.
 
     Returns:
@@ -46,8 +48,8 @@ def likelihood_chunk(sizes: Sizes, rows: int) -> Callable[[], Any]:
     """The products of the top-down pass and the decoder.
 
     Args:
-      sizes: of the model.
-      rows: importance samples times images that are computed at a time.
+      sizes: the model's sizes.
+      rows: importance samples times images per chunk.
 
     Returns:
       A compiled function that computes them all once.
@@ -65,7 +67,7 @@ def likelihood_chunk(sizes: Sizes, rows: int) -> Callable[[], Any]:
 
 
 def repeated(function: Callable[[], Any], times: int) -> Callable[[], Any]:
-    """Calls a function several times, each after the one before is done, as steps are."""
+    """Calls a function several times, each time after the call before has finished."""
 
     def run() -> None:
         for _ in range(times):

@@ -1,9 +1,9 @@
 """The ladder variational autoencoder in PyTorch, written for speed.
 
-The model of `lvae_jax.LadderVAE` with Bernoulli observations, from the same equations: PyTorch's
-fused batch norm and loss, one linear layer for mean and variance, fused Adam. It needs PyTorch,
-an optional dependency: `pip install "lvae-jax[benchmarks]"`. Before anything is timed,
-`differences` checks that the two models compute the same numbers.
+The model of `lvae_jax.LadderVAE` with Bernoulli observations, from the same equations, with
+PyTorch's fused batch norm and loss, one linear layer for mean and variance, and fused Adam. PyTorch
+is an optional dependency: `pip install "lvae-jax[benchmarks]"`. Before anything is timed,
+`differences` and `check` compare the numbers of the two models.
 """
 
 import math
@@ -30,7 +30,7 @@ Gaussian = tuple[torch.Tensor, torch.Tensor]
 class BatchNorm(nn.Module):
     """Normalises by the batch's own moments in training, by stored ones in evaluation.
 
-    Like `lvae_jax`, training keeps no moving average: nothing would read it.
+    As in `lvae_jax`, training keeps no moving average, because nothing would read it.
     """
 
     def __init__(self, units: int):
@@ -112,7 +112,7 @@ class Ladder(nn.Module):
     def infer(
         self, likelihoods: Sequence[Gaussian], noise: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[Gaussian], list[Gaussian]]:
-        """The downward pass, (16)-(19), with the noise given.
+        """The downward pass, (16)-(19), with given noise.
 
         Returns:
           The logits of x, and z, posterior and prior of every layer.
@@ -159,8 +159,8 @@ class Ladder(nn.Module):
 
         Args:
           x: [images, data_dim].
-          likelihoods: of `encode`.
-          noise: of every layer, [samples * images, units], sample by sample.
+          likelihoods: the result of `encode`.
+          noise: of every layer, [samples * images, units], ordered by sample, then image.
 
         Returns:
           [samples, images].
@@ -194,7 +194,7 @@ class Ladder(nn.Module):
 
 
 def device() -> torch.device:
-    """A GPU where PyTorch has one, else the CPU."""
+    """A GPU if PyTorch finds one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -214,10 +214,10 @@ def make_epoch(
     """One pass over a training set, shuffled and binarised anew.
 
     Args:
-      sizes: of the model.
+      sizes: the model's sizes.
       images: grey, uint8, [n, data_dim].
       batch_size: images per step; the last partial batch is dropped.
-      compiled: whether the loss, forward and backward, is compiled by `torch.compile`.
+      compiled: whether `torch.compile` compiles the loss, forward and backward.
 
     Returns:
       A function that trains for an epoch and returns the mean training ELBO.
@@ -261,7 +261,7 @@ def make_log_likelihood(
       chunk_size: samples per image at a time.
 
     Returns:
-      A function that gives [images], in nats.
+      A function that returns [images], in nats.
     """
 
     def chunk(likelihoods: Sequence[Gaussian]) -> torch.Tensor:
@@ -283,10 +283,10 @@ def make_log_likelihood(
 
 
 def load(model: Ladder, variables: Any) -> None:
-    """Copies the parameters of a `lvae_jax.LadderVAE`, and batch-norm statistics if there are any.
+    """Copies the parameters of an `lvae_jax.LadderVAE`, and its batch-norm statistics if given.
 
     Args:
-      model: of the same sizes; it is changed.
+      model: a model of the same sizes; it is changed.
       variables: {"params"}, or {"params", "batch_stats"}.
     """
     modules = dict(model.named_modules())
@@ -299,7 +299,7 @@ def load(model: Ladder, variables: Any) -> None:
 
 
 def gradients(model: Ladder, params: Any) -> Any:
-    """The gradients of a model as a tree like the parameters of the `lvae_jax.LadderVAE`."""
+    """The gradients of a model, as a tree like the parameters of the `lvae_jax.LadderVAE`."""
     modules = dict(model.named_modules())
 
     def gradient(path: Any, _: Any) -> np.ndarray:
@@ -326,21 +326,21 @@ def _counterpart(modules: dict[str, Any], path: list[str]) -> tuple[Any, bool]:
 
 
 LIMITS = {"elbo_terms": 1e-4, "gradient": 1e-2, "log_weights": 1e-4}
-"""Of `differences`. A pre-activation that rounding takes over the kink of a leaky ReLU changes the
-whole gradient by up to a thousandth; everything else is of float32's precision."""
+"""Limits of `differences`. If rounding moves a pre-activation across the kink of a leaky ReLU, the
+whole gradient changes by up to a thousandth; everything else agrees to float32's precision."""
 
 
 def check(differences: dict[str, float]) -> None:
     """Refuses to time two models that do not compute the same.
 
     Raises:
-      ValueError: a difference is beyond its limit.
+      ValueError: a difference exceeds its limit.
     """
     for name, limit in LIMITS.items():
         if not differences[name] <= limit:
             raise ValueError(
-                f"PyTorch's {name} differ from lvae_jax's by {differences[name]:.2g} of "
-                f"their size, not by at most {limit:g}; make benchmarks/pytorch.py the same model"
+                f"PyTorch's {name} differ from lvae_jax's by {differences[name]:.2g} of their "
+                f"size; expected at most {limit:g}: correct the model in benchmarks/pytorch.py"
             )
 
 
@@ -350,15 +350,15 @@ def differences(
     """Relative differences of the two models, given the same parameters, images and noise.
 
     Args:
-      sizes: of both models.
+      sizes: the sizes of both models.
       jax_model: the model of `lvae_jax`.
-      variables: {"params", "batch_stats"} of it.
+      variables: its {"params", "batch_stats"}.
       x: binary images.
       key: for the noise.
 
     Returns:
-      Relative differences: of the ELBO's terms, of their gradient (of the whole vector, in the
-      Euclidean norm), and of the importance weights' logarithms in evaluation.
+      Relative differences of the ELBO's terms, of their gradient (the whole vector, in the
+      Euclidean norm), and of the logarithms of the importance weights in evaluation.
     """
     model = Ladder(sizes).to(device())
     load(model, variables)

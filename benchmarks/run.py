@@ -1,7 +1,7 @@
-"""`python -m benchmarks.run`: how fast training, likelihood and start-up are, and what bounds them.
+"""`python -m benchmarks.run`: measures the speed of training, likelihood and start-up.
 
-Contenders are timed in turn within one process, so that a machine whose speed drifts slows all of
-them. The tables hold medians with their range, and ratios formed round by round.
+Contenders are timed in turn within one process, so that a drift of the machine's speed affects all
+of them. The tables show medians with their range, and ratios formed round by round.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SECTIONS: dict[str, Any] = {
     "startup": startup,
     "targets": targets,
 }
-"""Each is a module with the plans FULL and QUICK, and `measure(plan)`: tables by caption, notes."""
+"""Each module has the plans FULL and QUICK, and `measure(plan)`, which returns tables and notes."""
 
 
 def sections_of(text: str) -> list[str]:
@@ -42,7 +42,7 @@ def sections_of(text: str) -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The device and the versions that the figures were measured with."""
     versions: dict[str, str | None] = {}
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch"):
         try:
@@ -63,7 +63,7 @@ def run(sections: list[str], quick: bool, data_dir: Path | None) -> dict[str, An
     Args:
       sections: names in `SECTIONS`.
       quick: small models and few rounds.
-      data_dir: has a folder per data set with its original files, or None.
+      data_dir: folder of original files, with one folder per data set; or None.
 
     Returns:
       Every figure, by section.
@@ -87,16 +87,16 @@ def run(sections: list[str], quick: bool, data_dir: Path | None) -> dict[str, An
 
 
 def main() -> None:
-    """Runs the sections asked for, prints their tables and writes all figures to --json."""
+    """Runs the requested sections, prints their tables and writes all figures to --json."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument(
         "--only", type=sections_of, default=list(SECTIONS), help=f"some of {','.join(SECTIONS)}"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="two layers and few rounds: a look, not a measurement"
+        "--quick", action="store_true", help="two layers and few rounds, for a quick check"
     )
     parser.add_argument(
-        "--data_dir", type=Path, help="holds the original files in folders such as mnist/"
+        "--data_dir", type=Path, help="folder of original files, in folders such as mnist"
     )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The sizes of a model, and the matrix products that a step and a likelihood sample consist of."""
+"""The sizes of a model, and the shapes of its matrix products."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Sizes(NamedTuple):
         return self._replace(hidden=tuple(factor * h for h in self.hidden))
 
     def upward(self) -> list[Shape]:
-        """The linear layers of the deterministic upward pass, the first one first, (13)-(15)."""
+        """The linear layers of the deterministic upward pass in order, (13)-(15)."""
         shapes = []
         below = self.data_dim
         for units, hidden in zip(self.latent, self.hidden, strict=True):

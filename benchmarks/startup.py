@@ -1,6 +1,6 @@
-"""What a user waits for before training: imports, data, compilation, resuming.
+"""Times what a user waits for before training: imports, data, compilation, resuming.
 
-Commands are timed as a user would start them, each in a process of its own.
+Each command is timed in a separate process, started as a user would start it.
 """
 
 import re
@@ -28,10 +28,10 @@ class Plan(NamedTuple):
     sizes: Sizes = PAPER
     rounds: int = 3
     train_images: int = 60_000
-    """Random images that stand in for MNIST if its files are not given."""
+    """Number of random images that replace MNIST if its files are not given."""
     test_images: int = 10_000
     data_dir: Path | None = None
-    """Holds MNIST's original files in mnist/; None for random images of its size."""
+    """Holds MNIST's original files in mnist/; None for random images."""
 
 
 FULL = Plan()
@@ -58,7 +58,7 @@ def measure(plan: Plan) -> dict[str, Any]:
             times["MNIST, first load"] = [seconds(lambda: mnist.load(original, tfds_dir))[0]]
         for i in range(plan.rounds):
             cache = Path(folder) / f"cache{i}"
-            # The second run finds the programs of the first; the third resumes the second.
+            # The second run uses the programs that the first compiled; the third resumes it.
             for name, run in (
                 ("first steps, nothing compiled before", "cold"),
                 ("first steps, warm compilation cache", "warm"),
@@ -78,12 +78,12 @@ def measure(plan: Plan) -> dict[str, Any]:
             times.setdefault("MNIST, later loads", []).append(loading)
     rows: list[Row] = [{"": name, "seconds": spread(values)} for name, values in times.items()]
     caption = f"From the shell command on; {plan.rounds} rounds, median (min to max)."
-    notes = ["random images stand in for MNIST (--data_dir is not given)"]
+    notes = ["random images were used instead of MNIST (--data_dir is not given)"]
     return {"tables": {caption: rows}, "notes": [] if plan.data_dir else notes}
 
 
 def training_command(sizes: Sizes, tfds_dir: Path, workdir: Path, cache: Path) -> list[str]:
-    """The command of a run."""
+    """The command line of a run."""
     return [
         sys.executable,
         "-m",
@@ -100,13 +100,13 @@ def first_steps(command: Sequence[str]) -> float:
     """Starts or resumes a run, and stops it by SIGTERM once its first steps are done.
 
     Args:
-      command: of a run.
+      command: the command line of a run.
 
     Returns:
-      Seconds from the command until the run says that its first steps are done.
+      Seconds from the start of the command until the run reports its first steps.
 
     Raises:
-      RuntimeError: the run ended before.
+      RuntimeError: the run ended before its first steps.
     """
     start = time.perf_counter()
     with subprocess.Popen(
@@ -125,7 +125,7 @@ def first_steps(command: Sequence[str]) -> float:
 
 
 def write_random_images(tfds_dir: Path, train_images: int, test_images: int) -> None:
-    """Writes random images where a prepared MNIST would be."""
+    """Writes random images in place of a prepared MNIST."""
     folder = tfds_dir / mnist.SOURCE.name / mnist.SOURCE.version
     folder.mkdir(parents=True)
     images = random_images(train_images + test_images, 784).reshape(-1, 28, 28, 1)

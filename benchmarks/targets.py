@@ -1,9 +1,8 @@
-"""What XLA makes of every program of a run for accelerators that are absent.
+"""Compiles every program of a run for accelerators that need not be available.
 
-XLA compiles for a device that it does not have. That shows, exactly and without noise, what a
-training step becomes there: how many kernels, how much memory, which collectives. It shows no
-times. A target needs its compiler: `pip install "lvae-jax[gpu-target]"` for the H100,
-`"lvae-jax[tpu-target]"` for the TPU.
+XLA can compile for an absent device. The result shows exactly, without noise, how many kernels, how
+much memory and which collectives a training step needs there. It shows no times. A target needs its
+compiler: `pip install "lvae-jax[gpu-target]"` for the H100, `"lvae-jax[tpu-target]"` for the TPU.
 """
 
 import argparse
@@ -45,11 +44,11 @@ dnn_version_info { major: 9 minor: 7 }
 runtime_version { major: 12 minor: 8 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-"""An H100 SXM by its public figures, in the text form of XLA's `GpuTargetConfigProto`."""
+"""An H100 SXM from its public specifications, in the text form of XLA's `GpuTargetConfigProto`."""
 
 
 class Target(NamedTuple):
-    """A device, or several, that programs are compiled for."""
+    """One or several devices to compile for."""
 
     platform: str
     """"cuda", "tpu", or "cpu" for this machine."""
@@ -58,14 +57,14 @@ class Target(NamedTuple):
     """The Python package that holds the compiler."""
 
     extra: str
-    """What installs it: `pip install "lvae-jax[extra]"`."""
+    """The extra that installs it: `pip install "lvae-jax[extra]"`."""
 
     topology: str
-    """Its name in XLA; a part of it may be used."""
+    """XLA's name of a topology; only `devices` of its devices are used."""
 
     devices: int
     memory: int
-    """Of each device, in bytes."""
+    """Bytes per device."""
 
 
 TARGETS = {
@@ -84,7 +83,7 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
 
 
 class Plan(NamedTuple):
-    """What is compiled."""
+    """The programs to compile."""
 
     sizes: Sizes = PAPER
     targets: tuple[str, ...] = ("h100", "v5e", "v5e:2x2")
@@ -95,8 +94,6 @@ class Plan(NamedTuple):
     evaluated: int = 250
     """Images whose log-likelihood is estimated at a time."""
     num_samples: int = 5000
-    precision: str = "float32"
-    """Of products, as `--matmul_precision` of a run: "float32", or "default" for the device's."""
 
 
 FULL = Plan()
@@ -122,13 +119,13 @@ def measure(plan: Plan) -> dict[str, Any]:
         rows += _in_a_process(name, plan)
     caption = (
         f"Kernels of one pass through a program's loop; batch {plan.batch_size}, products in "
-        f"{plan.precision}. Bytes are per device."
+        "float32. Bytes are per device."
     )
     return {"tables": {caption: [_cells(row) for row in rows]}, "notes": notes}
 
 
 def _in_a_process(name: str, plan: Plan) -> list[dict[str, Any]]:
-    """The rows of one target, compiled in a process that takes no device of this machine."""
+    """The rows of one target, compiled in a process that uses no accelerator of this machine."""
     quiet = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.targets", name, json.dumps(plan)],
@@ -144,7 +141,7 @@ def _in_a_process(name: str, plan: Plan) -> list[dict[str, Any]]:
 
 
 def topology_devices(target: Target) -> list[jax.Device]:
-    """The devices of a target, which need not be there."""
+    """The devices of a target, which need not be available."""
     if target.platform == "cpu":
         return jax.devices()[: target.devices]
     options = {"target_config": GPU_CONFIG} if target.platform == "cuda" else {}
@@ -157,12 +154,12 @@ def topology_devices(target: Target) -> list[jax.Device]:
 
 
 def compile_all(name: str, target: Target, plan: Plan) -> list[dict[str, Any]]:
-    """Compiles the programs of a run for a target, and says what each one became.
+    """Compiles the programs of a run for a target, and counts the work of each.
 
     Args:
-      name: of the target.
-      target: to compile for.
-      plan: which programs.
+      name: the target's name in the rows.
+      target: the target.
+      plan: the programs.
 
     Raises:
       RuntimeError: a program does not fit the target's memory.
@@ -176,9 +173,8 @@ def compile_all(name: str, target: Target, plan: Plan) -> list[dict[str, Any]]:
             training.MESH_AXES,
             axis_types=(AxisType.Auto,) * 2,
         )
-        precision = None if plan.precision == "default" else plan.precision
         start = time.perf_counter()
-        with jax.set_mesh(mesh), jax.default_matmul_precision(precision):
+        with jax.set_mesh(mesh), jax.default_matmul_precision("float32"):
             lowered = program.lower(mesh)
             compiled = lowered.compile(compiler_options=COMPILER_OPTIONS[target.platform])
         row = _row(program, compiled, target)
@@ -186,8 +182,8 @@ def compile_all(name: str, target: Target, plan: Plan) -> list[dict[str, Any]]:
         needed = row["argument_bytes"] + row["temporary_bytes"]
         if needed > target.memory:
             raise RuntimeError(
-                f"{program.name} needs {needed / 2**30:.1f} GiB of the {target.memory / 2**30:.1f} "
-                f"that a device of {name} has"
+                f"{program.name} needs {needed / 2**30:.1f} GiB, but a device of {name} has "
+                f"{target.memory / 2**30:.1f} GiB"
             )
     return rows
 
@@ -205,7 +201,7 @@ def _row(program: "Program", compiled: Any, target: Target) -> dict[str, Any]:
 
 
 class Program(NamedTuple):
-    """One of the programs that a run consists of."""
+    """One of the programs of a run."""
 
     name: str
     replicas: int
@@ -214,7 +210,7 @@ class Program(NamedTuple):
 
 
 def programs(plan: Plan, target: Target) -> list[Program]:
-    """A training step within its epoch, then what evaluation is made of, of the deepest model."""
+    """Training steps within their epochs, and the programs that evaluate the deepest model."""
     steps = [
         Program(
             f"step, depth {depth}, {replicas} replica{'s' * (replicas > 1)}",
@@ -225,7 +221,7 @@ def programs(plan: Plan, target: Target) -> list[Program]:
         for replicas in plan.replicas
     ]
     model = LadderVAE(*plan.sizes.lowest(max(plan.depths)))
-    # As many images at a time as a run takes: a multiple of the devices.
+    # The images per batch of a run: a multiple of the devices.
     images = -(-plan.evaluated // target.devices) * target.devices
     chunk_size = evaluation.default_chunk_size(
         model, images // target.devices, target.platform, target.memory
@@ -242,7 +238,7 @@ def programs(plan: Plan, target: Target) -> list[Program]:
 
 
 def _on(mesh: Mesh, like: Any, *axes: str | tuple[str, ...]) -> Any:
-    """Shapes of arrays that lie on a mesh, their first axes split over `axes`."""
+    """Shapes of arrays on a mesh, with their first axes split over `axes`."""
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), like)
 
@@ -272,7 +268,7 @@ def _lower_step(plan: Plan, depth: int, replicas: int, mesh: Mesh) -> Any:
 
 
 def _variables(model: LadderVAE, mesh: Mesh) -> Any:
-    def init() -> Any:  # nothing may be computed within the mesh: its devices are absent
+    def init() -> Any:  # only traced: the mesh's devices may be absent
         key = jax.random.key(0)
         return model.init({"params": key, "sample": key}, jnp.zeros((1, model.data_dim)))
 
@@ -305,7 +301,7 @@ def _lower_likelihood(
 
 
 def _cells(row: dict[str, Any]) -> Row:
-    """What a program became, by the headings of the table; bytes are those of one device."""
+    """A row of the table, by its headings; bytes are per device."""
     kernels = row["kernels"]
     needed = row["argument_bytes"] + row["temporary_bytes"]
     return {
@@ -327,7 +323,7 @@ def _cells(row: dict[str, Any]) -> Row:
 
 
 def plan_of(text: str) -> Plan:
-    """A plan from its JSON, which names no fields and holds lists in place of tuples."""
+    """A plan from its JSON, which has no field names, and lists instead of tuples."""
 
     def tuples(value: Any) -> Any:
         return tuple(map(tuples, value)) if isinstance(value, list) else value

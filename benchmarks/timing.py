@@ -1,6 +1,7 @@
 """Times contenders in turn within one process: medians, ranges, and ratios round by round.
 
-A machine whose speed drifts slows all of them alike, so their ratio holds where their times do not.
+A drift of the machine's speed affects all of them alike, so their ratios are more reliable than
+their times.
 """
 
 import math
@@ -28,10 +29,10 @@ def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def in_turn(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after one call of each that is not timed.
+    """Seconds of each contender in each round, after one untimed call of each.
 
     Args:
-      contenders: functions by name; what they return is waited for and dropped.
+      contenders: functions by name; a call ends when its results are ready.
       rounds: how often each is timed.
 
     Returns:

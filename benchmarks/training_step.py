@@ -1,4 +1,4 @@
-"""A training step within an epoch: lvae_jax, plain JAX, PyTorch, and the bare matrix products."""
+"""Times a training step within an epoch: lvae_jax, plain JAX, PyTorch, and the products alone."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,10 +21,10 @@ class Plan(NamedTuple):
     sizes: Sizes = PAPER
     batch_size: int = 256
     steps: int = 39
-    """Steps per round: few, so that a machine's changes of speed meet all contenders alike."""
+    """Steps per round: few, so that changes of the machine's speed affect all contenders alike."""
     rounds: int = 15
     sweep_flops: float = 5e10
-    """Operations per round in the sweeps, which decide on the number of steps."""
+    """Operations per round in the sweeps; they determine the number of steps."""
     sweep_rounds: int = 3
     depths: tuple[int, ...] = (1, 2, 3, 4)
     batch_sizes: tuple[int, ...] = (64, 1024, 4096)
@@ -47,7 +47,7 @@ QUICK = Plan(
 
 
 class Contender(NamedTuple):
-    """One way to train: the seconds to compile it, and a function that trains for an epoch."""
+    """An implementation: the seconds to compile it, and a function that trains for an epoch."""
 
     compile_seconds: float
     epoch: Callable[[], Any]
@@ -109,7 +109,7 @@ def make_pytorch(sizes: Sizes, images: np.ndarray, batch_size: int, compiled: bo
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Times the model of the plan, then models and batches that differ from it in one thing."""
+    """Times the plan's model, then models and batch sizes that differ from it in one respect."""
     notes = []
     if optional.pytorch() is None:
         notes.append(optional.NO_PYTORCH)
@@ -143,7 +143,7 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def _sweeps(plan: Plan) -> list[Row]:
-    """Ratios of other depths, batch sizes and widths, each against the plan's model."""
+    """Times and ratios at other depths, batch sizes and widths."""
     variants = [
         *((f"depth {d}", plan.sizes.lowest(d), plan.batch_size) for d in plan.depths),
         *((f"batch {b}", plan.sizes, b) for b in plan.batch_sizes),
@@ -164,12 +164,12 @@ def _sweeps(plan: Plan) -> list[Row]:
 
 
 def steps_for(flops: float, flops_per_step: float) -> int:
-    """How many steps have about that many operations: at least 2, at most 100."""
+    """The number of steps with about so many operations: at least 2, at most 100."""
     return int(min(100, max(2, flops // flops_per_step)))
 
 
 def make_contenders(sizes: Sizes, batch_size: int, steps: int) -> dict[str, Contender]:
-    """lvae_jax, plain JAX and, where it is installed, eager PyTorch; epochs of `steps` steps."""
+    """lvae_jax, plain JAX and, if it is installed, eager PyTorch; epochs of `steps` steps."""
     images = random_images(steps * batch_size, sizes.data_dim)
     stored = jnp.asarray(images)
     contenders = {
@@ -192,10 +192,10 @@ def step_times(
 
 
 def verified_differences(sizes: Sizes, batch_size: int) -> dict[str, float]:
-    """Checks that PyTorch's model computes what lvae_jax's does, before either is timed.
+    """Checks that PyTorch's model computes the same as lvae_jax's, before either is timed.
 
     Raises:
-      ValueError: it does not.
+      ValueError: the models differ.
     """
     pytorch: Any = optional.pytorch()
     model = LadderVAE(*sizes)
@@ -208,5 +208,5 @@ def verified_differences(sizes: Sizes, batch_size: int) -> dict[str, float]:
     x = np.asarray(binarise(key, images[:batch_size]))
     found: dict[str, float] = pytorch.differences(sizes, model, variables, x, key)
     pytorch.check(found)
-    jax.clear_caches()  # so that what is timed after this compiles as if it were the first
+    jax.clear_caches()  # so that the timed programs are compiled from scratch
     return found

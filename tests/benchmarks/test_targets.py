@@ -41,7 +41,7 @@ def test_every_program_of_a_run_is_compiled_and_counted():
 
 
 def test_a_program_that_does_not_fit_is_an_error():
-    with pytest.raises(RuntimeError, match=r"step, depth 1, 1 replica needs .* that a device of"):
+    with pytest.raises(RuntimeError, match=r"depth 1, 1 replica needs .*, but a device of here"):
         targets.compile_all("here", HERE._replace(memory=1000), TINY)
 
 
