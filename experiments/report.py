@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments import cli
 from experiments.errors import SettingsError, WorkdirError
 from experiments.results import Run
-from experiments.settings import SOURCE, TEXT, setting, whole
+from experiments.settings import SOURCE, TEXT, Settings, setting, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,59 +41,62 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
       WorkdirError: the folder holds no run, or no finished epoch yet.
       DataError: the data set is not available, or is another one.
     """
+    from experiments import registry
+    from experiments.run import devices
+    from experiments.show import page
+    from experiments.store.workdir import read_run
+
+    devices.find_devices()
+    run = read_run(path)
+    experiment = changed.pop("experiment", run.config["experiment"])
+    run = dataclasses.replace(run, config=run.config | {"experiment": experiment})
+    if not run.epochs:
+        raise WorkdirError(f"{path} has no finished epoch yet; wait for the first")
+    if experiment is not None:
+        _draw_model(run, registry.settings_of(run.config, **changed), layer)
+    elif layer is not None:
+        raise WorkdirError(
+            f"{path} names no experiment, so its model cannot be drawn again; give --experiment, "
+            "or leave --layer out"
+        )
+    page.write(run, registry.command(run.config, path))
+
+
+def _draw_model(run: Run, settings: Settings, layer: int | None) -> None:
+    """Draws the figures that need the model of the first replica."""
     import jax
 
     from experiments import registry
     from experiments.run import devices
     from experiments.run.evaluation import evaluation_variables
     from experiments.run.setup import make_experiment
-    from experiments.show import drawing, page
-    from experiments.store.workdir import (
-        read_chosen_epochs,
-        read_config,
-        read_metrics,
-        read_results,
-        read_trained,
-    )
+    from experiments.show import drawing
+    from experiments.store.workdir import read_chosen_epochs, read_trained
     from lvae_jax.data import DataError
 
-    devices.find_devices()
-    config = read_config(path)
-    config["experiment"] = changed.pop("experiment", config["experiment"])
-    if not read_metrics(path):
-        raise WorkdirError(f"{path} has no finished epoch yet; wait for the first")
-    if config["experiment"] is None and layer is not None:
-        raise WorkdirError(
-            f"{path} names no experiment, so its model cannot be drawn again; give --experiment, "
-            "or leave --layer out"
+    params, step = read_trained(run.path)
+    if layer is not None and layer > settings.depth:
+        raise WorkdirError(f"--layer={layer}: the model of {run.path} has {settings.depth} layers")
+    dataset = registry.experiment(run.config["experiment"]).load(settings)
+    if run.config["data_sha256"] != dataset.sha256():
+        raise DataError(
+            f"{dataset.name} is not the data that {run.path} was trained on; give the right data "
+            "with --data_dir, --tfds_dir, or --train and --test"
         )
-    if config["experiment"] is not None:
-        params, step = read_trained(path)
-        settings = registry.settings_of(config, **changed)
-        if layer is not None and layer > settings.depth:
-            raise WorkdirError(f"--layer={layer}: the model of {path} has {settings.depth} layers")
-        dataset = registry.experiment(config["experiment"]).load(settings)
-        if config["data_sha256"] != dataset.sha256():
-            raise DataError(
-                f"{dataset.name} is not the data that {path} was trained on; give the right data "
-                "with --data_dir, --tfds_dir, or --train and --test"
-            )
-        experiment = make_experiment(settings, dataset)
-        first = devices.put(jax.tree.map(lambda leaf: leaf[0], params), experiment.mesh)
-        chosen = read_chosen_epochs(path)
-        epoch = chosen[0] if chosen else step // experiment.steps_per_epoch
-        variables = evaluation_variables(experiment, first, epoch)
-        drawing.draw_model(
-            experiment.model,
-            jax.device_get(variables),
-            experiment.dataset,
-            experiment.test_x,
-            experiment.key(0, "figures"),
-            path / "figures",
-            layer,
-        )
-    run = Run(path, config, read_metrics(path), read_results(path))
-    page.write(run, registry.command(config, path))
+    experiment = make_experiment(settings, dataset)
+    first = devices.put(jax.tree.map(lambda leaf: leaf[0], params), experiment.mesh)
+    chosen = read_chosen_epochs(run.path)
+    epoch = chosen[0] if chosen else step // experiment.steps_per_epoch
+    variables = evaluation_variables(experiment, first, epoch)
+    drawing.draw_model(
+        experiment.model,
+        jax.device_get(variables),
+        experiment.dataset,
+        experiment.test_x,
+        experiment.key(0, "figures"),
+        run.path / "figures",
+        layer,
+    )
 
 
 def main(settings: ReportSettings, *workdirs: str) -> None:

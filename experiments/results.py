@@ -180,7 +180,7 @@ class Run:
     """A run as read from its folder: everything that is shown is made from this."""
 
     path: Path
-    config: Mapping[str, Any]
+    config: dict[str, Any]
     epochs: Sequence[EpochRecord]
     results: RunResults | None
     """None while the run is not finished."""
