@@ -60,7 +60,7 @@ def _row(name: str, run: Run) -> tuple[str, ...]:
         f"{settings['epochs']}" if results else f"{len(run.epochs)} of {settings['epochs']}",
         numbers.seeds(settings),
         _log_likelihood(run),
-        paper.text(paper.log_likelihood) if paper and paper.log_likelihood else "",
+        f"{paper.log_likelihood}{paper.qualifier}" if paper and paper.log_likelihood else "",
         numbers.number(measured, "test_elbo") if measured else "",
         numbers.number(results, "train_elbo") if results else "",
         ", ".join(layer.kl for layer in layers),

@@ -69,6 +69,9 @@ HIDDEN_SIZES = [512, 256, 128, 64, 32]
 EPOCHS = {"mnist": 2000, "omniglot": 1500, "small_norb": 2000}
 """Epochs by data set."""
 
+OWN_SETTINGS = ", at its own settings"
+"""Qualifies a number of the paper beside a run with other settings."""
+
 _STATED = {
     "activation": "leaky_relu",
     "own_top_down": False,
@@ -101,9 +104,10 @@ class Published(NamedTuple):
     same_settings: bool
     """Whether the run has every setting that the paper states for its model."""
 
-    def text(self, number: float) -> str:
-        """One of the numbers, qualified if the settings differ."""
-        return f"{number}" if self.same_settings else f"{number} at its own settings"
+    @property
+    def qualifier(self) -> str:
+        """`OWN_SETTINGS` if the run has other settings; else empty."""
+        return "" if self.same_settings else OWN_SETTINGS
 
 
 def variant(settings: Mapping[str, Any]) -> str | None:

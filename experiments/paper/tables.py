@@ -156,7 +156,7 @@ def _own_settings(found: Found) -> str:
     """Qualifies the paper's numbers unless the runs have every setting that the paper states."""
     numbers = [_published(planned, results) for planned, results in found]
     same = all(number is None or number.same_settings for number in numbers)
-    return "" if same else ", at its own settings"
+    return "" if same else published.OWN_SETTINGS
 
 
 def _published(planned: PlannedRun, results: RunResults | None) -> published.Published | None:

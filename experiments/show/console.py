@@ -65,7 +65,7 @@ def _paper(config: Mapping[str, Any], name: str) -> str:
     number = paper and getattr(paper, name)
     if paper is None or number is None:
         return ""
-    return f" (the paper{'' if paper.same_settings else ', at its own settings'}: {number})"
+    return f" (the paper{paper.qualifier}: {number})"
 
 
 def _replicas(found: RunResults) -> list[str]:

@@ -60,7 +60,6 @@ OF_REPLICAS = {
 }
 """Added to the captions for a run with replicas; the other figures show the first replica."""
 
-OWN_SETTINGS = ", at its own settings"
 
 PICTURES = ("samples", "reconstructions")
 """Figures without text, which may shrink in a narrow window."""
@@ -175,7 +174,7 @@ def _paper(run: Run) -> list[tuple[str, str]]:
         return []
     named = (("log-likelihood", paper.log_likelihood), ("test ELBO, L_1", paper.test_elbo))
     return [
-        (f"the paper's {name}", f"{number} nats{'' if paper.same_settings else OWN_SETTINGS}")
+        (f"the paper's {name}", f"{number} nats{paper.qualifier}")
         for name, number in named
         if number is not None
     ]

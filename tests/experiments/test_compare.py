@@ -122,7 +122,7 @@ def test_the_row_of_a_finished_run_holds_its_results(tmp_path):
         "test log-likelihood": "{:.2f} ± {:.2f} (L_5000)".format(
             results["test_log_likelihood"], results["test_log_likelihood_standard_error"]
         ),
-        "the paper's": "-82.12 at its own settings",
+        "the paper's": "-82.12, at its own settings",
         "test ELBO": f"{results['test_elbo']:.2f}",
         "train ELBO": f"{results['train_elbo']:.2f}",
         "KL of z_1, z_2, ...": ", ".join(f"{sum(units):.2f}" for units in results["kl_per_unit"]),
