@@ -17,7 +17,7 @@ from experiments import registry
 from experiments.errors import SettingsError, WorkdirError
 from experiments.progress import Progress
 from experiments.run import devices
-from experiments.settings import MOST_SEEDS, PATH, Settings, choice, setting, whole
+from experiments.settings import MOST_SEEDS, PATH, choice, setting, whole
 from experiments.show.figures import write_png
 from experiments.store.files import read_json, write_json, writing
 from lvae_jax.data import DataError, Dataset
@@ -87,13 +87,13 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
     # A model of one of several replicas lies in RUN/model/0.
     configs = (read_json(folder / "config.json") for folder in (path, *list(path.parents)[:2]))
     config: dict[str, Any] = next((found for found in configs if found), {"settings": {}})
-    config |= {"experiment": settings.data} if settings.data else {}
-    name = config.get("experiment")
-    if not name:
+    if settings.data:
+        config["experiment"] = settings.data
+    if not config.get("experiment"):
         raise WorkdirError(f"{path} does not say which data it was trained on; give --data")
-    given = {name: getattr(settings, name) for name in ("data_dir", "tfds_dir")}
-    given = {name: value for name, value in given.items() if value}
-    dataset = load_data(name, registry.settings_of(config, **given))
+    folders = {"data_dir": settings.data_dir, "tfds_dir": settings.tfds_dir}
+    given = {name: folder for name, folder in folders.items() if folder}
+    dataset = registry.load(config, **given)
     if dataset.data_dim != model.data_dim:
         raise WorkdirError(
             f"the images of {dataset.name} have {dataset.data_dim} values, but the model of "
@@ -104,16 +104,6 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
             f"{dataset.name} is not the data that {path} was trained on; give its --data_dir"
         )
     return Finished(path, model, variables, dataset)
-
-
-def load_data(name: str, settings: Settings) -> Dataset:
-    """The data set of an experiment."""
-    return registry.experiment(name).load(settings)
-
-
-def first_images(run: Finished, number: int) -> np.ndarray:
-    """x of the first `number` test images."""
-    return run.dataset.test_x()[:number]
 
 
 def chunks(description: str, total: int, size: int) -> Iterator[np.ndarray]:

@@ -108,6 +108,26 @@ def of_neighbours(
     return Bernoulli(_logit((nearest.sum(1) + _smoothed_mean(train_x)) / (number + 1)))
 
 
+def comparisons(
+    x: np.ndarray, observed: np.ndarray, train_x: np.ndarray, neighbours: int, observation: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What simple models predict: means [images, data_dim], and nats of the missing values."""
+    number = min(neighbours, len(train_x))
+    models = {
+        f"{number} nearest training images": of_neighbours(
+            x, observed, train_x, number, observation
+        ),
+        "independent pixels": independent(train_x, observation),
+    }
+    predictions = {}
+    for name, p in models.items():
+        mean = p.mean if isinstance(p, Gaussian) else 1 / (1 + np.exp(-p.logits))
+        full: Any = jax.tree.map(lambda a: jnp.float32(np.broadcast_to(a, x.shape)), p)
+        nats = masked_log_prob(full, jnp.asarray(x), jnp.asarray(~observed))
+        predictions[name] = np.broadcast_to(mean, x.shape), np.asarray(nats)
+    return predictions
+
+
 def _smoothed_mean(train_x: np.ndarray) -> np.ndarray:
     """Laplace's rule of succession for every pixel: never 0 or 1."""
     return (train_x.sum(0) + 1) / (len(train_x) + 2)
@@ -163,33 +183,21 @@ def impute(settings: ImputeSettings, *workdirs: str) -> None:
         raise SettingsError(f"--samples={settings.samples}; give a multiple of 32")
     run = finished.read(settings, "impute", workdirs)
     observation = run.dataset.observation
-    train_x, x = run.train_x(), finished.first_images(run, settings.images)
+    train_x, x = run.train_x(), run.dataset.test_x()[: settings.images]
     observed = observed_entries(settings.missing, run.dataset.image_shape, len(x), settings.seed)
-    filling = train_x.mean(0)
-    found, likelihood = draw(run, x, observed, filling, settings)
+    found, likelihood = draw(run, x, observed, train_x.mean(0), settings)
 
-    neighbours = min(settings.neighbours, len(train_x))
-    others = {
-        f"{neighbours} nearest training images": of_neighbours(
-            x, observed, train_x, neighbours, observation
-        ),
-        "independent pixels": independent(train_x, observation),
-    }
-    means: dict[str, np.ndarray] = {"model": np.asarray(found.mean)}
-    nats = {"model": np.asarray(likelihood.log_likelihood)}
-    for name, p in others.items():
-        mean = p.mean if isinstance(p, Gaussian) else 1 / (1 + np.exp(-p.logits))
-        means[name] = np.broadcast_to(mean, x.shape)
-        full: Any = jax.tree.map(lambda a: jnp.float32(np.broadcast_to(a, x.shape)), p)
-        nats[name] = np.asarray(masked_log_prob(full, jnp.asarray(x), jnp.asarray(~observed)))
+    model = (np.asarray(found.mean), np.asarray(likelihood.log_likelihood))
+    others = comparisons(x, observed, train_x, settings.neighbours, observation)
+    predictions = {"model": model, **others}
     what = "RMSE of the mean" if observation == "gaussian" else "missing pixels wrong, %"
     scale = 1 if observation == "gaussian" else 100
     found_by = {
         name: {
-            "nats": finished.mean_and_error(nats[name]),
-            "error": finished.mean_and_error(scale * wrong(means[name], x, observed, observation)),
+            "nats": finished.mean_and_error(nats),
+            "error": finished.mean_and_error(scale * wrong(mean, x, observed, observation)),
         }
-        for name in nats
+        for name, (mean, nats) in predictions.items()
     }
     rows = [[name, *map(uses.with_error, of.values())] for name, of in found_by.items()]
     print(numbers.markdown(["", "nats of the missing given the observed", what], *rows))
@@ -214,9 +222,8 @@ def impute(settings: ImputeSettings, *workdirs: str) -> None:
         "effective_sample_size": {"median": float(np.median(size)), "min": float(size.min())},
         "rounds": float(np.mean(found.rounds)),
     }
-    figure = _pictures(
-        run, x, observed, [*np.moveaxis(np.asarray(found.draws), 1, 0), *means.values()]
-    )
+    means = [mean for mean, _ in predictions.values()]
+    figure = _pictures(run, x, observed, [*np.moveaxis(np.asarray(found.draws), 1, 0), *means])
     finished.write(run, f"impute-{stem}", results, figure)
 
 

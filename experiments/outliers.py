@@ -48,8 +48,7 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
         raise SettingsError("name the other images: --against=fashion_mnist or --against=FILE.npy")
     if name in registry.EXPERIMENTS and name != "arrays":
         folders = {"data_dir": settings.against_dir, "tfds_dir": settings.tfds_dir}
-        config = {"experiment": name, "settings": folders}
-        images = finished.load_data(name, registry.settings_of(config)).test_images
+        images = registry.load({"experiment": name, "settings": folders}).test_images
     elif Path(name).suffix in (".npy", ".npz"):
         other = arrays.load(name, observation=run.dataset.observation)
         images = np.concatenate([other.train_images, other.test_images])
@@ -137,15 +136,10 @@ def _unusual(name: str, values: np.ndarray) -> np.ndarray:
 def outliers(settings: OutlierSettings, *workdirs: str) -> None:
     """Prints the table, and writes it and the histograms into the run's folder."""
     run = finished.read(settings, "outliers", workdirs)
-    other_x = other_images(run, settings)
+    x, other_x = run.dataset.test_x()[: settings.images], other_images(run, settings)
     names = (run.dataset.name, Path(settings.against).stem)
-    inside, outside = (
-        scores(run, x, settings, name)
-        for x, name in zip(
-            (finished.first_images(run, settings.images), other_x), names, strict=True
-        )
-    )
-    counts = [len(next(iter(of.values()))) for of in (inside, outside)]
+    inside, outside = scores(run, x, settings, names[0]), scores(run, other_x, settings, names[1])
+    counts = [len(x), len(other_x)]
     rng = np.random.default_rng(settings.seed)
     rows: list[list[str]] = []
     by_score: dict[str, Mapping[str, object]] = {}
@@ -157,14 +151,7 @@ def outliers(settings: OutlierSettings, *workdirs: str) -> None:
         by_score[score] = {**found, names[0]: means[0], "other": means[1]}
         rows.append([score, *(uses.with_error(n, 3) for n in found.values())])
         rows[-1] += [uses.with_error(n) for n in means]
-    header = [
-        "score",
-        "AUROC",
-        "AUPRC",
-        "FPR at 80 % TPR",
-        f"{names[0]}, nats",
-        f"{names[1]}, nats",
-    ]
+    header = ["score", "AUROC", "AUPRC", "FPR at 80 % TPR", *(f"{name}, nats" for name in names)]
     print(numbers.markdown(header, *rows))
     print(
         f"{counts[0]} test images of {names[0]} against {counts[1]} of {names[1]}, the "

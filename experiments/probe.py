@@ -65,17 +65,16 @@ def representations(
     return found, [int(np.sum(active)) for active in train.active]
 
 
-def unit_information(z: np.ndarray, labels: np.ndarray, bins: int = BINS) -> np.ndarray:
+def unit_information(z: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Mutual information of every unit with the class, in nats.
 
-    Units are cut into quantiles. The plug-in estimate is corrected for its first-order bias
+    Units are cut into `BINS` quantiles. The plug-in estimate is corrected for its first-order bias
     (Miller, 1955), so it is about zero for a unit that is independent of the class. Cutting loses
     information, so the result is a lower bound.
 
     Args:
       z: [images, units].
       labels: [images].
-      bins: number of quantiles.
 
     Returns:
       [units].
@@ -88,8 +87,8 @@ def unit_information(z: np.ndarray, labels: np.ndarray, bins: int = BINS) -> np.
         return float(-np.sum(p * np.log(p)) + (len(p) - 1) / (2 * counts.sum()))
 
     def of_unit(unit: np.ndarray) -> float:
-        edges = np.quantile(unit, np.linspace(0, 1, bins + 1)[1:-1])
-        joint = np.zeros((bins, len(classes)))
+        edges = np.quantile(unit, np.linspace(0, 1, BINS + 1)[1:-1])
+        joint = np.zeros((BINS, len(classes)))
         np.add.at(joint, (np.searchsorted(edges, unit), label), 1)
         return entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint.ravel())
 

@@ -63,6 +63,11 @@ def settings_of(config: Mapping[str, Any], **changed: Any) -> Settings:
     )
 
 
+def load(config: Mapping[str, Any], **changed: Any) -> Any:
+    """The `Dataset` that a config.json asks for, with some of its settings changed."""
+    return experiment(config["experiment"]).load(settings_of(config, **changed))
+
+
 def command(config: Mapping[str, Any], workdir: Path) -> str | None:
     """The command line that makes a run.
 

@@ -259,13 +259,12 @@ def kl_per_layer(runs: Mapping[str, Replicated]) -> Figure:
     return figure
 
 
-def principal_components(z: Sequence[np.ndarray], labels: np.ndarray, title: str = "") -> Figure:
+def principal_components(z: Sequence[np.ndarray], labels: np.ndarray) -> Figure:
     """Posterior samples of every layer on two principal components, after the paper's Figure 6.
 
     Args:
       z: per layer, [images, units]: one sample per image.
       labels: [images]; up to ten different labels are coloured, and written at their median.
-      title: the figure's title.
 
     Returns:
       The figure.
@@ -277,7 +276,7 @@ def principal_components(z: Sequence[np.ndarray], labels: np.ndarray, title: str
     columns = min(3, len(z))
     rows = -(-len(z) // columns)
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(2.8 * columns, 2.8 * rows + (0.3 if title else 0.0)))
+        figure = Figure(figsize=(2.8 * columns, 2.8 * rows))
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for i, (panel, layer) in enumerate(zip(panels, z, strict=False)):
             components, explained = _two_components(layer)
@@ -295,8 +294,6 @@ def principal_components(z: Sequence[np.ndarray], labels: np.ndarray, title: str
             panel.tick_params(labelsize=7)
         for panel in panels[len(z) :]:
             panel.set_visible(False)
-        if title:
-            figure.suptitle(title)
     return figure
 
 
