@@ -135,7 +135,8 @@ class Checkpoints:
             if reason is None:
                 raise
             if jax.process_index() == 0:
-                self._try_to_remove_leftovers()
+                with contextlib.suppress(OSError):  # the next save tries again
+                    self._remove_leftovers()
             intact = [s for s in self.steps() if s not in self._damaged]
             last = f"the one of step {intact[-1]} is intact" if intact else "there is no other"
             raise CheckpointError(
@@ -264,10 +265,6 @@ class Checkpoints:
         for left in self.path.iterdir():
             if left.suffix in (_NEW, _OLD) and _is_step(left.stem):
                 remove(left)
-
-    def _try_to_remove_leftovers(self) -> None:
-        with contextlib.suppress(OSError):  # the next save tries again
-            self._remove_leftovers()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -297,15 +297,12 @@ def read_trained(path: Path) -> tuple[Any, int]:
       WorkdirError: the run has no checkpoint, or another format.
     """
     averaged = read_config(path)["settings"].get("ema_decay")
-    for folder in (path / "chosen", path / "checkpoints"):
-        with contextlib.closing(Checkpoints(folder)) as checkpoints:
-            trained = checkpoints.read("params")
-            if trained and averaged and folder.name == "checkpoints":
-                opt_state, step = checkpoints.read("opt_state") or (None, 0)
-                trained = _entry(opt_state, "average"), step
-        if trained is not None:
-            return trained
-    return _found(None, path)
+    if chosen := _read(path / "chosen", "params"):
+        return chosen
+    if averaged:
+        opt_state, step = _found(_read(path / "checkpoints", "opt_state"), path)
+        return _entry(opt_state, "average"), step
+    return _found(_read(path / "checkpoints", "params"), path)
 
 
 def read_state(path: Path, like: Any) -> Any:
@@ -328,8 +325,13 @@ def read_step(path: Path) -> Any:
     Raises:
       WorkdirError: there is no checkpoint.
     """
-    with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
-        return _found(checkpoints.read("step"), path)[0]
+    return _found(_read(path / "checkpoints", "step"), path)[0]
+
+
+def _read(folder: Path, name: str) -> tuple[Any, int] | None:
+    """See `Checkpoints.read`."""
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        return checkpoints.read(name)
 
 
 def _found(found: Any, path: Path) -> Any:
@@ -354,8 +356,7 @@ def read_chosen_epochs(path: Path) -> list[int] | None:
     Raises:
       WorkdirError: the checkpoint is damaged.
     """
-    with contextlib.closing(Checkpoints(path / "chosen")) as checkpoints:
-        found = checkpoints.read("epoch")
+    found = _read(path / "chosen", "epoch")
     return None if found is None else found[0].tolist()
 
 
