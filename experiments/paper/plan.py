@@ -160,18 +160,14 @@ def _variant(
     paper: PaperSettings, experiment: str, defaults: Settings, variant: str, depth: int
 ) -> PlannedRun:
     """One of the models that the paper compares."""
-    planned = PlannedRun(
-        experiment,
-        variant,
-        dataclasses.replace(
-            defaults,
-            depth=depth,
-            model="lvae" if variant.startswith("LVAE") else "vae",
-            batch_norm="+BN" in variant,
-            warmup_epochs=defaults.warmup_epochs if "+WU" in variant else 0,
-        ),
+    settings = dataclasses.replace(
+        defaults,
+        depth=depth,
+        model="lvae" if variant.startswith("LVAE") else "vae",
+        batch_norm="+BN" in variant,
+        warmup_epochs=defaults.warmup_epochs if "+WU" in variant else 0,
     )
-    return _in_its_folder(paper, planned)
+    return _in_its_folder(paper, PlannedRun(experiment, variant, settings))
 
 
 def _table_1(
@@ -186,18 +182,10 @@ def _table_1(
         warmup_epochs=0,
         mc_samples=MC_SAMPLES,
     )
-    return [
-        ladder,
-        _in_its_folder(paper, PlannedRun(experiment, "fine-tuning", tuning)),
-        _in_its_folder(
-            paper,
-            PlannedRun(
-                experiment,
-                "fine-tuning, IW = 10",
-                dataclasses.replace(tuning, iw_samples=MC_SAMPLES),
-            ),
-        ),
-    ]
+    weighted = dataclasses.replace(tuning, iw_samples=MC_SAMPLES)
+    tuned = PlannedRun(experiment, "fine-tuning", tuning)
+    tuned_weighted = PlannedRun(experiment, "fine-tuning, IW = 10", weighted)
+    return [ladder, _in_its_folder(paper, tuned), _in_its_folder(paper, tuned_weighted)]
 
 
 def _in_its_folder(paper: PaperSettings, planned: PlannedRun) -> PlannedRun:
