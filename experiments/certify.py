@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 from experiments import cli, finished
-from experiments.finished import UseSettings
+from experiments.finished import Finished, UseSettings
 from experiments.settings import setting, whole
 from experiments.show import numbers, uses
 from lvae_jax import evaluation
@@ -27,13 +27,17 @@ class CertifySettings(UseSettings):
     batch: int = setting(50, whole(1), "images per batch")
 
 
-def certify(settings: CertifySettings, *workdirs: str) -> None:
-    """Prints the bounds, and writes them with a figure into the run's folder."""
-    run = finished.read(settings, "certify", workdirs)
+def bound(run: Finished, settings: CertifySettings) -> np.ndarray:
+    """Draws images and bounds their log p(x).
+
+    Returns:
+      [4, images]: the lower bounds, the upper bounds and L_K, in nats; and the fraction of accepted
+      proposals.
+    """
     keys = finished.image_keys(settings.seed, settings.images)
-    bounds, estimates = [], []
+    found = []
     for rows in finished.chunks("annealing, image", settings.images, settings.batch):
-        found = evaluation.bidirectional(
+        bounds = evaluation.bidirectional(
             run.model,
             run.variables,
             keys[rows],
@@ -41,13 +45,18 @@ def certify(settings: CertifySettings, *workdirs: str) -> None:
             chains=settings.chains,
             leapfrog_steps=settings.leapfrog_steps,
         )
-        bounds.append([np.float64(a) for a in (found.lower, found.upper, found.acceptance)])
-        result = evaluation.log_likelihood_program()(
-            run.model, run.variables, found.x, keys[rows], settings.samples
-        )
-        estimates.append(np.float64(result.log_likelihood))
-    lower, upper, acceptance = np.concatenate(bounds, axis=1)
-    estimate = np.concatenate(estimates)
+        estimate = evaluation.log_likelihood_program()(
+            run.model, run.variables, bounds.x, keys[rows], settings.samples
+        ).log_likelihood
+        columns = [bounds.lower, bounds.upper, estimate, bounds.acceptance]
+        found.append(np.array(columns, np.float64))
+    return np.concatenate(found, axis=1)
+
+
+def certify(settings: CertifySettings, *workdirs: str) -> None:
+    """Prints the bounds, and writes them with a figure into the run's folder."""
+    run = finished.read(settings, "certify", workdirs)
+    lower, upper, estimate, acceptance = bound(run, settings)
     name = f"L_{settings.samples}"
     by_name = {
         "lower bound of log p(x)": lower,
