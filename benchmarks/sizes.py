@@ -49,10 +49,6 @@ class Sizes(NamedTuple):
         images = self.data_dim * self.hidden[0]
         return 2 * batch_size * (3 * sum(n * m for n, m in layers) - images)
 
-    def sample_flops(self) -> int:
-        """Operations of the matrix products of one importance sample of one image."""
-        return 2 * sum(n * m for n, m in self.downward())
-
 
 PAPER = Sizes(784, (64, 32, 16, 8, 4), (512, 256, 128, 64, 32))
 """The five-layer model of MNIST."""
