@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from tolerances import assert_close, assert_within, float32_error, value_and_error
 
 from lvae_jax import normalization
@@ -144,9 +145,23 @@ def test_the_variance_of_a_constant_unit_is_its_rounding_at_most(constant, platf
 
 
 def test_a_mesh_of_one_device_splits_no_batch():
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):
         assert not normalization._is_split()
+
+
+@pytest.mark.parametrize(
+    ("name", "axis_type", "splits"),
+    [
+        ("data", AxisType.Auto, True),
+        ("data", AxisType.Explicit, False),  # somebody else's: ours is automatic
+        ("theirs", AxisType.Auto, False),
+    ],
+)
+def test_a_mesh_of_two_devices_splits_batches_over_its_axis_data(name, axis_type, splits):
+    mesh = jax.sharding.AbstractMesh((2,), (name,), axis_types=(axis_type,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert normalization._is_split() == splits
 
 
 def test_where_a_mesh_splits_the_batch_moments_are_of_all_of_it(monkeypatch):
@@ -281,6 +296,23 @@ def test_a_unit_constant_over_the_batch_normalises_to_its_shift(constant):
     assert_close(d_shift[1], total.sum(), roundings=4, size=np.abs(total).sum())
     for gradient in (d_y, d_scale, d_shift):
         assert np.all(np.isfinite(gradient))
+
+
+def test_1e_5_is_added_to_a_variance():
+    y = jnp.float32([[3.0], [3.0], [6.0]])
+    given = Moments(jnp.float32([3.0]), jnp.float32([0.0]))
+    normalized = normalization.normalize(y, given, jnp.ones(1), jnp.zeros(1))
+    assert_close(normalized[:, 0], [0, 0, 3 / np.sqrt(1e-5)], roundings=4)
+    normalized = normalization.batch_normalize(1e-3 * y, jnp.ones(1), jnp.zeros(1))
+    expected = np.float64([-1e-3, -1e-3, 2e-3]) / np.sqrt(2e-6 + 1e-5)
+    assert_close(normalized[:, 0], expected, roundings=16, size=1)
+
+
+def test_a_deviation_of_16_roundings_of_the_mean_is_none():
+    deviations = np.array([15.9, 16.1]) * 2**-23 * 1000
+    given = Moments(jnp.full(2, 1000.0), float32(deviations**2))
+    found = normalization.without_constant_units(given).variance
+    np.testing.assert_array_equal(found, [np.inf, given.variance[1]])
 
 
 @pytest.mark.parametrize("constant", [0.0, 1e-30, 0.5, 3.7, -20.25, 1e12])

@@ -39,9 +39,9 @@ def test_warm_up_rises_linearly_to_one_and_stays(epoch, warmup_epochs, beta):
 
 
 def test_warm_up_of_arrays_is_that_of_numbers():
-    epochs = np.arange(12)
+    epochs = np.arange(0, 12, 0.25)
     for warmup_epochs in (0, 0.5, 1, 7, 200):
-        expected = [schedules.warm_up(int(epoch), warmup_epochs) for epoch in epochs]
+        expected = [schedules.warm_up(float(epoch), warmup_epochs) for epoch in epochs]
         one_program = jax.jit(jax.vmap(schedules.warm_up, (0, None)))
         for length in (warmup_epochs, jnp.float32(warmup_epochs)):
             actual = one_program(jnp.asarray(epochs), length)
