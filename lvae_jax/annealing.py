@@ -1,8 +1,8 @@
 """Bounds the error of an estimate of log p(x): bidirectional Monte Carlo (Grosse et al., 2015).
 
-Everything happens in the space of the standardised noise of all layers, eps ~ N(0, I) with
-z_L = eps_L and z_i = mean(z_{i+1}) + sigma(z_{i+1}) eps_i. There the prior is the same at every
-point, so one step size fits all layers.
+Chains move in the space of the standardised noise of all layers, eps ~ N(0, I) with z_L = eps_L
+and z_i = mean(z_{i+1}) + sigma(z_{i+1}) eps_i. There the prior has the same scale everywhere, so
+one step size fits all layers.
 """
 
 import functools
@@ -19,7 +19,7 @@ from lvae_jax.keys import typed_key
 from lvae_jax.models import HierarchicalVAE, given
 
 ACCEPTANCE = 0.65
-"""Share of Hamiltonian proposals to accept; the best one for many dimensions (Beskos, 2013)."""
+"""Target fraction of accepted Hamiltonian proposals, optimal in high dimensions (Beskos, 2013)."""
 
 
 class Bidirectional(NamedTuple):
@@ -35,7 +35,7 @@ class Bidirectional(NamedTuple):
     """From an exact posterior sample down; its expectation is at least log p(x). In nats."""
 
     acceptance: Float[Array, " images"]
-    """Share of the proposals accepted; far from `ACCEPTANCE`, the bounds are needlessly loose."""
+    """Fraction of accepted proposals; far from `ACCEPTANCE`, the bounds are needlessly loose."""
 
 
 class _State(NamedTuple):
@@ -62,15 +62,15 @@ def bidirectional(
 
     Annealed importance sampling (Neal, 2001) goes through f_t(eps) = N(eps; 0, I) p(x | eps)^beta_t
     from beta_0 = 0, the prior, to beta_T = 1, the posterior, with a Hamiltonian step at each
-    temperature between. Upward, w = prod_t p(x | eps_{t-1})^(beta_t - beta_{t-1}) has the
-    expectation p(x), so that E log w <= log p(x). An image drawn from the model comes with its own
-    eps, an exact sample of its posterior; from there downward, through the same steps in reverse
-    order, the same product has E 1/w = 1/p(x), so that E log w >= log p(x). Over several chains the
-    mean of w, or of 1/w, is taken before the logarithm, which keeps both bounds.
+    temperature in between. Upward, w = prod_t p(x | eps_{t-1})^(beta_t - beta_{t-1}) has the
+    expectation p(x), so E log w <= log p(x). An image drawn from the model comes with its own eps,
+    an exact sample of its posterior. Downward from that eps, through the same steps in reverse
+    order, the same product has E 1/w = 1/p(x), so E log w >= log p(x). With several chains the mean
+    of w, or of 1/w, is taken before the logarithm, so both remain bounds.
 
-    What a step proposes must not depend on its own chain's past. Step sizes are therefore adapted
-    on separate chains first, for every image and temperature, towards `ACCEPTANCE`, and are then
-    held fixed. Temperatures are sigmoid-spaced (Wu et al., 2017).
+    A step's proposal must not depend on its own chain's past. Step sizes are therefore first
+    adapted towards `ACCEPTANCE` on separate chains, for every image and temperature, and then held
+    fixed. Temperatures are sigmoid-spaced (Wu et al., 2017).
 
     Source: Grosse, Ghahramani, Adams 2015, Sandwiching the marginal likelihood using bidirectional
     Monte Carlo, arXiv:1511.02543; Wu, Burda, Salakhutdinov, Grosse 2017, On the Quantitative
@@ -80,9 +80,9 @@ def bidirectional(
       model: a trained model.
       variables: its variables, batch-norm statistics included.
       keys: one for every image.
-      temperatures: T; both bounds close with it.
-      chains: per image and direction.
-      leapfrog_steps: of a Hamiltonian step.
+      temperatures: T; both bounds get tighter with it.
+      chains: chains per image and direction.
+      leapfrog_steps: leapfrog steps per Hamiltonian step.
       condition: of every image, for a model with a `condition_dim`.
 
     Returns:
@@ -152,7 +152,7 @@ def bidirectional(
         def anneal(
             key: Array, state: _State, order: Array, exponents: Array
         ) -> tuple[Array, Array]:
-            """log w and the share of proposals accepted, of every chain."""
+            """log w and the fraction of accepted proposals, of every chain."""
 
             def next_factor(
                 carry: tuple[_State, Array], at: tuple[Array, Array]
@@ -205,10 +205,10 @@ def _step(
     beta: Float[Array, ""],
     size: Float[Array, ""],
 ) -> tuple[_State, Float[Array, ""]]:
-    """A Hamiltonian step that leaves N(eps; 0, I) p(x | eps)^beta as it is.
+    """A Hamiltonian step that leaves N(eps; 0, I) p(x | eps)^beta invariant.
 
     Returns:
-      The state after it, and the probability with which the proposal was accepted.
+      The state after it, and the acceptance probability of the proposal.
     """
     momentum_key, accept_key = jax.random.split(key)
     momentum = jax.random.normal(momentum_key, state.eps.shape, jnp.float32)
@@ -228,7 +228,7 @@ def _step(
 
     proposal, last = jax.lax.fori_loop(0, leapfrog_steps, leapfrog, (state, momentum))
     change = energy(state, momentum) - energy(proposal, last)
-    # A trajectory that diverged is not finite: it is rejected.
+    # A trajectory that diverged is not finite and is rejected.
     accepted = jnp.where(jnp.isfinite(change), jnp.exp(jnp.minimum(change, 0.0)), 0.0)
     accept = jax.random.uniform(accept_key) < accepted
     return jax.tree.map(lambda a, b: jnp.where(accept, a, b), proposal, state), accepted

@@ -1,4 +1,4 @@
-"""A moving average of the parameters over the updates of training, as a transformation of optax."""
+"""A moving average of the parameters over the updates of training, as an optax transformation."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ class Average(NamedTuple):
     """The state of `average_parameters`."""
 
     average: Any
-    """Of the parameters; the parameters themselves before the first update."""
+    """The average of the parameters; before the first update, the parameters themselves."""
 
     updates: Int[Array, ""]
     """Updates averaged so far."""
@@ -33,8 +33,8 @@ def average_parameters(decay: float) -> optax.GradientTransformationExtraArgs:
         1 / (1 - decay) updates.
 
     Returns:
-      A transformation for the end of a chain, whose state is an `Average`. Where not the updates
-      themselves but a multiple of them is added, `update` takes the factor as `update_scale`.
+      A transformation for the end of a chain, whose state is an `Average`. If a multiple of the
+      updates is added to the parameters, pass the factor to `update` as `update_scale`.
 
     Raises:
       ValueError: decay is out of range.
@@ -72,7 +72,7 @@ def average_parameters(decay: float) -> optax.GradientTransformationExtraArgs:
 
 
 def averaged(opt_state: Any) -> Any:
-    """The average that an optimiser keeps, by its state; None if it keeps none."""
+    """The average in an optimiser's state; None if it keeps none."""
     parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, Average))
     found = [part.average for part in parts if isinstance(part, Average)]
     return found[0] if found else None

@@ -1,10 +1,10 @@
 """Bounds on the log-likelihood, equations (6) and (20): KL, ELBO, importance weights.
 
-And what came after the paper: free bits, and gradients of the bounds with less variance.
+Also methods newer than the paper: free bits, and gradients of the bounds with less variance.
 
-Everything starts from the `Terms` of a model: one log density, one posterior and one prior a layer,
-for every sample of every example. Arrays are [samples, batch], or [samples, batch, units] by layer,
-in nats; tuples run from the bottom layer to the top.
+All functions take the `Terms` of a model: a log density, and one posterior and one prior per layer,
+for every sample of every example. Arrays are [samples, batch], or [samples, batch, units] per
+layer, in nats; tuples run from the bottom layer to the top.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ PerLayer = tuple[Float[Array, "samples batch _units"], ...]
 )
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """What a model says of a batch, before any term is summed or averaged.
+    """A model's terms for a batch, before any of them is summed or averaged.
 
     A pytree; `closed_form_kl` is part of its structure, not a leaf.
     """
@@ -48,19 +48,18 @@ class Terms:
     """p(z_i | z_{i+1}) of every layer; N(0, I) at the top."""
 
     closed_form_kl: tuple[bool, ...]
-    """By layer: is q(z_i | ...) conditioned on nothing drawn after z_{i+1}?
+    """Per layer, whether KL(q || p) given z_{i+1} has a closed form.
 
-    Then KL(q || p) given z_{i+1} is the closed form. It is, in every layer, where inference runs
-    downward as generation does; where it runs upward only the top layer's is, since there
-    p(z_i | z_{i+1}) depends on a z_{i+1} that was drawn after z_i.
+    It does if q(z_i | ...) depends on nothing drawn after z_{i+1}. If inference runs downward, as
+    generation does, this holds for every layer. If it runs upward, it holds only for the top layer,
+    because p(z_i | z_{i+1}) then depends on a z_{i+1} that was drawn after z_i.
     """
 
 
 def log_ratio_per_unit(terms: Terms) -> PerLayer:
     """log q(z_i | ...) - log p(z_i | z_{i+1}) of every unit at the sample drawn, in nats.
 
-    Its expectation under q is the KL divergence; it is the only choice under an importance-weighted
-    bound.
+    Its expectation under q is the KL divergence. An importance-weighted bound needs this form.
     """
     return tuple(
         distributions.log_prob(q, z) - distributions.log_prob(p, z)
@@ -204,11 +203,12 @@ def _in_groups(
 def free_bits(
     terms: Terms, beta: float | Float[Array, ""], minimum: float | Float[Array, ""]
 ) -> Float[Array, ""]:
-    """The ELBO of a mini-batch with free bits: no unit gains by a KL of less than `minimum`.
+    """The ELBO of a mini-batch with free bits: lowering a unit's KL below `minimum` gains nothing.
 
-    E_x E_q[log p(x | z)] - beta sum_j max(lambda, E_x KL_j), E_x being the mean over the mini-batch
-    and j one unit of one layer. The gradient of a unit's KL is zero while its mean is below lambda.
-    Where the KL is a one-sample estimate (see `kl_per_unit`), the maximum is of its mean.
+    E_x E_q[log p(x | z)] - beta sum_j max(lambda, E_x KL_j), where E_x is the mean over the
+    mini-batch and j runs over the units of all layers. The gradient of a unit's KL is zero while
+    its mean is below lambda. If the KL is a one-sample estimate (see `kl_per_unit`), the maximum is
+    taken of its mean.
 
     Source: Kingma et al. 2016, Improving Variational Inference with Inverse Autoregressive Flow,
     arXiv:1606.04934, (15)-(16), with a unit as the group.
@@ -216,10 +216,10 @@ def free_bits(
     Args:
       terms: of a model, with any number of samples; their mean is taken.
       beta: weight of the KL terms.
-      minimum: lambda, in nats a unit.
+      minimum: lambda, in nats per unit.
 
     Returns:
-      A scalar, in nats: the mean over the mini-batch, which the maximum does not let be split.
+      A scalar, in nats: the mean over the mini-batch. It does not split into terms per example.
     """
     kl = jnp.concatenate([jnp.mean(layer, axis=(0, 1)) for layer in kl_per_unit(terms)])
     return jnp.mean(terms.log_px) - beta * jnp.sum(jnp.maximum(kl, minimum))
@@ -231,14 +231,14 @@ def free_bits(
 #
 #     gradient of log 1/K sum_k exp(log w_k) = sum_k w_k (path_k - beta score_k).
 #
-# The two functions below keep the path and do without the score, a source of variance. They are
-# given terms in which the path alone is left: the samples depend on the parameters, the densities
-# evaluated at them have constant ones. (It is not enough to hold the fields of `Terms.posterior`
-# constant, since they depend on samples of other layers too.)
+# The two functions below keep the path and leave out the score, a source of variance. They take
+# terms that contain only the path: the samples depend on the parameters, and the densities at these
+# samples have constant parameters. (It is not enough to hold the fields of `Terms.posterior`
+# constant, because they also depend on samples of other layers.)
 #
 # The generative parameters keep the bound's own gradient. In the ladder they take part in inference
-# as well, but what they add to log p(z) and to log q(z | x) cancels for the most part: without the
-# latter their gradient would vary much more.
+# as well, but their contributions to log p(z) and to log q(z | x) mostly cancel; without the latter
+# their gradient would vary much more.
 
 
 def sticking_the_landing(
@@ -246,9 +246,9 @@ def sticking_the_landing(
 ) -> Float[Array, " batch"]:
     """The bound without closed forms, whose gradient is sum_k w_k path_k: the score is left out.
 
-    With K = 1 the score's mean is zero: the gradient is unbiased, and for beta = 1 it is zero for
-    every sample where q(z | x) is p(z | x). With K > 1 the weights depend on the samples as well
-    and it is biased; see `doubly_reparameterized`.
+    With K = 1 the score's mean is zero, so the gradient is unbiased; for beta = 1 it is zero for
+    every sample if q(z | x) equals p(z | x). With K > 1 the weights also depend on the samples, and
+    the gradient is biased; see `doubly_reparameterized`.
 
     Source: Roeder, Wu, Duvenaud 2017, Sticking the Landing, arXiv:1703.09194.
 
@@ -269,12 +269,13 @@ def sticking_the_landing(
 def doubly_reparameterized(
     path: Terms, beta: float | Float[Array, ""] = 1.0, importance_samples: int = 1
 ) -> Float[Array, " batch"]:
-    """A function whose gradient is sum_k ((1 - beta) w_k + beta w_k^2) path_k; only that has a use.
+    """Has the gradient sum_k ((1 - beta) w_k + beta w_k^2) path_k; only the gradient is meaningful.
 
-    The score is reparameterised too: sum_k w_k score_k has the mean of sum_k (w_k - w_k^2) path_k.
-    For beta = 1 that leaves w_k^2 path_k. The gradient is unbiased for any K and beta where a log
-    weight depends on no other sample; batch norm over samples makes it depend on all of them, which
-    for K > 1 leaves a bias. With K = 1 it is the gradient of `sticking_the_landing`.
+    The score is reparameterised too: sum_k w_k score_k has the same mean as
+    sum_k (w_k - w_k^2) path_k. For beta = 1, w_k^2 path_k remains. The gradient is unbiased for any
+    K and beta if a log weight depends on no other sample. Batch norm over samples makes it depend
+    on all of them, so for K > 1 there is a bias. With K = 1 it is the gradient of
+    `sticking_the_landing`.
 
     Source: Tucker, Lawson, Gu, Maddison 2018, Doubly Reparameterized Gradient Estimators for Monte
     Carlo Objectives, arXiv:1810.04152, where beta = 1; for layers of latents Bauer, Mnih 2021,
@@ -286,7 +287,7 @@ def doubly_reparameterized(
       importance_samples: K; the mean is taken over groups of K samples.
 
     Returns:
-      [batch], for its gradient alone.
+      [batch]; only its gradient is meaningful.
 
     Raises:
       ValueError: the number of samples is not a multiple of importance_samples.
@@ -298,7 +299,7 @@ def doubly_reparameterized(
 
 def effective_sample_size(log_weights: Float[Array, " samples *rest"]) -> Float[Array, "*rest"]:
     """(sum w)^2 / sum w^2 of importance weights given by their logarithms; between 1 and K."""
-    # Of weights that sum to one: logarithms of sums, as large as log p(x), have few digits left.
+    # Normalise first: logarithms of sums as large as log p(x) have few digits left.
     return 1 / jnp.sum(jax.nn.softmax(log_weights, axis=0) ** 2, axis=0)
 
 
@@ -307,16 +308,16 @@ def importance_standard_error(
 ) -> Float[Array, "*shape"]:
     """The standard error of L_K as an estimate of log p(x), over the K importance samples.
 
-    By the delta method that of the mean weight relative to the mean weight: sqrt(1/ESS - 1/K). It
-    holds for an ESS that is large; a small one has not seen the weights that would show the error.
-    Images are independent: of a mean over n images it is the root of the sum of squares, over n.
+    By the delta method it is the relative standard error of the mean weight, sqrt(1/ESS - 1/K). It
+    is reliable only for a large ESS: with a small one, the weights that would show the error are
+    missing. For the mean over n independent images, take the root of the sum of squares, over n.
 
     Args:
       effective_sample_size: (sum w)^2 / sum w^2 of every image.
       num_samples: K.
 
     Returns:
-      Of the shape given, in nats.
+      The standard error of every image, in nats.
 
     Example:
       >>> round(float(importance_standard_error(jnp.float32(80.0), 100)), 6)

@@ -1,4 +1,4 @@
-"""What public functions check at the door: examples, sizes, and batch statistics."""
+"""Checks of public functions' arguments: examples, sizes, and batch statistics."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ INITIAL_STATISTICS = (
 def warns_of_initial_statistics(compiled: Any) -> Any:
     """Makes a compiled function of a model and variables warn if the statistics are `init`'s.
 
-    It cannot tell within `jit`, where the numbers are not known, nor of arrays on other hosts.
+    It cannot check within `jit`, where values are not known, nor arrays on other hosts.
     """
 
     @functools.wraps(compiled)
@@ -45,7 +45,7 @@ def _are_initial(variables: Any) -> bool:
 
 
 def check_rows(condition: Any, images: Any) -> None:
-    """Refuses a condition that does not have a row for every image: JAX would repeat its last row.
+    """Refuses a condition without a row for every image, because JAX would repeat its last row.
 
     Raises:
       ValueError: it has another number of rows.
@@ -62,8 +62,8 @@ def as_examples(x: Any, data_dim: int) -> Float[Array, "batch data_dim"]:
 
     Args:
       x: zeros and ones of any dtype, or floating-point numbers. Integers that are not known to be
-        zeros and ones are refused: they may be grey values, which Bernoulli observations take
-        divided by 255. Within `jit` the values are not known, and booleans alone are converted.
+        zeros and ones are refused: they may be grey values, which a Bernoulli observation needs
+        divided by 255. Within `jit` values are not known, so only booleans are converted.
       data_dim: D.
 
     Returns:

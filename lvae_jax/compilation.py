@@ -1,4 +1,4 @@
-"""How XLA compiles: options by the kind of program, and only those that the backend knows."""
+"""XLA's options by kind of program, restricted to those that the backend knows."""
 
 import functools
 
@@ -20,15 +20,14 @@ CPU_OPTIONS: dict[str, Options] = {
         "xla_cpu_experimental_ynn_fusion_type": "",
     },
 }
-"""By kind: "once" for a program that is run once, "loop" and "likelihood" for those that train and
-evaluate for long."""
+"""Options by kind: "once" for a program that runs once, "loop" for training, and "likelihood"."""
 
 
 def compiler_options(kind: str) -> Options:
     """Options for `jax.jit(..., compiler_options=...)` on the default backend.
 
     Args:
-      kind: of program, one of `CPU_OPTIONS`.
+      kind: the kind of program, one of `CPU_OPTIONS`.
 
     Returns:
       The options of that kind that this backend and jaxlib know; none on backends other than CPU.

@@ -1,4 +1,4 @@
-"""Why a step made no update: the first quantity that is not finite, by its name and layer."""
+"""Finds why a step made no update: the first quantity that is not finite, by name and layer."""
 
 from typing import Any, cast
 
@@ -26,12 +26,12 @@ def first_nonfinite(
       model: a model.
       params: the parameters before the step.
       x: the batch.
-      key: that of the step's samples.
+      key: the key of the step's samples.
       beta: see `training.train_step`.
       objective: see `training.train_step`.
 
     Returns:
-      Such as "the posterior variance of z_2 is inf"; None if everything is finite.
+      A text such as "the posterior variance of z_2 is inf"; None if everything is finite.
     """
     samples, rngs = objective.num_samples, {"sample": key}
     terms = cast(Terms, model.apply({"params": params}, x, samples, train=True, rngs=rngs))

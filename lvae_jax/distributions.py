@@ -111,8 +111,8 @@ def log_prob(p: Gaussian | Bernoulli, x: Float[ArrayLike, "*#shape"]) -> Float[A
     if isinstance(p, Gaussian):
         return -0.5 * (jnp.log(2 * jnp.pi * p.variance) + (x - p.mean) ** 2 / p.variance)
     logits = p.logits
-    # -|l| as min(l, -l), whose derivative at 0 is 0. That of jnp.abs is 1 there and would make the
-    # gradient at a logit of exactly 0 come out as x instead of x - 1/2.
+    # -|l| as min(l, -l), whose derivative at 0 is 0. The derivative of jnp.abs is 1 there, which
+    # would give x instead of x - 1/2 as the gradient at a logit of exactly 0.
     linear = jnp.multiply(x, logits) - jnp.maximum(logits, 0.0)
     return linear - jnp.log1p(jnp.exp(jnp.minimum(logits, -logits)))
 

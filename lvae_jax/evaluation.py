@@ -58,9 +58,9 @@ ACTIVE_VARIANCE = 0.01
 
 
 def _threefry(key: Any) -> Key[Array, "*batch"]:
-    """The key for draws that depend on nothing else: what rbg draws depends on the keys beside it.
+    """A threefry key. The draws of an rbg key depend on the other keys in the same call.
 
-    The first two words of a key of rbg are a key of threefry.
+    The first two words of an rbg key are used as the threefry key.
     """
     words = jax.random.key_data(typed_key(key))[..., :2]
     return jax.random.wrap_key_data(words, impl="threefry2x32")
@@ -79,10 +79,10 @@ def reestimate_batch_stats(
 ) -> dict[str, Any]:
     """Variables for evaluation: the parameters with batch-norm statistics of the training set.
 
-    One pass in training mode with the parameters fixed, one sample per image; the moments of the
+    One pass in training mode with fixed parameters and one sample per image. The moments of the
     batches are pooled into those of all images by the law of total variance. A unit that is
-    constant over them has an infinite variance, see `normalization.without_constant_units`. As in
-    training the last partial batch is dropped (images are taken in a random order).
+    constant over them gets an infinite variance, see `normalization.without_constant_units`. As in
+    training, images are taken in a random order and the last partial batch is dropped.
 
     Args:
       model: a model.
@@ -90,7 +90,7 @@ def reestimate_batch_stats(
       preprocess: makes x of a batch of images.
       images: [n, ...], the training images as stored.
       key: a PRNG key.
-      batch_size: that of training.
+      batch_size: the batch size of training.
       condition: [n, features], for a model with a `condition_dim`.
 
     Returns:
@@ -161,7 +161,7 @@ def reestimate_batch_stats(
 
 
 class ElboResult(NamedTuple):
-    """Of a data set, averaged over its images, in nats."""
+    """Means over the images of a data set, in nats."""
 
     elbo: Float[Array, ""]
     """L_1 with beta = 1."""
@@ -175,9 +175,9 @@ class ElboResult(NamedTuple):
 def active_units(means: Float[Array, "samples images units"]) -> Bool[Array, " units"]:
     """Which units are active: Var_x(E_q[mean of q(z_i | ...)]) > 0.01 (Burda et al., 2016).
 
-    In a hierarchy the posterior mean of a layer depends on the samples it is conditioned on. Of two
-    independent samples, the covariance of the two means over the images is an unbiased estimate of
-    the variance of their expectation; one sample's variance would count that noise as activity.
+    In a hierarchy the posterior mean of a layer depends on the samples it is conditioned on. With
+    two independent samples, the covariance of the two means over the images is an unbiased estimate
+    of the variance of their expectation. The variance of one sample would count noise as activity.
 
     Args:
       means: posterior means for an even number of independent samples of every image.
@@ -204,9 +204,9 @@ def active_units(means: Float[Array, "samples images units"]) -> Bool[Array, " u
 def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array | None) -> Any:
     """`jax.vmap` of a function of one image, `batch_size` images at a time, for any number.
 
-    The first of the arrays has a row per image, as have the others that are not None.
+    The first array has a row per image, and so do the others that are not None.
 
-    On a mesh (`jax.set_mesh`) the images of a batch are split over its devices, whose number has to
+    On a mesh (`jax.set_mesh`) the images of a batch are split over its devices, whose number must
     divide `batch_size`.
     """
     arrays = jax.tree.map(whole, arrays)
@@ -236,12 +236,12 @@ def elbo(
     batch_size: int = 250,
     condition: Float[Array, "images features"] | None = None,
 ) -> ElboResult:
-    """L_1 of a data set and what it consists of, by layer and unit.
+    """L_1 of a data set and its parts, per layer and unit.
 
     Args:
       model: a model.
-      variables: of `reestimate_batch_stats`.
-      preprocess: makes x of images; it draws for every image by itself.
+      variables: the result of `reestimate_batch_stats`.
+      preprocess: makes x of images; called for every image separately.
       images: [n, ...], as stored.
       key: a PRNG key.
       num_samples: samples per image that the bound is averaged over; an even number.
@@ -303,11 +303,11 @@ class LogLikelihood(NamedTuple):
     """L_K in nats: log 1/K sum_k p(x, z_k) / q(z_k | x)."""
 
     effective_sample_size: Float[Array, " batch"]
-    """(sum w)^2 / sum w^2, between 1 and K: how many samples the estimate rests on."""
+    """(sum w)^2 / sum w^2, between 1 and K: the number of samples that matter to the estimate."""
 
 
 class _RunningSums(NamedTuple):
-    """Sums of w / e^largest and of its square over the samples seen, and the largest log w."""
+    """Sums of w / e^largest and of its square over the samples so far, and the largest log w."""
 
     largest: Float[Array, " batch"]
     weights: Float[Array, " batch"]
@@ -326,11 +326,11 @@ def default_chunk_size(
       memory: the device's memory in bytes; None for that of the first local device.
 
     Returns:
-      At least 1, and always the same on a device. On a CPU 2,500 samples of images at a time, which
-      stay in its caches; on other devices 25,000. Fewer where they would take more than a quarter
-      of the device's memory.
+      At least 1, and always the same on a device. It gives 2,500 samples of images at a time on a
+      CPU, which fit into its caches, and 25,000 on other devices; fewer if these would take more
+      than a quarter of the device's memory.
     """
-    # What a sample computes, a few times over; of a model that does not say, a guess.
+    # A few times the numbers that a sample computes; a guess for models that do not tell.
     floats = 4 * getattr(model, "numbers_per_sample", 8 * model.data_dim)
     at_once = 2_500 if (platform or jax.default_backend()) == "cpu" else 25_000
     memory = _memory_bytes() if memory is None else memory
@@ -339,7 +339,7 @@ def default_chunk_size(
 
 
 def _memory_bytes() -> int:
-    """Memory of the first device; the host's where a device does not say."""
+    """Memory of the first device; the host's if the device does not report it."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"])
@@ -363,18 +363,18 @@ def log_likelihood(
     chunk_size: int | None = None,
     condition: Float[Array, "batch features"] | None = None,
 ) -> LogLikelihood:
-    """L_K, equation (6), of every image: log p(x) from below, and close to it for large K.
+    """L_K, equation (6), of every image: a lower bound of log p(x), close to it for large K.
 
-    The encoding of an image, which no sample changes, is computed once. Samples are vmapped in
-    chunks and their weights added up as they come, relative to the largest so far, so that memory
-    depends on `chunk_size` and not on K. The estimate of an image depends on its key and K alone.
+    The encoding of an image involves no samples and is computed once. Samples are vmapped in
+    chunks, and their weights are summed chunk by chunk, relative to the largest so far, so that
+    memory depends on `chunk_size` and not on K. An image's estimate depends only on its key and K.
 
     Args:
       model: a model.
       variables: its variables, batch-norm statistics included.
       x: the images, as floating-point numbers or booleans.
-      key: one key, from which image i takes `fold_in(key, i)`; or a key for every image. Draws are
-        of threefry, whatever the key's own generator.
+      key: one key, from which image i takes `fold_in(key, i)`; or a key for every image. Draws use
+        threefry, whatever the key's own generator.
       num_samples: K.
       chunk_size: samples per image at a time; None for `default_chunk_size`.
       condition: of every image, for a model with a `condition_dim`.
@@ -383,8 +383,8 @@ def log_likelihood(
       [batch] each: the estimates, and their effective sample sizes.
 
     Raises:
-      ValueError: num_samples or chunk_size is less than 1, x is not of the model's shape, or x is
-        of integers, which may be grey values.
+      ValueError: num_samples or chunk_size is less than 1, x does not have the model's shape, or x
+        has integers, which may be grey values.
 
     Warns:
       UserWarning: the batch statistics are those of `init`; only outside `jit` is that known.
@@ -418,7 +418,7 @@ def log_likelihood(
         inferred = model.apply(variables, x, encoded, rngs=rngs, method="infer", **given(condition))
         return bounds.log_weights(cast(Terms, inferred))[0, 0]
 
-    # [samples, images]; samples beyond K, in the last chunk, weigh nothing.
+    # [samples, images]; samples beyond K, in the last chunk, have weight 0.
     over_images = jax.vmap(log_weight, (0, 0, 0, 0, None))
     over_samples = jax.vmap(over_images, (None, None, None, None, 0))
 
@@ -449,10 +449,9 @@ def log_likelihood(
 
 @functools.cache
 def log_likelihood_program() -> Callable[..., LogLikelihood]:
-    """`log_likelihood` by a program compiled for many images: faster on a CPU.
+    """`log_likelihood` compiled with options for many images: faster on a CPU.
 
-    JAX takes options for the compiler for a whole program only, so it must not be called within
-    `jax.jit`.
+    JAX accepts compiler options only for a whole program, so do not call it within `jax.jit`.
     """
     options = compilation.compiler_options("likelihood")
     return jax.jit(log_likelihood, static_argnames=_LIKELIHOOD, compiler_options=options)

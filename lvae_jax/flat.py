@@ -1,7 +1,8 @@
-"""A training state as few vectors, which is how accelerators update it.
+"""A training state as a few vectors, for fast updates on accelerators.
 
-Launching a kernel costs an accelerator more than updating one of a model's hundred small arrays. On
-a CPU the arrays are updated one by one: a vector would have to be put together from them first.
+On an accelerator, launching a kernel costs more than updating one of a model's hundred small
+arrays. On a CPU the arrays are updated one by one, because a vector would first have to be
+assembled from them.
 """
 
 import functools
@@ -17,10 +18,10 @@ from jaxtyping import Array, Bool
 
 
 class Flattenable(optax.GradientTransformationExtraArgs):
-    """An optimiser for which one vector of all parameters is as good as a tree of their arrays.
+    """An optimiser that gives the same updates for one vector of all parameters as for their tree.
 
-    It treats all numbers alike, or depends on the norm of all of them, as Adam and clipping do. One
-    that looks at shapes or names, such as a mask or Adafactor, is none.
+    This holds if it treats all numbers alike, or depends on the norm of all of them, as Adam and
+    clipping do. It does not hold if it uses shapes or names, as a mask or Adafactor does.
 
     Example:
       >>> optimizer = Flattenable(*optax.with_extra_args_support(optax.adam(1e-3)))
@@ -34,7 +35,7 @@ def flattened(optimizer: Flattenable) -> optax.GradientTransformation:
 
 
 def to_vectors(of_vectors: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:
-    """The state of the flattened optimiser that equals a state of the optimiser itself."""
+    """The flattened optimiser's state for a state of the optimiser itself."""
 
     def vector(like: jax.ShapeDtypeStruct, part: Any) -> Array:
         return part if getattr(part, "shape", None) == like.shape else ravel_pytree(part)[0]
@@ -51,23 +52,23 @@ def to_arrays(params: Any, opt_state: Any) -> Any:
 
 
 SMALL = 64
-"""The most numbers of an array that `join` joins to others."""
+"""The largest size of an array that `join` joins to others."""
 
 WORDS = (jnp.float32, jnp.int32, jnp.uint32)
-"""The dtypes of these."""
+"""The dtypes of arrays that `join` joins."""
 
 
 def join(tree: Any) -> tuple[Any, Callable[[Any], Any]]:
     """The small arrays of a tree as one vector of their bits, which one kernel writes.
 
-    Counts and sums of a training state would be a kernel each, however little they are.
+    Otherwise each count and sum of a training state would need a kernel of its own.
 
     Args:
-      tree: of arrays, at least one of them small.
+      tree: a tree of arrays, at least one of them small.
 
     Returns:
-      The vector with the tree's other arrays, and a function that makes a tree of these, or of what
-      they are after a step.
+      The vector with the tree's other arrays, and a function that turns them, or their values after
+      a step, into a tree again.
 
     Example:
       >>> joined, tree_of = join({"step": jnp.int32(3), "loss": jnp.float32(0.5)})

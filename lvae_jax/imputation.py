@@ -1,7 +1,7 @@
 """A trained model conditioned on a part of an image: imputes the rest and its likelihood.
 
-x = (x_o, x_m), observed and missing. p(z | x_o) is reached by importance sampling from q(z | x')
-with the missing values of x' filled in; the fillings are improved by Metropolis-within-Gibbs.
+x = (x_o, x_m), observed and missing. p(z | x_o) is sampled by importance sampling from q(z | x'),
+where x' has its missing values filled in; Metropolis-within-Gibbs improves the fillings.
 """
 
 import dataclasses
@@ -28,14 +28,15 @@ Apply = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class Conditioning:
-    """How much computation the posterior of each image may take.
+    """The amount of computation for the posterior of each image.
 
     Attributes:
       num_samples: K importance samples, a multiple of `chains`.
-      chains: Markov chains of fillings, hence encodings that the samples come from.
-      steps: Metropolis-within-Gibbs steps of every chain in a round.
-      rounds: of steps and new importance samples, at most; 0 for the stated filling alone.
-      effective_sample_size: of the importance samples, that suffices.
+      chains: Markov chains of fillings; each filling's encoding gives K / chains samples.
+      steps: Metropolis-within-Gibbs steps per chain and round.
+      rounds: the largest number of rounds, each with steps and new importance samples; 0 uses only
+        the given filling.
+      effective_sample_size: rounds end once the importance samples reach it.
 
     Raises:
       ValueError: they do not fit together.
@@ -56,19 +57,19 @@ class Conditioning:
 
 
 class Imputation(NamedTuple):
-    """What the model puts in the place of missing values; observed ones are as given."""
+    """The model's values for missing entries; observed entries are unchanged."""
 
     draws: Float[Array, "draws batch data_dim"]
-    """Of p(x_m | x_o)."""
+    """Draws from p(x_m | x_o)."""
 
     mean: Float[Array, "batch data_dim"]
     """E[x_m | x_o]: probabilities for Bernoulli observations."""
 
     effective_sample_size: Float[Array, " batch"]
-    """(sum w)^2 / sum w^2 of the importance samples that both come from."""
+    """(sum w)^2 / sum w^2 of the importance samples behind both."""
 
     rounds: Float[Array, " batch"]
-    """How many rounds of Metropolis-within-Gibbs it took."""
+    """The number of rounds of Metropolis-within-Gibbs."""
 
 
 class ConditionalLogLikelihood(NamedTuple):
@@ -78,10 +79,10 @@ class ConditionalLogLikelihood(NamedTuple):
     """log p(x_m | x_o) = log p(x) - log p(x_o), both importance-sampled."""
 
     standard_error: Float[Array, " batch"]
-    """Of the difference, over the samples: see `bounds.importance_standard_error`."""
+    """Standard error of the difference, over samples: see `bounds.importance_standard_error`."""
 
     effective_sample_size: Float[Array, " batch"]
-    """The smaller one of the two."""
+    """The smaller of the two effective sample sizes."""
 
 
 class _Posterior(NamedTuple):
@@ -97,7 +98,7 @@ def masked_log_prob(
     x: Float[Array, "*#shape units"],
     observed: Bool[Array, "*#shape units"],
 ) -> Float[Array, "*#shape"]:
-    """log p of the observed entries together: the missing ones are summed out.
+    """The joint log p of the observed entries; the missing ones are summed out.
 
     Args:
       p: a distribution of independent units.
@@ -122,7 +123,7 @@ def metropolis_within_gibbs(
     observed: Bool[Array, "*#kept data_dim"],
     key: Key[Array, ""],
 ) -> tuple[Float[Array, "chains data_dim"], tuple[Float[Array, "chains _units"], ...]]:
-    """A step that leaves p(x_m, z | x_o) as it is, for chains side by side.
+    """A step of parallel chains that leaves p(x_m, z | x_o) invariant.
 
     z' ~ q(z | x) is accepted with the probability min(1, w(z') / w(z)), w(z) = p(x, z) / q(z | x),
     as an independence sampler of p(z | x); then x_m ~ p(x_m | z).
@@ -163,8 +164,8 @@ def _weighted(
 ) -> _Posterior:
     """Samples of p(z | x_o) from the mixture of the q(z | x') of all fillings x'.
 
-    Each filling gives as many samples. The weight is that of the mixture, p(x_o, z) over
-    1/S sum_s q(z | x_s), which covers what one q(z | x_s) alone is too narrow for.
+    Each filling gives the same number of samples. The weights use the mixture's density: p(x_o, z)
+    over 1/S sum_s q(z | x_s), which covers regions that a single q(z | x_s) is too narrow for.
     """
     chains = len(fillings)
     rngs = {"sample": key}
@@ -197,13 +198,13 @@ def _given_observed(
     key: Key[Array, ""],
     effort: Conditioning,
 ) -> tuple[_Posterior, Float[Array, ""]]:
-    """Weighted samples of p(z | x_o), and the rounds it took.
+    """Weighted samples of p(z | x_o), and the number of rounds.
 
     A round resamples the chains from the weighted samples (sampling importance resampling), moves
-    them by Metropolis-within-Gibbs, and draws new importance samples from their fillings, whose
-    mean weight is unbiased for p(x_o) for any fillings. Stopping at the first round whose effective
-    sample size suffices chooses among rounds, which adds a bias of the order of the square of the
-    stated standard error.
+    them by Metropolis-within-Gibbs, and draws new importance samples from their fillings. The mean
+    weight of these is unbiased for p(x_o), whatever the fillings. Stopping at the first round with
+    a sufficient effective sample size selects among rounds, which adds a bias of the order of the
+    square of the stated standard error.
     """
     x = jnp.where(observed, x, filling)  # a missing value may be NaN
 
@@ -268,7 +269,7 @@ def impute(
       condition: of every image, for a model with a `condition_dim`.
 
     Returns:
-      The imputation. Where the effective sample size stays small, the draws repeat few latents.
+      The imputation. If the effective sample size stays small, the draws repeat a few latents.
 
     Raises:
       ValueError: x is not of the model's shape, or the shapes do not fit together.
@@ -325,14 +326,14 @@ def conditional_log_likelihood(
 ) -> ConditionalLogLikelihood:
     """log p(x_m | x_o) = log p(x) - log p(x_o): nats of the missing values given the observed.
 
-    log p(x) is L_K, equation (6); log p(x_o) is the like with the missing values summed out of
-    p(x | z), from the encodings of `impute`. Each is a lower bound, close for a large effective
-    sample size; their difference is no bound.
+    log p(x) is L_K, equation (6). log p(x_o) is estimated in the same way, with the missing values
+    summed out of p(x | z), from the encodings of `impute`. Each is a lower bound, close for a large
+    effective sample size; their difference is not a bound.
 
     Args:
       model: a trained model.
       variables: its variables, batch-norm statistics included.
-      x: the whole images, the values that count as missing included.
+      x: the complete images, including the values that count as missing.
       observed: True where x is given.
       filling: what the encoder is first fed for missing values: the training images' mean, say.
       key: a key, from which image i takes `fold_in(key, i)`.
@@ -371,7 +372,7 @@ def conditional_log_likelihood(
 
 
 def _apply(model: HierarchicalVAE, variables: Any, condition: Any) -> Apply:
-    """`model.apply` for one image, which has this condition or none."""
+    """`model.apply` for one image, with its condition if there is one."""
     condition = None if condition is None else condition[None]
     return functools.partial(model.apply, variables, **given(condition))
 

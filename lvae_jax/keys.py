@@ -9,9 +9,9 @@ from jaxtyping import Array, Int, Key, UInt32
 
 
 def typed_key(key: Any) -> Key[Array, "..."]:
-    """A key as `jax.random.key` makes it, also of one that `jax.random.PRNGKey` made.
+    """Converts a key of `jax.random.PRNGKey` to a typed key, as `jax.random.key` makes it.
 
-    Public functions call it on the keys that they are given; what they call then takes typed keys.
+    Public functions call it on their keys, so that all other functions get typed keys.
 
     Args:
       key: one key or an array of keys, in either style.
@@ -20,7 +20,7 @@ def typed_key(key: Any) -> Key[Array, "..."]:
       The same keys, typed.
 
     Raises:
-      TypeError: it is no key.
+      TypeError: it is not a key.
 
     Example:
       >>> bool(typed_key(jax.random.PRNGKey(3)) == jax.random.key(3))

@@ -1,4 +1,4 @@
-"""What a trained model knows of an image, layer by layer: `encode`."""
+"""Encodes images into the latents of a trained model, layer by layer."""
 
 import functools
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Latents(NamedTuple):
     """q(z_i | ...) given the neighbouring layer of `z`; [batch, units]."""
 
     z: tuple[Float[Array, "batch _units"], ...]
-    """What was passed on from layer to layer: the posterior means, or a sample."""
+    """The values passed from layer to layer: the posterior means, or a sample."""
 
     active: tuple[Bool[Array, " _units"], ...]
     """Which units vary with the image: see `evaluation.active_units`."""
@@ -56,11 +56,11 @@ def encode(
       condition: of every image, for a model with a `condition_dim`.
 
     Returns:
-      The latents. `active` is Burda's criterion over these images: with a key by two independent
-      samples of each image, without one by the variance of the means.
+      The latents. `active` is Burda's criterion over these images: from two independent samples of
+      each image if a key is given, else from the variance of the means.
 
     Raises:
-      ValueError: x is not of the model's shape, or of integers that may be grey values.
+      ValueError: x does not have the model's shape, or has integers that may be grey values.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -91,7 +91,7 @@ def encode(
     active = []
     for q in posterior:
         means = jnp.swapaxes(q.mean, 0, 1)
-        # Of one sample, the mean, its covariance with itself is the variance.
+        # The mean counts as one sample, whose covariance with itself is the variance.
         active.append(active_units(means if keys is not None else jnp.repeat(means, 2, axis=0)))
     posterior, z = jax.tree.map(lambda a: a[:, 0], (posterior, z))
     return Latents(posterior, z, tuple(active))
@@ -101,7 +101,7 @@ def _along_means(apply: Callable[..., Any], x: Array, latent_sizes: tuple[int, .
     """The terms of one image where every z_i is its posterior's mean.
 
     Upward or downward, a layer's posterior depends only on the layers before it, so every pass
-    settles one more layer. (XLA removes what the passes have in common.)
+    determines one more layer. (XLA removes the repeated computations.)
     """
     z = tuple(jnp.zeros((1, 1, units), jnp.float32) for units in latent_sizes)
     for _ in range(len(latent_sizes) + 1):

@@ -1,4 +1,4 @@
-"""Where arrays lie on a mesh of devices: the library's own mesh, or any that a caller has set."""
+"""The layout of arrays on a mesh of devices: the library's own mesh, or one that a caller set."""
 
 import math
 from typing import Any
@@ -8,14 +8,14 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array
 
 MESH_AXES = ("replica", "data")
-"""The axes of a mesh of devices: replicas are split over the one, examples over the other."""
+"""The axes of a mesh of devices: replicas are split over the first, examples over the second."""
 
 
 def auto_axes(*names: str) -> dict[str, int]:
-    """Those of the axes, by name with their sizes, over which the compiler may split arrays.
+    """The axes over which the compiler may split arrays, with their sizes.
 
-    None without `jax.set_mesh`, nor where the mesh that is set has no such axes, nor within
-    `jax.shard_map` and `jax.pmap`, whose axes are Manual; Explicit axes belong to the caller.
+    Empty without `jax.set_mesh`, if the mesh has none of the axes, and within `jax.shard_map` and
+    `jax.pmap`, whose axes are Manual. Explicit axes belong to the caller.
     """
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
@@ -29,8 +29,8 @@ def split_examples(x: Array, axes: str | tuple[str, ...] = "data") -> Array:
 
     Args:
       x: [batch, ...].
-      axes: one or more of `MESH_AXES`. Those that the mesh lacks, or that are not Auto, are left
-        out; if the size of the others does not divide the batch, nothing is split.
+      axes: one or more of `MESH_AXES`. Axes that the mesh lacks, or that are not Auto, are ignored;
+        if the size of the others does not divide the batch, nothing is split.
 
     Returns:
       x.
@@ -42,9 +42,10 @@ def split_examples(x: Array, axes: str | tuple[str, ...] = "data") -> Array:
 
 
 def whole(x: Array) -> Array:
-    """An array that a caller has split over Explicit axes, whole on every device; others as given.
+    """Puts an array that a caller has split over Explicit axes whole on every device.
 
-    Batches are gathered by rows, for which Explicit axes would have to say where each row goes.
+    Other arrays are returned unchanged. Batches are gathered by rows; with Explicit axes, the code
+    would have to say where each row goes.
     """
     if any(jax.typeof(x).sharding.spec):
         return jax.sharding.reshard(x, PartitionSpec())
@@ -52,10 +53,10 @@ def whole(x: Array) -> Array:
 
 
 def vary_alike(tree: Any, *others: Any) -> Any:
-    """Within `jax.shard_map`: the tree, each array marked as varying over all axes that any does.
+    """Within `jax.shard_map`, marks all arrays as varying over every axis that any varies over.
 
     The carry of a loop and the branches of a condition must vary over the same axes before and
-    after; `others` are what is computed with. Elsewhere the tree itself.
+    after. `others` are the arrays they are computed with. Elsewhere, returns the tree unchanged.
     """
     varying = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves((tree, others))))
 

@@ -25,12 +25,12 @@ Examples = Float[Array | np.ndarray, "batch data_dim"] | Bool[Array | np.ndarray
 """x as a model takes it; booleans are zeros and ones."""
 
 Condition = Float[Array, "*#examples features"] | None
-"""What all networks are given besides their input: a row of features per example, or one row for
-all of them, or nothing."""
+"""A further input of all networks: a row of features per example, or one row for all of them; None
+for a model without a condition."""
 
 
 def given(condition: Condition) -> dict[str, Any]:
-    """The argument `condition` for a model; a module without conditions need not have it."""
+    """Keyword arguments with the condition, if there is one; other modules may not accept it."""
     return {} if condition is None else {"condition": condition}
 
 
@@ -47,11 +47,11 @@ Prior = Callable[[int, Array], Gaussian]
 """p(z_i | z_{i+1}) as a function of i and z_{i+1}."""
 
 Draw = Callable[[int, Gaussian], Float[Array, "samples batch units"]]
-"""z_i as a function of i and q(z_i | ...): a sample of it, or a value that is given."""
+"""z_i as a function of i and q(z_i | ...): a sample, or a given value."""
 
 
 def apply_mlp(mlp: Any, y: Array, train: bool, condition: Condition) -> Array:
-    """d(y). Without a condition an MLP of yours need not have a parameter for it."""
+    """d(y). The condition is passed only if there is one, so your own MLP need not accept it."""
     return mlp(y, train) if condition is None else mlp(y, train, condition)
 
 
@@ -91,7 +91,7 @@ class GenerativeModel(nn.Module):
     def observe(
         self, z_1: Float[Array, "*batch units"], train: bool = False, condition: Condition = None
     ) -> Head:
-        """The numbers that `observation` makes p(x | z_1) of."""
+        """The output of the decoder's head, from which `observation` computes p(x | z_1)."""
         d = apply_mlp(self.mlps[0], z_1, train, condition)
         numbers, size = self.observation_head(d, train), self.observation.head_size
         return (numbers,) if size == 1 else tuple(jnp.split(numbers, size, axis=-1))
@@ -103,7 +103,7 @@ class GenerativeModel(nn.Module):
         noise: Sequence[Float[Array, "samples _units"]],
         condition: Condition = None,
     ) -> Float[Array, "samples data_dim"]:
-        """Means of p(x | z_1), the layers below `layer` drawn from their priors by the noise."""
+        """Means of p(x | z_1); the noise draws the layers below `layer` from their priors."""
         for i in range(layer - 1, 0, -1):
             prior = self.prior(i, z, condition=condition)
             z = distributions.reparameterize(prior, noise[i - 1])
@@ -111,7 +111,7 @@ class GenerativeModel(nn.Module):
 
 
 class Inferred(NamedTuple):
-    """What an inference model gives for every layer, bottom to top."""
+    """An inference model's results for every layer, bottom to top."""
 
     z: PerLayer
     posterior: tuple[Gaussian, ...]
@@ -187,7 +187,7 @@ class LadderInference(nn.Module):
         train: bool,
         condition: Condition = None,
     ) -> Gaussian:
-        """With `own_top_down`: what stands in for p(z_i | z_{i+1}) in the product of (16)-(19)."""
+        """With `own_top_down`: replaces p(z_i | z_{i+1}) in the product of (16)-(19)."""
         d = apply_mlp(self.top_down_mlps[layer - 1], z_above, train, condition)
         return self.top_down_heads[layer - 1](d, train)
 
@@ -247,7 +247,7 @@ class BottomUpInference(nn.Module):
 
 @runtime_checkable
 class Model(Protocol):
-    """What `training` and `evaluation` call: a Flax module of yours that has this works with them.
+    """What `training` and `evaluation` require of a model: your own Flax module can provide it.
 
     It is a static argument of compiled functions, so it must be hashable, as Flax modules are. It
     draws from the "sample" stream, and its batch norm is `networks.BatchNorm`. The gradients "stl"
@@ -275,14 +275,14 @@ class Model(Protocol):
         """Infers z and evaluates every density."""
 
     def encode(self, x: Array, train: bool = False) -> Any:
-        """What no sample changes, as a tree of arrays [batch, ...]."""
+        """The part of inference that involves no samples, as a tree of arrays [batch, ...]."""
 
     def infer(self, x: Array, encoded: Any, num_samples: int = 1, train: bool = False) -> Terms:
-        """The rest of `__call__`, from what `encode` gave."""
+        """The rest of `__call__`, given the result of `encode`."""
 
 
 class HierarchicalVAE(nn.Module):
-    """What `VAE` and `LadderVAE` share: all but the inference model. Fields as of `LadderVAE`."""
+    """The common part of `VAE` and `LadderVAE`: all but inference. Fields as in `LadderVAE`."""
 
     data_dim: int
     latent_sizes: tuple[int, ...]
@@ -299,10 +299,10 @@ class HierarchicalVAE(nn.Module):
     variance_bias: float = 0.0
 
     def __post_init__(self) -> None:
-        """Makes tuples of the sizes, and checks the fields.
+        """Converts the sizes to tuples, and checks the fields.
 
         Raises:
-          ValueError: a field that makes no model.
+          ValueError: a field has an invalid value.
         """
         object.__setattr__(self, "data_dim", as_int(self.data_dim))
         object.__setattr__(self, "latent_sizes", as_tuples("latent_sizes", self.latent_sizes))
@@ -380,7 +380,7 @@ class HierarchicalVAE(nn.Module):
 
     @property
     def numbers_per_sample(self) -> int:
-        """How many numbers one sample of z computes: of x, of the hidden layers, and of z."""
+        """The number of values computed per sample of z: in x, in the hidden layers and in z."""
         hidden = [2 * h if isinstance(h, int) else sum(h) for h in self._generative_sizes]
         return self.data_dim + sum(hidden) + sum(self.latent_sizes)
 
@@ -396,16 +396,15 @@ class HierarchicalVAE(nn.Module):
         Args:
           x: the examples.
           num_samples: samples of z per example.
-          train: batch norm by the batch's own moments, stored in "batch_stats" where mutable.
-          condition: [batch, condition_dim], which all MLPs are given beside their input, or
-            [1, condition_dim] for all examples alike; only for a model with a `condition_dim`.
-            `init` does without.
+          train: batch norm by the batch's own moments, stored in "batch_stats" if it is mutable.
+          condition: [batch, condition_dim], a further input of all MLPs, or [1, condition_dim] for
+            all examples alike; only for a model with a `condition_dim`. `init` does not need it.
 
         Returns:
           The terms of every bound: see `bounds`.
 
         Raises:
-          ValueError: x or the condition is not of the model's shape, or x is of integers that may
+          ValueError: x or the condition does not have the model's shape, or x has integers that may
             be grey values.
         """
         encoded = self.encode(x, train, condition)
@@ -417,7 +416,7 @@ class HierarchicalVAE(nn.Module):
         train: bool = False,
         condition: Condition = None,
     ) -> tuple[Gaussian, ...]:
-        """The part of inference that no sample changes: compute it once per example.
+        """The part of inference that involves no samples; compute it once per example.
 
         Returns:
           The likelihood of every layer for the ladder, q(z_1 | x) for the VAE; [batch, units].
@@ -433,7 +432,7 @@ class HierarchicalVAE(nn.Module):
         train: bool = False,
         condition: Condition = None,
     ) -> Terms:
-        """The rest of `__call__`, from what `encode` gave."""
+        """The rest of `__call__`, given the result of `encode`."""
         noise = self._noise(self.make_rng("sample"), (num_samples, len(x)))
 
         def draw(i: int, q: Gaussian) -> Array:
@@ -448,10 +447,10 @@ class HierarchicalVAE(nn.Module):
         train: bool = False,
         condition: Condition = None,
     ) -> Terms:
-        """Evaluates every density as `__call__` does, at a given z: nothing is drawn.
+        """Evaluates every density as `__call__` does, but at a given z, without drawing.
 
-        Each q(z_i | ...) and p(z_i | z_{i+1}) is the one given the neighbouring layer of this z, so
-        that it can be differentiated by z alone, or by the parameters alone.
+        Each q(z_i | ...) and p(z_i | z_{i+1}) is conditioned on the neighbouring layer of this z,
+        so the densities can be differentiated by z alone, or by the parameters alone.
 
         Args:
           x: the examples.
@@ -463,8 +462,7 @@ class HierarchicalVAE(nn.Module):
           The terms of every bound, with this z.
 
         Raises:
-          ValueError: z does not have the layers, the examples and the units that it should; and
-            see `__call__`.
+          ValueError: z has the wrong number of layers, examples or units; also see `__call__`.
         """
         expected = [(x.shape[0], units) for units in self.latent_sizes]
         if [layer.shape[1:] for layer in z] != expected:
@@ -484,7 +482,7 @@ class HierarchicalVAE(nn.Module):
         train: bool,
         condition: Condition,
     ) -> Terms:
-        """Every density at the z that `draw` gives."""
+        """Every density at the z that `draw` returns."""
         x = as_examples(x, self.data_dim)
         condition = self._condition_of(condition, len(x))
         prior = functools.partial(self.generative.prior, train=train, condition=condition)
@@ -534,8 +532,8 @@ class HierarchicalVAE(nn.Module):
         """Ancestral samples: the means of p(x | z_1).
 
         Args:
-          z_or_key: values of z of `layer`, the layers below being drawn from the "sample" stream;
-            or a PRNG key, and `num_samples` of all layers are drawn from it.
+          z_or_key: values of z of `layer`; the layers below are drawn from the "sample" stream. Or
+            a PRNG key, from which `num_samples` samples of all layers are drawn.
           layer: the layer that z belongs to, 1 to L; the top one by default.
           num_samples: how many samples to draw if a key is given.
           condition: [samples, condition_dim], for a model with a `condition_dim`.
@@ -545,8 +543,7 @@ class HierarchicalVAE(nn.Module):
           for Bernoulli observations.
 
         Raises:
-          ValueError: there is no such layer, z has another number of units, or the condition is not
-            of the model's shape.
+          ValueError: there is no such layer, or z or the condition does not have the model's shape.
         """
         layer = self.depth if layer is None else layer
         if not 1 <= layer <= self.depth:
@@ -581,9 +578,9 @@ class HierarchicalVAE(nn.Module):
         return jnp.split(noise, ends, axis=-1)
 
     def _condition_of(self, condition: Condition, examples: int | None = None) -> Condition:
-        """The condition as float32, with a row for each example; zeros where `init` gives none.
+        """The condition as float32, with a row per example; zeros if `init` is called without one.
 
-        With `examples=None` its rows are left as they are, to fit the caller's arrays.
+        With `examples=None` its rows are left unchanged, to fit the caller's arrays.
         """
         shape = (1 if examples is None else examples, self.condition_dim)
         if condition is None:
@@ -609,7 +606,7 @@ class HierarchicalVAE(nn.Module):
 
 
 def _is_key(z_or_key: Array) -> bool:
-    """Whether it is a PRNG key: typed, or of `jax.random.PRNGKey`, which is of uint32."""
+    """Whether it is a PRNG key: typed, or made by `jax.random.PRNGKey`, which has dtype uint32."""
     dtype = getattr(z_or_key, "dtype", None)
     return dtype == jnp.uint32 or (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key))
 
@@ -621,39 +618,39 @@ def _flattened(sizes: Sizes) -> list[int]:
 
 
 class LadderVAE(HierarchicalVAE):
-    """The Ladder VAE: inference runs down the ladder that generation runs down.
+    """The Ladder VAE: inference runs from the top down, as generation does.
 
     Fields:
       data_dim: D, the number of observed variables.
       latent_sizes: units of z_1 .. z_L.
       hidden_sizes: hidden units of the MLPs at each layer: position 0 between x and z_1 (or d_1),
         position i between z_i and z_{i+1}, in both directions. n means the paper's two hidden
-        layers of n units; a tuple gives them one by one.
+        layers of n units; a tuple lists the sizes of all hidden layers.
       observation: p(x | z_1): "bernoulli", "gaussian", "discretized_logistic", or an
         `observations.Observation`.
       activation: "leaky_relu" (slope 0.1), "leaky_relu_0.01" (slope 0.01), "tanh", or a function
         such as `jax.nn.gelu`.
       batch_norm: in every MLP and on the mean and variance heads of the latents.
       variance_floor: added to every variance.
-      condition_dim: features of the condition that all MLPs are given beside their input; 0 for a
-        model without one.
+      condition_dim: number of features of the condition, a further input of all MLPs; 0 for a model
+        without one.
       mlp: replaces MLPs: a function of a layer and a direction, see `networks.Replace`, that
         returns a Flax module called as `module(y, train)`, with the condition as a third argument
         if there is one; or None for the paper's MLP.
-      head: replaces heads in the same way by `module(d, train)`, which returns a `Gaussian`; at
-        layer 0 the observation's numbers, [..., head_size * data_dim].
+      head: replaces heads in the same way by `module(d, train)`, which returns a `Gaussian`, or, at
+        layer 0, the observation's parameters, [..., head_size * data_dim].
       generative_hidden_sizes: hidden units of the generative model's MLPs, if they differ from
         `hidden_sizes`.
       batch_norm_epsilon: added to variances within batch norm (the authors: 1e-10).
-      variance_bias: initial bias of what a variance is made of, where batch norm has no shift in
-        its place (the authors: 1).
+      variance_bias: initial bias of variances before softplus, in layers without batch norm (the
+        authors: 1).
       own_top_down: the downward inference has separate MLPs instead of the generative ones.
       mean_upward: mu_hat_{i-1} is fed upward instead of d_{i-1}.
-      combine: how a layer's likelihood and prior give its posterior: "precision_weighted",
+      combine: how a layer's likelihood and prior form its posterior: "precision_weighted",
         (16)-(18), or a function of the two Gaussians that returns a third.
 
     Raises:
-      ValueError: a field that makes no model.
+      ValueError: a field has an invalid value.
 
     Example:
       >>> model = LadderVAE(data_dim=4, latent_sizes=(3, 2), hidden_sizes=((8, 8, 8), 6))
@@ -690,7 +687,7 @@ class LadderVAE(HierarchicalVAE):
 
 
 class VAE(HierarchicalVAE):
-    """The hierarchical VAE with bottom-up inference, (7)-(9). Fields as of `LadderVAE`."""
+    """The hierarchical VAE with bottom-up inference, (7)-(9). Fields as in `LadderVAE`."""
 
     def _inference_model(self, networks: Networks) -> BottomUpInference:
         return BottomUpInference(self.latent_sizes, self.hidden_sizes, networks)

@@ -18,7 +18,7 @@ from lvae_jax.normalization import Moments
 def _leaky_relu(slope: float) -> Callable[[Array], Array]:
     """max(y, slope y), with its derivative taken from the value, which the next layer keeps anyway.
 
-    A derivative by y would have the gradient's kernels compute y again, from before batch norm.
+    With a derivative by y, the gradient's kernels would have to compute y again.
     """
 
     @jax.custom_jvp
@@ -43,13 +43,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 Activation = str | Callable[[Array], Array]
 
 Direction = Literal["up", "down", "top_down"]
-"""Where a network stands: "up" infers a layer from the one below it, "down" generates it from the
+"""The role of a network: "up" infers a layer from the one below it, "down" generates it from the
 one above, and "top_down" is the ladder's own downward inference (`LadderVAE.own_top_down`)."""
 
 Replace = Callable[[int, Direction], nn.Module | None]
-"""A network of yours for a layer and a direction, or None for the paper's.
+"""Returns your own network for a layer and a direction, or None for the paper's.
 
-The layer is the one whose distribution the network gives: 1 .. L, and 0 for x."""
+The layer is the one whose distribution the network computes: 1 .. L, and 0 for x."""
 
 
 def glorot_normal(gain: float) -> jax.nn.initializers.Initializer:
@@ -58,7 +58,7 @@ def glorot_normal(gain: float) -> jax.nn.initializers.Initializer:
 
 
 def second_half(value: float) -> jax.nn.initializers.Initializer:
-    """Zeros, then the value for the second half of the units: those that a variance is made of."""
+    """Zeros, then the value for the second half of the units, from which variances are computed."""
 
     def init(key: Any, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         return jnp.zeros(shape, dtype).at[shape[-1] // 2 :].set(value)
@@ -71,9 +71,9 @@ def second_half(value: float) -> jax.nn.initializers.Initializer:
 class BatchNorm(nn.Module):
     """Batch normalisation, by the batch's own moments in training and by stored ones otherwise.
 
-    With `train=True` the collection "batch_stats", where mutable, receives the moments of **this
-    batch alone**; there is no moving average. `evaluation.reestimate_batch_stats` pools them over
-    the training set for given parameters, which is what evaluation needs.
+    With `train=True` the collection "batch_stats", if mutable, receives the moments of **this batch
+    alone**; there is no moving average. For evaluation, `evaluation.reestimate_batch_stats` pools
+    them over the training set for given parameters.
     """
 
     epsilon: float = normalization.EPSILON
@@ -138,7 +138,7 @@ class MLP(nn.Module):
       sizes: units of each hidden layer.
       activation: the nonlinearity, one of `ACTIVATIONS` by name or any function.
       batch_norm: whether each linear layer is followed by `BatchNorm`.
-      batch_norm_epsilon: of `BatchNorm`.
+      batch_norm_epsilon: the epsilon of `BatchNorm`.
     """
 
     sizes: tuple[int, ...]
@@ -180,7 +180,7 @@ class GaussianHead(nn.Module):
 
     @nn.compact
     def __call__(self, d: Float[Array, "*batch d"], train: bool) -> Gaussian:
-        """The Gaussian of `units` units that d determines."""
+        """The Gaussian of `units` units for d."""
         linear = Linear(
             2 * self.units,
             self.batch_norm,
@@ -211,9 +211,9 @@ class WideHead(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """Makes every network of a model for the place where it stands: a layer and a direction.
+    """Makes every network of a model, given its layer and direction.
 
-    Fields as of `LadderVAE`, whose `mlp` and `head` replace what would be made here.
+    The fields are those of `LadderVAE`; its `mlp` and `head` replace the networks made here.
     """
 
     activation: Activation
@@ -231,14 +231,14 @@ class Networks:
         return replaced or MLP(sizes, self.activation, self.batch_norm, self.batch_norm_epsilon)
 
     def head(self, layer: int, direction: Direction, units: int) -> Any:
-        """What makes a `Gaussian` of d."""
+        """The head that turns d into a `Gaussian`."""
         replaced = _replaced("head", self.replace_head, layer, direction)
         return replaced or GaussianHead(
             units, self.batch_norm, self.variance_floor, self.variance_bias, self.batch_norm_epsilon
         )
 
     def observation_head(self, data_dim: int, head_size: int) -> Any:
-        """What makes an observation's numbers of d, [..., head_size * data_dim]."""
+        """The head that turns d into an observation's parameters, [..., head_size * data_dim]."""
         replaced = _replaced("head", self.replace_head, 0, "down")
         if head_size == 1:
             return replaced or Linear(data_dim, batch_norm=False)

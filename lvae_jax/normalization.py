@@ -1,8 +1,8 @@
 """Batch normalisation as pure functions, with its gradient written out.
 
 Statistics run over every axis but the last, so over samples and batch together.
-On an accelerator, sums over the batch need most of the kernels; on a mesh, most of the collectives.
-The best way to compute them depends on the device: `moments` and `_both_sums` choose.
+On an accelerator, sums over the batch take most of the kernels; on a mesh, most of the collectives.
+The best way to compute them depends on the device; `moments` and `_both_sums` choose it.
 """
 
 import functools
@@ -19,7 +19,7 @@ EPSILON = 1e-5
 """Added to a batch's variance by default, so that a unit constant over it normalises to zero."""
 
 ROUNDING = 16 * float(jnp.finfo(jnp.float32).eps)
-"""A unit that deviates from its mean by no more than this part of it is constant."""
+"""A unit is constant if it deviates from its mean by no more than this fraction of the mean."""
 
 
 class Moments(NamedTuple):
@@ -32,8 +32,8 @@ class Moments(NamedTuple):
 def moments(y: Float[Array, "*batch units"]) -> Moments:
     """Mean and variance over all axes but the last, without the cancellation of E[y^2] - E[y]^2.
 
-    In two passes over y, on a GPU in one. Where `jax.set_mesh` splits the batch over devices it is
-    two there as well: the first row would have to be sent to all of them.
+    Takes two passes over y, but one on a GPU. If `jax.set_mesh` splits the batch over devices, a
+    GPU takes two passes as well, because the first row would have to be sent to all devices.
     """
     rows = y.reshape(-1, y.shape[-1])
     two_passes, on_tpu = _in_two_passes(_mean), _in_two_passes(_sum_of_shares)
@@ -69,9 +69,9 @@ def _sum_of_shares(rows: Float[Array, "rows units"]) -> Float[Array, " units"]:
 def _in_one_pass(rows: Float[Array, "rows units"]) -> Moments:
     """Mean and variance by the sums of d and d^2, d = y - y[0].
 
-    No row is further than sqrt(rows - 1) deviations from the mean, whatever the mean is. What
-    E[d^2] - E[d]^2 cancels is therefore at most a factor of the number of rows, and a unit that is
-    constant has a variance of exactly zero.
+    No row is further than sqrt(rows - 1) deviations from the mean, whatever the mean is. The
+    cancellation in E[d^2] - E[d]^2 therefore loses at most a factor of the number of rows, and a
+    constant unit has a variance of exactly zero.
     """
     count = jnp.float32(rows.shape[0])
     d = rows - rows[:1]
@@ -92,10 +92,10 @@ def _separate_sums(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _sums_of_pairs(a: Array, b: Array) -> tuple[Array, Array]:
-    """Both sums by one of complex numbers: a GPU's only way to add pairs in one kernel.
+    """Both sums as one sum of complex numbers: a GPU's only way to add pairs in one kernel.
 
-    It computes a and b in there as well; two sums are two kernels, and two arrays stacked or given
-    to a variadic sum are written to memory first.
+    That kernel computes a and b as well. Two sums would be two kernels, and two arrays that are
+    stacked or given to a variadic sum are written to memory first.
     """
     total = jnp.sum(jax.lax.complex(a, b), axis=0)
     return total.real, total.imag
@@ -124,10 +124,11 @@ def pool(batches: Moments) -> Moments:
 
 
 def without_constant_units(statistics: Moments) -> Moments:
-    """The moments with an infinite variance for a unit that is constant: it normalises to shift.
+    """The moments with an infinite variance for constant units, which then normalise to the shift.
 
-    Such a unit's deviations from its mean are rounding, and are others in another program. Times
-    1 / sqrt(EPSILON) = 316 in each of a dozen layers they would end as any number at all.
+    The deviations of a constant unit from its mean are rounding errors, which differ between
+    programs. Multiplied by 1 / sqrt(EPSILON) = 316 in each of a dozen layers, they could become
+    any number.
     """
     constant = statistics.variance <= (ROUNDING * statistics.mean) ** 2
     return Moments(statistics.mean, jnp.where(constant, jnp.inf, statistics.variance))
@@ -140,7 +141,7 @@ def normalize(
     shift: Float[Array, " units"],
     epsilon: float = EPSILON,
 ) -> Float[Array, "*batch units"]:
-    """scale (y - mean) / sqrt(variance + epsilon) + shift with statistics given, not of y."""
+    """scale (y - mean) / sqrt(variance + epsilon) + shift with given statistics."""
     factor = scale * jax.lax.rsqrt(statistics.variance + epsilon)
     last = (1,) * (y.ndim - 1) + (-1,)
     return (y - statistics.mean.reshape(last)) * factor.reshape(last) + shift.reshape(last)
@@ -154,9 +155,9 @@ def batch_normalize(
 ) -> Float[Array, "*batch units"]:
     """Batch normalisation by y's own moments: scale y_hat + shift.
 
-    y_hat = (y - mean) / sqrt(variance + epsilon). The gradient is written out, since the derivative
-    through mean and variance collapses to two sums over the batch, where automatic differentiation
-    passes over memory more often. With g = dL/d(output):
+    y_hat = (y - mean) / sqrt(variance + epsilon). The gradient is written out: the derivative
+    through mean and variance simplifies to two sums over the batch, while automatic differentiation
+    takes more passes over memory. With g = dL/d(output):
 
         dL/dy = scale / sqrt(variance + epsilon) (g - mean(g) - y_hat mean(g y_hat))
 
@@ -209,7 +210,7 @@ def _d_y(
 def _d_y_by_coefficients(
     from_mean: Array, g: Array, scale: Array, inverse_std: Array, mean_g: Array, mean_g_y_hat: Array
 ) -> Array:
-    """`_d_y` by three coefficients of every unit, which a TPU computes in one kernel, not two."""
+    """`_d_y` from three coefficients per unit: on a TPU, one kernel instead of two."""
     factor = scale * inverse_std
     offset, slope = factor * mean_g, factor * inverse_std * mean_g_y_hat
     return factor[None] * g - offset[None] - slope[None] * from_mean

@@ -1,4 +1,4 @@
-"""What a training step climbs, equation (20) or (6), as one value; its loss and gradients."""
+"""The objective of training, equation (20) or (6), as one value; its loss and gradients."""
 
 import dataclasses
 from typing import Any, NamedTuple, cast
@@ -12,14 +12,14 @@ from lvae_jax.bounds import Terms
 from lvae_jax.models import Model, given
 
 PATH_BOUNDS = {"stl": bounds.sticking_the_landing, "dreg": bounds.doubly_reparameterized}
-"""What the inference model's parameters climb instead of the bound, by the gradient's name."""
+"""The objectives of the inference model's parameters in place of the bound, by gradient name."""
 
 GRADIENTS = ("standard", *PATH_BOUNDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The bound that a step climbs, its samples and its gradient. Static under `jit`.
+    """The bound that training maximises, its samples and its gradient. Static under `jit`.
 
     Fields:
       mc_samples: independent estimates of the bound per example, averaged.
@@ -106,7 +106,7 @@ class Metrics(NamedTuple):
 
 
 def _means(per_layer: tuple[Float[Array, "samples batch"], ...]) -> Float[Array, " layers"]:
-    """The mean of each layer; accelerators take all of them in one kernel."""
+    """The mean of each layer; accelerators compute all of them in one kernel."""
 
     def one_by_one(*layers: Array) -> Array:
         return jnp.stack([jnp.mean(layer) for layer in layers])
@@ -137,7 +137,7 @@ def loss_and_gradients(
     objective: Objective = ELBO,
     condition: Float[Array, "batch features"] | None = None,
 ) -> tuple[Float[Array, ""], Metrics, Any]:
-    """Minus the objective of a batch, equation (20) or (6), and the gradients to descend by.
+    """Minus the objective of a batch, equation (20) or (6), and its gradients.
 
     Args:
       model: a model.
@@ -145,7 +145,7 @@ def loss_and_gradients(
       x: the batch, of any dtype; converted to float32.
       key: for the samples of z.
       beta: weight of the KL terms.
-      objective: what to climb.
+      objective: the objective.
       condition: of each example, for a model that takes one.
 
     Returns:

@@ -1,7 +1,7 @@
-"""What p(x | z_1) can be: Bernoulli, Gaussian, discretised logistic, or an `Observation` of yours.
+"""Choices of p(x | z_1): Bernoulli, Gaussian, discretised logistic, or your own `Observation`.
 
-The decoder's head gives `head_size` numbers for each observed variable; an observation makes a
-density and a mean of them. Pure functions of arrays: no Flax.
+The decoder's head returns `head_size` numbers for each observed variable; an observation computes a
+density and a mean from them. Pure functions of arrays: no Flax.
 """
 
 import dataclasses
@@ -16,27 +16,27 @@ from lvae_jax import distributions
 from lvae_jax.distributions import Bernoulli, Gaussian
 
 Head = tuple[Float[Array, "*shape data_dim"], ...]
-"""What the decoder's head gives: `head_size` arrays, each with a number per observed variable."""
+"""The decoder head's output: `head_size` arrays, each with a number per observed variable."""
 
 
 @runtime_checkable
 class Observation(Protocol):
-    """p(x | z_1) given what the decoder's head computes. Hashable, as it is a field of a model."""
+    """p(x | z_1) given the decoder head's output. Must be hashable, because models hold it."""
 
     @property
     def head_size(self) -> int:
-        """How many numbers the decoder's head gives for each observed variable."""
+        """The number of values that the decoder's head returns per observed variable."""
 
     def log_prob(self, head: Head, x: Float[Array, "*#shape data_dim"]) -> Float[Array, "*shape"]:
         """log p(x | z_1), summed over x, in nats. x may have fewer samples, to be broadcast."""
 
     def mean(self, head: Head) -> Float[Array, "*shape data_dim"]:
-        """The mean of x, which is what pictures show."""
+        """The mean of x, which pictures show."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BernoulliObservation:
-    """Binary x, or grey values as probabilities: the head gives logits."""
+    """Binary x, or grey values as probabilities: the head returns logits."""
 
     head_size: ClassVar[int] = 1
 
@@ -56,7 +56,7 @@ class BernoulliObservation:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianObservation:
-    """Real x: the head gives the mean and what `softplus` and a floor make the variance of.
+    """Real x: the head returns the mean, and the variance before `softplus` and the floor.
 
     Fields:
       variance_floor: added to every variance.
@@ -83,9 +83,9 @@ class GaussianObservation:
 class DiscretizedLogistic:
     """Grey values 0, 1/(n-1), .., 1: the logistic density's mass in the bin of each value.
 
-    With n = 256, x = k / 255 has the mass of [k - 1/2, k + 1/2] / 255, where the first and the last
-    bin reach to infinity. The head gives the logistic's mean and what `softplus` and a floor make
-    its scale of. The floor is PixelCNN++'s bound on it, exp(-7) for values from -1 to 1.
+    With n = 256, x = k / 255 has the mass of [k - 1/2, k + 1/2] / 255; the first and the last bin
+    extend to infinity. The head returns the logistic's mean, and its scale before `softplus` and a
+    floor. The floor is PixelCNN++'s bound on the scale, exp(-7) for values from -1 to 1.
 
     Source: Salimans, Karpathy, Chen, Kingma 2017, PixelCNN++, arXiv:1701.05517, section 2.1.
 
@@ -136,17 +136,17 @@ NAMES = ("bernoulli", "gaussian", "discretized_logistic")
 
 
 def named(observation: str | Observation, variance_floor: float) -> Observation:
-    """The observation of a name, or the one given.
+    """The observation with a name, or the given object.
 
     Args:
       observation: one of `NAMES`, or an object.
-      variance_floor: that of a Gaussian by name.
+      variance_floor: the floor of a Gaussian given by name.
 
     Returns:
       The observation.
 
     Raises:
-      ValueError: there is no observation of that name, or the object is none.
+      ValueError: there is no observation of that name, or the object is not one.
     """
     if observation == "bernoulli":
         return BernoulliObservation()

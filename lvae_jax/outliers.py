@@ -15,7 +15,7 @@ from lvae_jax.models import HierarchicalVAE, given
 
 
 class LikelihoodRatio(NamedTuple):
-    """Of every image, in nats."""
+    """Likelihood ratios of every image, in nats."""
 
     ratio: Float[Array, " batch"]
     """L - L^{>k}: large for an image whose upper layers do not explain it."""
@@ -43,19 +43,19 @@ def likelihood_ratio(
     batch_size: int = 50,
     condition: Float[Array, "batch features"] | None = None,
 ) -> LikelihoodRatio:
-    """LLR^{>k} = L - L^{>k}, the ELBO less the ELBO that trusts the layers above k alone.
+    """LLR^{>k} = L - L^{>k}, the ELBO minus an ELBO that uses only the layers above k.
 
         L^{>k} = E[log p(x | z) + log p(z_{>k}) - log q(z_{>k} | x)],
                  z_{>k} ~ q(z_{>k} | x),  z_{<=k} ~ p(z_{<=k} | z_{>k})
 
-    is a lower bound of log p(x) too, in which the k lowest layers are drawn from their priors. It
-    is loose where the image has details that its upper layers do not imply. Both bounds use the
-    same samples of the upper layers, so that their noise cancels in the difference.
+    is also a lower bound of log p(x); its k lowest layers are drawn from their priors. It is loose
+    if the image has details that its upper layers do not imply. Both bounds use the same samples of
+    the upper layers, so their noise cancels in the difference.
 
     In bottom-up inference (the VAE) q(z_{>k} | x) is a mixture over the lower layers and has no
     density in closed form. There z_{<=k} is drawn from q, z_{>k} from q(z_{>k} | z_k), whose
     density replaces q(z_{>k} | x), and the lower layers are then drawn again. This is a lower bound
-    for every z_k, hence in the mean; it is below the one above.
+    for every z_k, and therefore on average; it is looser than the bound above.
 
     Source: Havtorn, Frellsen, Hauberg, Maaløe 2021, Hierarchical VAEs Know What They Don't Know,
     arXiv:2102.08248.

@@ -1,4 +1,4 @@
-"""What changes from epoch to epoch: the warm-up of beta, and learning rates.
+"""Schedules over epochs: the warm-up of beta, and learning rates.
 
 Python numbers give a Python float, computed in float64; arrays and values traced by `jax.jit` give
 a float32 array.

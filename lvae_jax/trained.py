@@ -1,6 +1,6 @@
-"""A trained model as a folder: `model.json` says what it is, `weights.safetensors` what it learned.
+"""A trained model as a folder: `model.json` describes it, `weights.safetensors` holds its arrays.
 
-Neither file can run code: the one is JSON, the other arrays and their names.
+Neither file can run code: one is JSON, the other holds arrays and their names.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from flax.core import unfreeze
 from lvae_jax.models import VAE, HierarchicalVAE, LadderVAE
 
 FORMAT = 1
-"""Of the folder: raised when older versions of lvae_jax could not read what a newer one writes."""
+"""The folder's format; increased if older versions of lvae_jax could not read a new folder."""
 
 CLASSES: dict[str, type[HierarchicalVAE]] = {"LadderVAE": LadderVAE, "VAE": VAE}
 """The classes that a folder may name."""
@@ -31,7 +31,7 @@ _NOT_STORED = "not stored"
 
 
 class ModelFolderError(ValueError):
-    """A folder that `load` cannot use: damaged, incomplete, of something else, or newer."""
+    """A folder that `load` cannot use: damaged, incomplete, not a model's, or of a newer format."""
 
 
 def save(
@@ -43,13 +43,13 @@ def save(
     """Writes a model and its variables to a folder, which is created if it does not exist.
 
     `model.json` holds the class, every field and the metadata; `weights.safetensors` the parameters
-    and batch statistics by names such as `params/generative/mlps_0/Linear_0/Dense_0/kernel`. A
-    field that is a function or an object of your own is not stored; `load` has to be given it.
+    and batch statistics by names such as `params/generative/mlps_0/Linear_0/Dense_0/kernel`. Fields
+    that are functions or your own objects are not stored; pass them to `load`.
 
     Args:
       folder: where to write; an existing model is replaced.
       model: a `LadderVAE` or a `VAE`.
-      variables: what evaluation takes, batch statistics included
+      variables: the variables for evaluation, batch statistics included
         (`evaluation.reestimate_batch_stats`).
       metadata: anything that JSON can hold, for readers of `model.json`.
 
@@ -103,12 +103,12 @@ def save(
 
 
 def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE, dict[str, Any]]:
-    """Reads a model and its variables: those of a folder made by `save`, or of a finished run.
+    """Reads a model and its variables from a folder made by `save`, or from a finished run.
 
     Args:
-      folder: a folder made by `save`, or a run's, whose `model/` is read.
-      **fields: of the model, the functions and objects that are not stored, such as
-        `activation=jax.nn.gelu`. Other fields are what was saved.
+      folder: a folder made by `save`, or a run's folder, whose `model/` is read.
+      **fields: the model's fields that are not stored, functions and objects, such as
+        `activation=jax.nn.gelu`.
 
     Returns:
       The model and its variables, on the default device: {"params", "batch_stats"}, ready for
@@ -241,7 +241,7 @@ def _field_names(model_class: type[HierarchicalVAE]) -> list[str]:
 
 
 def _stored(value: Any) -> Any:
-    """A field as JSON holds it; of a function or an object its name alone."""
+    """A field as a JSON value; for a function or an object, only its name."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple | list):
@@ -262,7 +262,7 @@ def _flat(variables: Any) -> dict[str, Any]:
 
 
 def _difference(weights: dict[str, np.ndarray], model: HierarchicalVAE) -> str:
-    """The first respect in which weights are not those of a model; empty if they are."""
+    """The first difference between weights and a model's; empty if there is none."""
 
     def init() -> Any:
         keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
@@ -284,13 +284,13 @@ def _difference(weights: dict[str, np.ndarray], model: HierarchicalVAE) -> str:
 
 
 def _checksum(described: dict[str, Any], encoded: bytes) -> str:
-    """Of all that a folder says: the weights, and model.json but for the checksum itself."""
+    """The checksum of a folder: of the weights, and of model.json without the checksum itself."""
     rest = {name: value for name, value in described.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode() + encoded).hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file completely or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)

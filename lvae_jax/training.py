@@ -36,7 +36,7 @@ _EPOCH = (*_STEP, "preprocess", "batch_size", "steps")
 
 
 class TrainState(NamedTuple):
-    """What changes from step to step: enough to resume training exactly."""
+    """All that changes from step to step: enough to resume training exactly."""
 
     params: Any
     opt_state: Any
@@ -44,13 +44,13 @@ class TrainState(NamedTuple):
     """Steps taken."""
 
     nonfinite: Int[Array, ""]
-    """How many of them made no update, because the loss or a gradient was not finite."""
+    """The number of steps without an update, because the loss or a gradient was not finite."""
 
     epoch_sums: Metrics
-    """Sums over the updates of the epoch under way."""
+    """Sums over the updates of the current epoch."""
 
     epoch_updates: Int[Array, ""]
-    """Updates made in the epoch under way."""
+    """Updates made in the current epoch."""
 
     @property
     def evaluated(self) -> Any:
@@ -72,8 +72,8 @@ def make_optimizer(
     Equal arguments return the same object, so that programs are not compiled again.
 
     Args:
-      learning_rate: Adam's learning rate. For one that changes from epoch to epoch give 1 here,
-        and the epoch's rate as `update_scale` of `train_epoch`.
+      learning_rate: Adam's learning rate. If it changes from epoch to epoch, give 1 here, and the
+        epoch's rate as `update_scale` of `train_epoch`.
       max_gradient_norm: gradients of a larger total norm are scaled down to it (the authors: 4).
       max_gradient: gradients are then clipped elementwise to plus or minus this (the authors: 0.9).
       adam_epsilon: Adam's epsilon (the authors: 1e-4).
@@ -116,8 +116,8 @@ def init_state(
       key: the root key of the run; or [replicas], of several runs.
 
     Returns:
-      The state before the first step. With several keys every leaf has a leading axis of them, and
-      each replica is what its own key gives.
+      The state before the first step. With several keys every leaf has a leading axis of replicas,
+      and each replica equals the state of its own key.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -135,15 +135,15 @@ def init_state(
 
 
 def fresh_state(params: Any, optimizer: optax.GradientTransformation, depth: int) -> TrainState:
-    """The state before the first step, with the parameters given.
+    """The state before the first step, with given parameters.
 
     Args:
-      params: of the model.
+      params: the model's parameters.
       optimizer: any of optax.
       depth: L, the model's number of layers.
 
     Returns:
-      A state; its parameters are those given, not copies.
+      A state; it holds the given parameters, not copies.
     """
     # Every array is separate, so that all of them can be donated.
     return TrainState(
@@ -189,7 +189,7 @@ def train_step(
       beta: weight of the KL terms.
       update_scale: a factor on the updates; it may change from step to step without another
         compilation.
-      objective: what to climb.
+      objective: the objective.
       condition: of each example, for a model that takes one.
 
     Returns:
@@ -237,9 +237,10 @@ def _choose(
     if_false: Callable[[TrainState], TrainState],
     state: TrainState,
 ) -> TrainState:
-    """`jax.lax.cond`, on a CPU: there the state is then updated in place, without copies.
+    """On a CPU `jax.lax.cond`, with which the state is updated in place, without copies.
 
-    Elsewhere both are computed, and one selected: a GPU would wait for its host to branch.
+    On other devices both branches are computed and one is selected, because a GPU would have to
+    wait for its host to branch.
     """
 
     def branch(condition: Bool[Array, ""], state: TrainState) -> TrainState:
@@ -249,7 +250,7 @@ def _choose(
         new, old = if_true(state), if_false(state)
         return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
-    # Decided when the program is lowered, by the device that it is for.
+    # Chosen when the program is lowered, by its target device.
     chosen = jax.lax.platform_dependent(condition, state, cpu=branch, default=select)
     return cast(TrainState, chosen)
 
@@ -260,7 +261,7 @@ def _take_steps(
     state: TrainState,
     rows: Int[Array, "steps batch"],
 ) -> TrainState:
-    """`jax.lax.scan` of steps; on accelerators all but the parameters is carried in few vectors."""
+    """`jax.lax.scan` of steps; accelerators carry all but the parameters in a few vectors."""
 
     def by_arrays(state: TrainState) -> TrainState:
         return jax.lax.scan(functools.partial(step, optimizer), state, rows)[0]
@@ -288,19 +289,19 @@ def _take_steps(
 def epoch_batches(
     key: Key[Array, ""], step: int | Int[Array, ""], images: int, batch_size: int
 ) -> tuple[Int[Array, ""], Int[Array, "steps batch"]]:
-    """In which order the epoch of a step takes the images, without a last partial batch.
+    """The order of the images in the epoch of a step, without a last partial batch.
 
     Args:
       key: the root key of the run.
-      step: any of the epoch's.
-      images: how many there are.
+      step: any step of the epoch.
+      images: the number of images.
       batch_size: examples per step.
 
     Returns:
       The step's position in its epoch, and the rows of every batch of the epoch.
 
     Raises:
-      ValueError: there are fewer images than a batch takes.
+      ValueError: there are fewer images than a batch holds.
     """
     if not 1 <= batch_size <= images:
         raise ValueError(f"batch_size={batch_size}, {images} images; give from 1 to {images}")
@@ -314,7 +315,7 @@ def epoch_batches(
 def step_inputs(
     preprocess: Preprocess, batch: Array, key: Key[Array, ""], step: int | Int[Array, ""]
 ) -> tuple[Float[Array, "batch data_dim"], Key[Array, ""]]:
-    """x of a step, and the key of its samples, both by draws that are the step's own."""
+    """x of a step, and the key of its samples; both depend on the step's own draws."""
     return preprocess(named_key(key, "preprocess", step), batch), named_key(key, "sample", step)
 
 
@@ -337,8 +338,8 @@ def train_epoch(
 ) -> tuple[TrainState, Metrics]:
     """One pass over the training images in a new order, without a last partial batch: one program.
 
-    Or `steps` of its steps, from where the state stands: an epoch taken in parts equals a whole
-    one.
+    Or only `steps` of its steps, from the state's position in the epoch: an epoch in parts equals a
+    whole one.
 
     Args:
       model: a model.
@@ -349,11 +350,12 @@ def train_epoch(
       key: the root key of the run.
       beta: weight of the KL terms in this epoch.
       update_scale: a factor on the optimiser's updates in this epoch.
-      max_nonfinite: steps in all that may be without an update because the loss or a gradient was
-        not finite. The state stops before the first one beyond, with `nonfinite` at one more.
-      batch_size: examples a step, at most n.
-      steps: how many to take; they must not lead beyond the epoch's end. The whole epoch if None.
-      objective: what to climb.
+      max_nonfinite: the total number of steps that may skip their update because the loss or a
+        gradient was not finite. The state stops before the first step that exceeds it, and
+        `nonfinite` is then one more.
+      batch_size: examples per step, at most n.
+      steps: the number of steps, at most up to the epoch's end. The whole epoch if None.
+      objective: the objective.
       condition: of each image, for a model that takes one.
 
     Returns:
@@ -439,7 +441,7 @@ def train_replicas(
       model: a model.
       optimizer: any of optax; its updates are added to the parameters.
       preprocess: makes x of a batch of images.
-      state: every leaf with an axis of replicas in front; its buffers are donated.
+      state: every leaf with a leading axis of replicas; its buffers are donated.
       images: [n, ...], which all replicas share.
       key: a root key for every replica.
       beta: of every replica.
@@ -451,7 +453,7 @@ def train_replicas(
       condition: see `train_epoch`; shared as the images are.
 
     Returns:
-      As `train_epoch`, with the axis of replicas in front; the metrics are on every device.
+      As `train_epoch`, with a leading axis of replicas; the metrics are on every device.
     """
 
     def replica(
