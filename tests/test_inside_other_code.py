@@ -297,7 +297,8 @@ def test_what_is_no_key_is_refused(given, message):
 # Dtypes and sizes
 
 
-@pytest.mark.parametrize("dtype", [bool, np.int8, np.int32, np.uint8, np.float16])
+# Not float16: XLA compiles no conversion of it for a processor without instructions for it.
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.int32, np.uint8, jnp.bfloat16])
 def test_zeros_and_ones_of_any_dtype_are_those_of_float32(dtype):
     assert_trees_within(step(np.asarray(X).astype(dtype)), *plain_step())
 
