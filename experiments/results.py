@@ -7,7 +7,7 @@ of metrics.jsonl, `RunResults` is results.json. Only this module converts them f
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -61,6 +61,19 @@ class Replicated:
     """A record of one or more replicas, read by the names of a replica's fields."""
 
     replicas: tuple[Any, ...]
+    replica_type: ClassVar[type[Any]]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Reads what `to_json` wrote.
+
+        Raises:
+          ValueError: a field is missing.
+        """
+        if not isinstance(values, dict):
+            raise ValueError("it is not a JSON object")
+        replicas = tuple(_make(cls.replica_type, each) for each in values.get("replicas", [values]))
+        return _make(cls, values | {"replicas": replicas})
 
     def each(self, name: str) -> list[Any]:
         """The field's value for each replica."""
@@ -129,6 +142,8 @@ class EpochRecord(Replicated):
       True
     """
 
+    replica_type = ReplicaEpoch
+
     epoch: int
     step: int
     replicas: tuple[ReplicaEpoch, ...]
@@ -140,19 +155,12 @@ class EpochRecord(Replicated):
         """Whether the test set was evaluated after this epoch."""
         return self.replicas[0].test_elbo is not None
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "EpochRecord":
-        """Reads what `to_json` wrote.
-
-        Raises:
-          ValueError: a field is missing.
-        """
-        return _read(cls, ReplicaEpoch, values)
-
 
 @dataclasses.dataclass(frozen=True)
 class RunResults(Replicated):
     """The numbers of a finished run: results.json."""
+
+    replica_type = ReplicaResults
 
     dataset: str
     model: str
@@ -164,15 +172,6 @@ class RunResults(Replicated):
     training_seconds: float
     wall_seconds: float
     device: str
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "RunResults":
-        """Reads what `to_json` wrote.
-
-        Raises:
-          ValueError: a field is missing.
-        """
-        return _read(cls, ReplicaResults, values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,16 +210,6 @@ def _fields(record: Any) -> dict[str, Any]:
         for value in [getattr(record, field.name)]
         if not (value is None and field.default is None)
     }
-
-
-_Record = TypeVar("_Record", EpochRecord, RunResults)
-
-
-def _read(record: type[_Record], replica: type[Any], values: Mapping[str, Any]) -> _Record:
-    if not isinstance(values, dict):
-        raise ValueError("it is not a JSON object")
-    replicas = tuple(_make(replica, each) for each in values.get("replicas", [values]))
-    return _make(record, values | {"replicas": replicas})
 
 
 def _make(kind: type[Any], values: Mapping[str, Any]) -> Any:
