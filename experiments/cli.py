@@ -207,7 +207,7 @@ def errors_in_one_line() -> Iterator[None]:
             raise
         fail(
             f"cannot write {error.filename or 'a file'} ({error.strerror}); "
-            "free space and give the same command again"
+            "free space and run the same command again"
         )
     except Exception as error:
         from lvae_jax.data import DataError  # it imports JAX

@@ -141,7 +141,7 @@ class Checkpoints:
             last = f"the one of step {intact[-1]} is intact" if intact else "there is no other"
             raise CheckpointError(
                 f"cannot save the checkpoint of step {step} in {self.path}: {reason}; {last}. "
-                "Free space and give the same command again"
+                "Free space and run the same command again"
             ) from error
 
     def restore(self, like: Any) -> tuple[Any, int] | None:

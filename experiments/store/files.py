@@ -30,7 +30,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         what_to_do = (
-            "free space and give the same command again"
+            "free space and run the same command again"
             if error.errno in NO_ROOM
             else "give another --workdir"
         )

@@ -422,14 +422,14 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_once_there_is_room
 
     # No room for the metrics so far, for TensorBoard's events so far, for another checkpoint.
     assert events > metrics + 100
-    no_room = r"\(File too large\); free space and give the same command again$"
+    no_room = r"\(File too large\); free space and run the same command again$"
     for size, expected in (
         (metrics // 2, rf"cannot write to {workdir}/metrics\.jsonl {no_room}"),
         (metrics + 100, rf"cannot write to {workdir}/tensorboard/\S+ {no_room}"),
         (
             400_000,
             rf"cannot save the checkpoint of step \d+ in {workdir}/(checkpoints|chosen): file too "
-            r"large; the one of step \d+ is intact\. Free space and give the same command again$",
+            r"large; the one of step \d+ is intact\. Free space and run the same command again$",
         ),
     ):
         command = Command(workdir, limited(size, digits(workdir, "--checkpoint_seconds=0.5")))

@@ -369,7 +369,7 @@ def test_a_limit_on_file_sizes_ends_in_one_line_and_leaves_the_one_before_intact
     assert out.splitlines() == [
         f"cannot save the checkpoint of step 2 in {tmp_path / 'checkpoints'}: "
         f"{os.strerror(errno.EFBIG).lower()}; the one of step 1 is intact. "
-        "Free space and give the same command again",
+        "Free space and run the same command again",
         "['1']",
         "[1, 2]",
     ]

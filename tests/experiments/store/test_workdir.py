@@ -357,7 +357,7 @@ def test_a_file_that_cannot_grow_is_a_line_and_the_next_start_goes_on(run):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        f"cannot write to {run / name} (File too large); free space and give the same command again"
+        f"cannot write to {run / name} (File too large); free space and run the same command again"
         for name in ("metrics.jsonl", "results.json")
     ]
     assert (run / "results.json").read_bytes() == before[str(run / "results.json")]
