@@ -17,7 +17,7 @@ labels = rng.integers(0, 10, 1000)
 x = np.float32(rng.random((1000, 64)) < prototypes[labels] * 0.8 + 0.1)
 y = jax.nn.one_hot(labels, 10)
 
-# All MLPs, upward and downward, are given y beside their input.
+# All MLPs, upward and downward, get y as a further input.
 model = LadderVAE(64, (8, 4), (64, 32), condition_dim=10)
 optimizer = optax.adamw(1e-2)
 

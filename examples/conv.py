@@ -13,7 +13,7 @@ from lvae_jax.networks import BatchNorm
 
 
 class Encoder(nn.Module):
-    """x to d_1: two strided convolutions. Arrays are [..., data_dim], with any axes in front."""
+    """x to d_1: two strided convolutions. Arrays are [..., data_dim] with any leading axes."""
 
     @nn.compact
     def __call__(self, x, train):
@@ -25,7 +25,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """From d(z_1), of the decoder's MLP, to the logits of x."""
+    """From d(z_1), the output of the decoder's MLP, to the logits of x."""
 
     @nn.compact
     def __call__(self, d, train):
@@ -37,12 +37,12 @@ class Decoder(nn.Module):
 
 
 def mlp(layer, direction):
-    """Replaces the network from x to d_1; None leaves the paper's."""
+    """Replaces the network from x to d_1; None keeps the paper's."""
     return Encoder() if (layer, direction) == (1, "up") else None
 
 
 def head(layer, direction):
-    """Replaces what makes p(x | z_1): x counts as layer 0."""
+    """Replaces the head of p(x | z_1); x counts as layer 0."""
     return Decoder() if (layer, direction) == (0, "down") else None
 
 

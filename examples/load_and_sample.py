@@ -19,7 +19,7 @@ print(f"{type(model).__name__} with layers {model.latent_sizes}")
 images = model.apply(variables, jax.random.key(0), num_samples=16, method="generate")
 print(f"{len(images)} images of {images.shape[1]} variables, from {images.min():.2f} on")
 
-# What each layer adds: a z_i that is given, the layers below it drawn.
+# What each layer adds: z_i is given, and the layers below it are drawn.
 for layer, units in enumerate(model.latent_sizes, start=1):
     z = jnp.zeros((16, units))
     rngs = {"sample": jax.random.key(1)}

@@ -1,4 +1,4 @@
-"""A ladder's inference as a numpyro guide: SVI trains what a model in numpyro's words describes.
+"""A ladder's inference as a numpyro guide: SVI trains a model that is written in numpyro.
 
     python numpyro_guide.py        needs lvae-jax and numpyro
 
@@ -22,7 +22,7 @@ SIZES = {"z_2": 4, "z_1": 8}
 
 
 def network(name, units, inputs):
-    """d(y) and the Gaussian of `units` units that it gives, (10)-(12), without batch norm."""
+    """d(y) and its Gaussian of `units` units, (10)-(12), without batch norm."""
     mlp = flax_module(f"{name}_mlp", MLP((32, 32), "leaky_relu", False), train=False,
                       input_shape=(1, inputs))  # fmt: skip
     head = flax_module(f"{name}_head", GaussianHead(units, False, 1e-5), train=False,

@@ -1,4 +1,4 @@
-"""A training loop of one's own: Flax's TrainState, any optax optimiser, the paper's warm-up.
+"""Your own training loop: Flax's TrainState, any optax optimiser, the paper's warm-up.
 
 python own_loop.py        needs lvae-jax alone
 """
@@ -24,7 +24,7 @@ objective = Objective(mc_samples=2)
 keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
 
 
-# A schedule of optax counts steps, those of lvae_jax count epochs.
+# optax schedules count steps; lvae_jax's count epochs.
 def learning_rate(step):
     return schedules.learning_rate("cosine", 1e-2, step // STEPS, EPOCHS)
 
@@ -51,7 +51,7 @@ for epoch in range(EPOCHS):
     if epoch % 10 == 9:
         print(f"epoch {epoch + 1}: train ELBO {metrics.train_elbo:.1f} nats")
 
-# Batch norm's statistics for evaluation are those of the training set with the final parameters.
+# Evaluation needs batch-norm statistics of the training set with the final parameters.
 variables = evaluation.reestimate_batch_stats(
     model, state.params, lambda key, x: x, images, jax.random.key(3), batch_size=BATCH_SIZE
 )

@@ -13,7 +13,7 @@ from lvae_jax import LadderVAE, bounds, evaluation
 
 
 class ClassifyingLadder(nn.Module):
-    """It has what `lvae_jax.models.Model` lists, so that `evaluation` and `training` take it."""
+    """It has the members of `lvae_jax.models.Model`, so `evaluation` and `training` accept it."""
 
     ladder: LadderVAE
     classes: int
@@ -53,7 +53,7 @@ opt_state = optimizer.init(params)
 
 @jax.jit
 def step(params, opt_state, key):
-    """Climbs the ELBO plus the log probability of the labels."""
+    """A step of gradient ascent on the ELBO plus the log probability of the labels."""
 
     def loss(params):
         options = {"train": True, "rngs": {"sample": key}, "method": "with_logits"}
