@@ -35,10 +35,12 @@ PATIENCE = 300.0  # seconds, of a machine that does much else
 EPOCHS, STEPS = 20, 4
 
 FLAGS = [
-    "--latent_sizes=3,2", "--hidden_sizes=8,6", "--warmup_epochs=5", "--batch_size=321",
+    "--latent_sizes=3", "--hidden_sizes=8", "--warmup_epochs=5", "--batch_size=200",
     f"--epochs={EPOCHS}", "--eval_every=2", "--eval_samples=20", "--validation=100",
 ]  # fmt: skip
-"""Of the small runs here; 1,400 digits are left to train on."""
+"""Of the small runs here; 800 of the 1,000 images are left to train on."""
+
+LADDER = ["--latent_sizes=3,2", "--hidden_sizes=8,6"]
 
 OFTEN = "--checkpoint_seconds=0.05"
 
@@ -46,12 +48,14 @@ ONE_DEVICE = with_cpu_devices(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_torch(tmp_path_factory):
-    """Commands without torch, which tensorboardX imports where it is: seconds of every start."""
-    folder = tmp_path_factory.mktemp("no_torch")
+def images(tmp_path_factory) -> None:
+    """What commands find: images, and no torch, which tensorboardX imports in seconds."""
+    folder = tmp_path_factory.mktemp("images")
+    np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (1000, 64), np.uint8))
     (folder / "torch.py").write_text("raise ImportError('of the tests')\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
+        patch.setenv("IMAGES", str(folder / "images.npy"))
         yield
 
 
@@ -107,13 +111,14 @@ class Command:
         return self.said().splitlines()[-1]
 
 
-def digits(workdir: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "experiments.digits", *FLAGS, f"--workdir={workdir}", *flags]
+def training(workdir: Path, *flags: str) -> list[str]:
+    files = [f"--train={os.environ['IMAGES']}", f"--workdir={workdir}"]
+    return [sys.executable, "-m", "experiments.arrays", *FLAGS, *files, *flags]
 
 
 def finish(workdir: Path, *flags: str) -> str:
     """Runs to the end; returns what was said."""
-    command = Command(workdir, digits(workdir, *flags))
+    command = Command(workdir, training(workdir, *flags))
     assert command.process.wait(PATIENCE) == 0, command.said()
     return command.said()
 
@@ -175,7 +180,7 @@ def killed(workdir: Path, moments: random.Random, kinds: list[str], *flags: str)
     after = sorted(moments.uniform(0, EPOCHS - 4) for kind in kinds if kind != "evaluating")
     caught = []
     for kind in kinds:
-        command = Command(workdir, digits(workdir, OFTEN, *flags))
+        command = Command(workdir, training(workdir, OFTEN, *flags))
         least = after.pop(0) if kind != "evaluating" else EPOCHS
         if kind == "training":
             command.wait_until(lambda: command.trains() and command.epochs() >= least)  # noqa: B023
@@ -213,15 +218,15 @@ def test_runs_killed_at_twenty_moments_equal_uninterrupted_ones_bit_for_bit(whol
     training = ["starting", "training", "chosen", "training", "checkpoints"]
     one = [*training, "training", "checkpoints", "training", "training", "checkpoints"]
     of_one, of_two = random.Random(0), random.Random(1)
-    replicas = "--replicas=2"
+    replicas = [*LADDER, "--replicas=2"]
 
     def single() -> list[str]:
         return killed(tmp_path / "one", of_one, [*one, "evaluating", "evaluating"])
 
     def double() -> list[str]:
-        finish(tmp_path / "whole", replicas)
+        finish(tmp_path / "whole", *replicas)
         kinds = [*training, "training", "checkpoints", "evaluating"]
-        return killed(tmp_path / "two", of_two, kinds, replicas)
+        return killed(tmp_path / "two", of_two, kinds, *replicas)
 
     with ThreadPoolExecutor() as pool:
         both = [pool.submit(single), pool.submit(double)]
@@ -241,7 +246,7 @@ def resume_from(line: str) -> list[str]:
 def test_a_run_that_is_asked_to_end_saves_and_says_what_goes_on(whole, tmp_path):
     workdir = tmp_path / "run"
     # While the first step is compiled.
-    command = Command(workdir, digits(workdir, OFTEN))
+    command = Command(workdir, training(workdir, OFTEN))
     command.wait_until(lambda: "training images" in command.said())
     assert command.send(signal.SIGTERM) == 128 + signal.SIGTERM
     stopped = rf"stopped after step (\d+), which is saved in {workdir}; resume with: "
@@ -277,7 +282,7 @@ def test_a_second_sigint_stops_at_once_even_while_a_program_is_compiled(tmp_path
     sizes = ["--latent_sizes=7,6,5,4,3", "--hidden_sizes=29,23,19,17,13", "--iw_samples=3"]
     command = Command(
         workdir,
-        digits(workdir, *sizes, "--compilation_cache=off"),
+        training(workdir, *sizes, "--compilation_cache=off"),
         JAX_DISABLE_MOST_OPTIMIZATIONS="0",
     )
     command.wait_until(lambda: "training images" in command.said())
@@ -292,7 +297,7 @@ def test_a_second_sigint_stops_at_once_even_while_a_program_is_compiled(tmp_path
 def test_a_signal_while_modules_are_imported_ends_the_process_without_a_run(after, tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT):
         workdir = tmp_path / str(number)
-        command = Command(workdir, digits(workdir))
+        command = Command(workdir, training(workdir))
         time.sleep(after)  # before, in or after the imports, as fast as the machine may be
         assert command.send(number) in (-number, 128 + number), command.said()
         assert "Fatal" not in command.said()
@@ -303,11 +308,11 @@ def both_processes(workdir: Path, *flags: str) -> list[Command]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    together = [f"--coordinator_address={address}", "--num_processes=2", "--batch_size=322"]
+    together = [f"--coordinator_address={address}", "--num_processes=2"]
     return [
         Command(
             workdir,
-            digits(workdir, *together, f"--process_id={i}", *flags),
+            training(workdir, *together, f"--process_id={i}", *flags),
             name=f".{i}",
         )
         for i in (0, 1)
@@ -341,7 +346,7 @@ OVERFLOWS = ["--beta=1e38", "--warmup_epochs=2", "--validation=0", "--eval_every
 
 def test_a_loss_that_is_not_finite_stops_with_status_3_and_keeps_the_last_checkpoint(tmp_path):
     workdir = tmp_path / "run"
-    command = Command(workdir, digits(workdir, *OVERFLOWS, "--checkpoint_seconds=0"))
+    command = Command(workdir, training(workdir, *OVERFLOWS, "--checkpoint_seconds=0"))
     assert command.process.wait(PATIENCE) == 3, command.said()
     assert re.fullmatch(
         rf"error: epoch 1, step {STEPS}: the loss is inf; the last checkpoint in "
@@ -358,7 +363,7 @@ def test_a_loss_that_is_not_finite_stops_with_status_3_and_keeps_the_last_checkp
 
 def test_parameters_that_diverge_stop_with_the_layer(tmp_path):
     workdir = tmp_path / "run"
-    command = Command(workdir, digits(workdir, "--learning_rate=1e30"))
+    command = Command(workdir, training(workdir, "--learning_rate=1e30"))
     assert command.process.wait(PATIENCE) == 3, command.said()
     assert re.match(
         r"error: epoch 0, step [1-3]: (the (prior|posterior) (mean|variance) of z_[12]|z_[12]|"
@@ -371,7 +376,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(tmp_p
     workdir = tmp_path / "run"
     limit = 2 * STEPS + 1
     skip = ["--on_nonfinite=skip", f"--max_nonfinite={limit}", "--checkpoint_seconds=0"]
-    command = Command(workdir, digits(workdir, *OVERFLOWS, *skip))
+    command = Command(workdir, training(workdir, *OVERFLOWS, *skip))
     assert command.process.wait(PATIENCE) == 3, command.said()
     assert command.last_line().startswith(
         f"error: epoch 3, step {3 * STEPS + 1}: the loss is inf, after {limit} skipped updates; "
@@ -381,7 +386,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(tmp_p
     # An epoch without an update has no means, which JSON calls null: NaN is not of JSON.
     assert "NaN" not in (workdir / "metrics.jsonl").read_text()
     assert [line["train_elbo"] is None for line in lines] == [False, True, True]
-    assert lines[1]["kl_per_layer"] == [None, None]
+    assert lines[1]["kl_per_layer"] == [None]
     report = [sys.executable, "-m", "experiments.report", str(workdir)]
     assert subprocess.run(report, cwd=ROOT, env=os.environ).returncode == 0
     assert "Every update of the last one was skipped" in (workdir / "report.html").read_text()
@@ -413,7 +418,7 @@ def limited(size: int, command: list[str]) -> list[str]:
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on_once_there_is_room(whole, tmp_path):
     workdir = tmp_path / "run"
-    command = Command(workdir, digits(workdir))
+    command = Command(workdir, training(workdir))
     command.wait_until(lambda: command.epochs() >= EPOCHS // 2)
     assert command.send(signal.SIGTERM) == 128 + signal.SIGTERM
     step = Checkpoints(workdir / "checkpoints").steps()[-1]
@@ -432,7 +437,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_once_there_is_room
             r"large; the one of step \d+ is intact\. Free space and run the same command again$",
         ),
     ):
-        command = Command(workdir, limited(size, digits(workdir, "--checkpoint_seconds=0.5")))
+        command = Command(workdir, limited(size, training(workdir, "--checkpoint_seconds=0.5")))
         assert command.process.wait(PATIENCE) == 2, command.said()
         assert re.match(f"error: {expected}", command.last_line()), command.said()
         assert verify(workdir / "checkpoints" / str(step), step) is None
@@ -444,7 +449,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_once_there_is_room
 def test_a_disk_that_fills_up_with_tensorboards_events_ends_the_run_in_one_line(tmp_path):
     workdir = tmp_path / "run"
     flags = ["--validation=0", "--eval_every=0", "--checkpoint_seconds=1000", "--epochs=100000"]
-    command = Command(workdir, limited(20_000, digits(workdir, *flags)))
+    command = Command(workdir, limited(20_000, training(workdir, *flags)))
     assert command.process.wait(PATIENCE) == 2, command.said()
     assert command.trains()
     assert re.match(
@@ -455,7 +460,7 @@ def test_a_disk_that_fills_up_with_tensorboards_events_ends_the_run_in_one_line(
 
 def test_a_second_command_is_refused_until_the_first_is_killed(tmp_path):
     workdir = tmp_path / "run"
-    endless = digits(workdir, OFTEN, "--epochs=1000000")
+    endless = training(workdir, OFTEN, "--epochs=1000000")
     first = Command(workdir, endless)
     first.wait_until(lambda: first.epochs() >= 3)
     second = Command(workdir, endless, name=".second")
