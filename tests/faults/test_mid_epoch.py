@@ -18,7 +18,7 @@ from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints
 from lvae_jax.data import Dataset
 
-EPOCHS, STEPS = 3, 4
+EPOCHS, STEPS = 2, 3
 
 
 def stripes() -> Dataset:
@@ -26,7 +26,7 @@ def stripes() -> Dataset:
     images = generator.integers(0, 256, (50, 4, 3)).astype(np.uint8)
     labels = np.zeros(50, np.int32)
     return Dataset(
-        "stripes", images[:40], labels[:40], images[40:], labels[40:], "bernoulli", "dynamic"
+        "stripes", images[:33], labels[:33], images[33:], labels[33:], "bernoulli", "dynamic"
     )
 
 

@@ -44,7 +44,7 @@ model, optimizer = LadderVAE(20, (4, 2), (16, 8)), training.make_optimizer(1.0, 
 images = np.random.default_rng(0).integers(0, 256, (480, 20), np.uint8)
 root = jnp.stack([jax.random.key(0), jax.random.key(1)])
 results = {}
-for replica, data in ((1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 4)):
+for replica, data in ((1, 1), (1, 8), (2, 1), (2, 4)):
     mesh = jax.make_mesh((replica, data), training.MESH_AXES, axis_types=(AxisType.Auto,) * 2,
                          devices=jax.devices()[: replica * data])
     keys = devices.put(root, mesh, "replica")
@@ -112,7 +112,7 @@ def on_meshes():
     return json.loads(process.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("mesh", ["1x2", "1x4", "1x8", "2x1", "2x4"])
+@pytest.mark.parametrize("mesh", ["1x8", "2x1", "2x4"])
 def test_an_epoch_on_several_devices_is_that_on_one_to_rounding(on_meshes, mesh):
     assert on_meshes[mesh]["devices"] == np.prod([int(n) for n in mesh.split("x")])
     on_one = on_meshes["1x1"]
@@ -121,7 +121,7 @@ def test_an_epoch_on_several_devices_is_that_on_one_to_rounding(on_meshes, mesh)
     assert np.abs(np.subtract(*on_meshes[mesh]["values"])).max() > 0.1
 
 
-@pytest.mark.parametrize("mesh", ["1x1", "1x2", "1x4", "1x8", "2x1", "2x4"])
+@pytest.mark.parametrize("mesh", ["1x1", "1x8", "2x1", "2x4"])
 def test_a_batch_is_split_and_only_over_data_is_anything_reduced(on_meshes, mesh):
     data = int(mesh[2:])
     # No device computes on more than its part of the 160 examples of 20 pixels.
@@ -137,8 +137,8 @@ def free_port() -> int:
 
 def start(workdir: Path, *flags: str, virtual_devices: int = 1) -> subprocess.Popen:
     arguments = [
-        "--latent_sizes=4,2", "--hidden_sizes=16,8", "--epochs=4", "--warmup_epochs=2",
-        "--eval_every=4", "--eval_samples=20", "--batch_size=480",
+        "--latent_sizes=4", "--hidden_sizes=16", "--epochs=2", "--warmup_epochs=2",
+        "--eval_every=2", "--eval_samples=20", "--batch_size=480",
         f"--learning_rate={LEARNING_RATE}", "--adam_epsilon=1",
         f"--workdir={workdir}", *flags,
     ]  # fmt: skip
@@ -161,7 +161,7 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
 def numbers_of(workdir: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """What a run found: its parameters; and its metrics and results, in nats."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    assert [line["epoch"] for line in lines] == [0, 1]
     results = json.loads((workdir / "results.json").read_text())
     checkpoints = Checkpoints(workdir / "checkpoints")
     params, _ = checkpoints.read("params")
