@@ -7,6 +7,8 @@ is compiled: tracing passes through every function.
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 from jaxtyping import TypeCheckError, install_import_hook
 
@@ -91,6 +93,7 @@ print("true")
 """
 
 
+@pytest.mark.slow
 def test_every_public_function_keeps_to_its_shapes():
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False

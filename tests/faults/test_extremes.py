@@ -112,6 +112,7 @@ def test_a_batch_of_one_without_batch_norm_runs(tmp_path, images):
     assert results["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_twelve_layers_run(tmp_path):
     results = outcome(
         tmp_path / "run",
@@ -129,6 +130,7 @@ def test_a_width_of_one_runs(tmp_path):
     assert [len(layer) for layer in results["kl_per_unit"]] == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("latent", "hidden"), [(4096, 1), (2, 4096)])
 def test_a_width_of_4096_runs(tmp_path, latent, hidden):
     results = outcome(

@@ -117,6 +117,7 @@ run(dataclasses.replace(SHORTEST, workdir=sys.argv[2]), stripes())
 """
 
 
+@pytest.mark.slow
 def test_a_run_without_compilation_finds_the_same_to_rounding(tmp_path):
     """JAX_DISABLE_JIT=1 is how people look into a run with a debugger."""
     run(dataclasses.replace(SHORTEST, workdir=str(tmp_path / "compiled")), stripes())
