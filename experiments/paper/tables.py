@@ -259,7 +259,7 @@ def write_figures(paper: PaperSettings) -> None:
             figure = figures.kl_per_layer({planned.variant: results for planned, results in found})
         else:
             file = Path("figures") / "principal_components.png"
-            figure = figures.above_each_other({name: run.path / file for name, run in runs.items()})
+            figure = figures.stacked({name: run.path / file for name, run in runs.items()})
         title = f"{found[0][1].dataset}.{scaled(paper)}"
         figure.suptitle(title, fontsize=10)
         figures.write_png(folder / f"{item}.png", figure)

@@ -68,7 +68,7 @@ def draw_model(
 
     columns = min(10, len(shown))
     copies = draws.reconstructions[: len(shown)]
-    pairs = pictures.above_each_other([np.asarray(shown), copies], columns)
+    pairs = pictures.interleaved([np.asarray(shown), copies], columns)
     pictures.write_png(folder / "samples.png", grid([draws.samples], 10))
     pictures.write_png(folder / "reconstructions.png", grid([pairs], columns))
 

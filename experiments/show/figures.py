@@ -393,7 +393,7 @@ def by_depth(
     return figure
 
 
-def above_each_other(files: Mapping[str, Path]) -> Figure:
+def stacked(files: Mapping[str, Path]) -> Figure:
     """Stacks PNG files, each under its name."""
     images = {}
     for name, file in files.items():

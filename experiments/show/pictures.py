@@ -147,7 +147,7 @@ def grid(pictures: np.ndarray, columns: int, low: float, high: float) -> np.ndar
     return canvas
 
 
-def above_each_other(rows: list[np.ndarray], columns: int = 10) -> np.ndarray:
+def interleaved(rows: list[np.ndarray], columns: int = 10) -> np.ndarray:
     """Interleaves arrays [n, ...]: the first `columns` of each, then the next ones, and so on."""
     starts = range(0, len(rows[0]), columns)
     return np.concatenate([part[start : start + columns] for start in starts for part in rows])

@@ -75,7 +75,7 @@ def test_colours_are_drawn_as_they_are():
 
 def test_rows_stand_above_each_other_ten_by_ten():
     upper, lower = np.arange(14), 100 + np.arange(14)
-    found = pictures.above_each_other([upper, lower], columns=10)
+    found = pictures.interleaved([upper, lower], columns=10)
     expected = [*range(10), *range(100, 110), *range(10, 14), *range(110, 114)]
     assert found.tolist() == expected
 
