@@ -503,8 +503,8 @@ def test_with_every_kl_below_the_free_bits_a_step_is_that_of_beta_zero():
     [
         ({"gradient": "iwae"}, "gradient='iwae'; give one of standard, stl, dreg"),
         (
-            {"free_bits": 0.1, "importance_samples": 5},
-            "free_bits=0.1, importance_samples=5, gradient='standard': free bits are for the ELBO "
+            {"free_bits": 0.1, "importance_samples": 2},
+            "free_bits=0.1, importance_samples=2, gradient='standard': free bits are for the ELBO "
             "and its standard gradient; give importance_samples=1 and gradient='standard', or "
             "free_bits=0",
         ),
@@ -513,11 +513,46 @@ def test_with_every_kl_below_the_free_bits_a_step_is_that_of_beta_zero():
             {"free_bits": 0.1, "gradient": "dreg"},
             "importance_samples=1, gradient='dreg': free bits",
         ),
+        ({"free_bits": -0.1}, "free_bits=-0.1; give nats per unit, at least 0"),
+        ({"free_bits": math.nan}, "free_bits=nan; give nats per unit, at least 0"),
+        ({"mc_samples": 0}, "mc_samples=0, importance_samples=1; give at least 1 of each"),
+        ({"importance_samples": 0}, "mc_samples=1, importance_samples=0; give at least 1 of each"),
     ],
 )
-def test_what_is_no_gradient_and_what_does_not_go_with_free_bits_is_refused(options, message):
+def test_what_is_no_objective_is_refused(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Objective(**options)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "accelerator"])
+def test_loss_and_metrics_are_means_over_samples_and_examples(platform, monkeypatch):
+    apply = jax.jit(functools.partial(LADDER.apply, num_samples=3, train=True))
+    terms = apply({"params": random_params(LADDER)}, X, rngs={"sample": jax.random.key(0)})
+    log_px, kl = np.float64(terms.log_px), []
+    for q, p in zip(terms.posterior, terms.prior, strict=True):
+        (m_q, v_q), (m_p, v_p) = (map(np.float64, gaussian) for gaussian in (q, p))
+        kl.append(0.5 * np.sum(v_q / v_p + (m_q - m_p) ** 2 / v_p - 1 + np.log(v_p / v_q), -1))
+    expected = (log_px - sum(kl)).mean()
+    monkeypatch.setattr(
+        jax.lax,
+        "platform_dependent",
+        lambda *given, default, **known: known.get(platform, default)(*given),
+    )
+    found = objective.metrics_of(terms)
+    size = np.abs(log_px).mean() + sum(layer.mean() for layer in kl)
+    roundings = 16 + np.sqrt(18)  # of a term, and the mean of three samples of six examples
+    assert_close(found.train_elbo, expected, roundings, size)
+    assert_close(found.log_px, log_px.mean(), roundings, size)
+    assert_close(found.kl_per_layer, [layer.mean() for layer in kl], roundings, size)
+    assert_close(Objective().loss(terms), -expected, roundings, size)
+
+
+def test_loss_and_gradients_are_of_beta_one_unless_given():
+    loss, metrics, _ = jax.jit(functools.partial(objective.loss_and_gradients, LADDER))(
+        random_params(LADDER), X, jax.random.key(0)
+    )
+    size = np.abs(metrics.log_px) + np.float64(metrics.kl_per_layer).sum()
+    assert_close(loss, -metrics.train_elbo, roundings=16, size=size)
 
 
 # The optimiser and its learning rate
