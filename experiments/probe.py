@@ -134,9 +134,11 @@ def error_rates(
             ("logistic", LogisticRegression(max_iter=100)),
         ):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the optimiser may reach its last iteration
-                classifier.fit(train[rows], labels[0][rows])
-            found[name].append(100 * float(np.mean(classifier.predict(test) != labels[1])))
+                # The optimiser may reach its last iteration, and joblib may find no physical cores,
+                # as in containers without lscpu.
+                warnings.simplefilter("ignore")
+                predicted = classifier.fit(train[rows], labels[0][rows]).predict(test)
+            found[name].append(100 * float(np.mean(predicted != labels[1])))
     results = {}
     for name, errors in found.items():
         rate = float(np.mean(errors))

@@ -1,8 +1,12 @@
 """The commands on a trained model, on the digits, and their numbers against other computations."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +26,8 @@ from experiments import certify, finished, impute, outliers, probe
 from experiments.errors import SettingsError, WorkdirError
 from lvae_jax import LadderVAE
 from lvae_jax.data import DataError, digits
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +106,26 @@ def test_error_rates_are_those_of_the_nearest_neighbour_in_the_units_own_proport
     assert_close(found["mean"], 100 * wrong, 2, epsilon=EPSILON_64)
     error = 100 * np.sqrt(wrong * (1 - wrong) / 200)
     assert_close(found["standard_error"], error, 8, epsilon=EPSILON_64)
+
+
+PROBE = """
+import numpy as np
+from experiments import probe
+features, labels = np.random.default_rng(0).normal(size=(2000, 3)), np.arange(2000) % 2
+print(probe.error_rates((features, features), (labels, labels), [np.arange(2000)], 1)["knn"])
+"""
+
+
+def test_error_rates_need_no_count_of_physical_cores():
+    result = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", PROBE],
+        env=os.environ | {"PATH": ""},  # without lscpu, which counts them
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "'mean': 0.0" in result.stdout
 
 
 def test_information_is_that_of_a_discrete_unit_and_none_of_noise():

@@ -69,7 +69,7 @@ def test_no_object_in_an_array_file_is_loaded(tmp_path, trace, name):
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
 def test_a_pickle_under_the_name_of_an_array_is_not_loaded(tmp_path, trace, name):
     (tmp_path / name).write_bytes(pickle.dumps(Payload(trace)))
-    with pytest.raises(DataError, match=r"is no \.npy or \.npz file"):
+    with pytest.raises(DataError, match=r"is a pickle, .*, not an \.npy or \.npz file"):
         arrays.load(tmp_path / name)
     assert read_arrays(tmp_path / name, ["images"]) is None
 
