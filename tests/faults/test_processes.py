@@ -215,8 +215,8 @@ def test_a_run_killed_at_any_moment_equals_an_uninterrupted_one_bit_for_bit(whol
 
 @pytest.mark.slow
 def test_runs_killed_at_twenty_moments_equal_uninterrupted_ones_bit_for_bit(whole, tmp_path):
-    training = ["starting", "training", "chosen", "training", "checkpoints"]
-    one = [*training, "training", "checkpoints", "training", "training", "checkpoints"]
+    begin = ["starting", "training", "chosen", "training", "checkpoints"]
+    one = [*begin, "training", "checkpoints", "training", "training", "checkpoints"]
     of_one, of_two = random.Random(0), random.Random(1)
     replicas = [*LADDER, "--replicas=2"]
 
@@ -225,7 +225,7 @@ def test_runs_killed_at_twenty_moments_equal_uninterrupted_ones_bit_for_bit(whol
 
     def double() -> list[str]:
         finish(tmp_path / "whole", *replicas)
-        kinds = [*training, "training", "checkpoints", "evaluating"]
+        kinds = [*begin, "training", "checkpoints", "evaluating"]
         return killed(tmp_path / "two", of_two, kinds, *replicas)
 
     with ThreadPoolExecutor() as pool:
