@@ -642,7 +642,7 @@ class LadderVAE(HierarchicalVAE):
       generative_hidden_sizes: hidden units of the generative model's MLPs, if they differ from
         `hidden_sizes`.
       batch_norm_epsilon: added to variances within batch norm (the authors: 1e-10).
-      variance_bias: initial bias of variances before softplus, in layers without batch norm (the
+      variance_bias: initial bias of variances before softplus, in heads without batch norm (the
         authors: 1).
       own_top_down: the downward inference has separate MLPs instead of the generative ones.
       mean_upward: mu_hat_{i-1} is fed upward instead of d_{i-1}.
