@@ -16,11 +16,12 @@ from typing import Any
 
 import jax
 
-from benchmarks import likelihood, startup, targets, training_step
+from benchmarks import likelihood, linear_layer, startup, targets, training_step
 from benchmarks.timing import markdown
 
 SECTIONS: dict[str, Any] = {
     "step": training_step,
+    "layer": linear_layer,
     "likelihood": likelihood,
     "startup": startup,
     "targets": targets,

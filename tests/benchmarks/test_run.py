@@ -3,10 +3,11 @@
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import likelihood, optional, run, startup, training_step
+from benchmarks import likelihood, linear_layer, optional, run, startup, training_step
 from benchmarks.sizes import Sizes
 
 TINY = Sizes(12, (4,), (8,))
@@ -76,13 +77,32 @@ def test_the_likelihood_is_timed(monkeypatch, tmp_path, capsys, no_pytorch):
     assert "| chunk | lvae_jax " in capsys.readouterr().out
 
 
+def test_the_products_of_a_layer_are_timed(monkeypatch, tmp_path, capsys, no_pytorch):
+    plan = linear_layer.Plan(layers=((4, 3, 2),), rounds=2, flops=1e3)
+    monkeypatch.setattr(linear_layer, "QUICK", plan)
+    result = _run(monkeypatch, tmp_path, "--quick", "--only=layer")["layer"]
+    (rows,) = result["tables"].values()
+    assert [row["product"] for row in rows] == ["y = x W", "dW = x^T g", "dx = g W^T"]
+    for row in rows:
+        assert 0 < row["XLA"]["min"] <= row["XLA"]["median"] <= row["XLA"]["max"]
+    assert optional.NO_PYTORCH in result["notes"]
+    assert "| 4x3x2 " in capsys.readouterr().out
+
+
+def test_the_loop_multiplies_what_is_given():
+    for a, b in linear_layer.operands((4, 3, 2)).values():
+        hlo = jax.jit(linear_layer.by_xla(a, b, 5)).lower().as_text()
+        assert hlo.count("stablehlo.dot_general") == 1
+        assert f"tensor<{a.shape[0]}x{b.shape[1]}xf32>" in hlo
+
+
 def test_sections_are_refused_or_put_in_order(capsys, monkeypatch):
     assert run.sections_of("targets,step") == ["step", "targets"]
     monkeypatch.setattr(sys, "argv", ["benchmarks.run", "--only=steps"])
     with pytest.raises(SystemExit) as ended:
         run.main()
     assert ended.value.code == 2
-    assert "'steps'; give some of step,likelihood,startup,targets" in capsys.readouterr().err
+    assert "'steps'; give some of step,layer,likelihood,startup,targets" in capsys.readouterr().err
 
 
 def test_plans_of_a_quick_look_measure_less():
