@@ -40,6 +40,8 @@ _MADE_BY_A_RUN = (
     "report.html",
     "config.json",  # last: it marks the folder as a run's
 )
+_MADE_FROM_A_RUN = ("probe.json", "outliers-*.json", "impute-*.json", "certify.json")
+"""What commands on the finished run have written."""
 
 
 class Workdir:
@@ -121,6 +123,9 @@ class Workdir:
         if self.writes:
             with writing(self.path):
                 if self._overwrite:
+                    for pattern in _MADE_FROM_A_RUN:
+                        for path in self.path.glob(pattern):
+                            remove(path)
                     for name in _MADE_BY_A_RUN:
                         remove(self.path / name)
                     self._overwrite = False

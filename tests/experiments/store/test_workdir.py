@@ -113,6 +113,8 @@ def test_other_settings_are_refused_with_the_difference_and_what_to_do(run):
 
 def test_overwrite_removes_what_the_run_made_and_nothing_else(run):
     (run / "notes.txt").write_text("precious")
+    for name in ("probe", "outliers-mnist", "impute-0.5", "certify"):
+        (run / f"{name}.json").write_text("{}")
     elsewhere = run.parent / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "file").write_text("precious")
