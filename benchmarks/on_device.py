@@ -7,8 +7,10 @@ set.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from benchmarks.run import machine
 from benchmarks.sizes import PAPER, Sizes
 from benchmarks.timing import in_turn, seconds, spread
 from benchmarks.training_step import random_images
-from experiments.published import VARIANTS
+from experiments.paper import plan as paper_plan
 from lvae_jax import LadderVAE, evaluation, training
 from lvae_jax.data import binarise
 
@@ -57,9 +59,8 @@ class Plan(NamedTuple):
     sizes: Sizes = PAPER
     steps: int = 234
     rounds: int = 9
-    replicas: tuple[int, ...] = (1, 2, 4, 8, 16)
+    replicas: tuple[int, ...] = (2, 4, 8, 16)
     num_samples: int = 5000
-    depths: tuple[int, ...] = (1, 2, 3, 4, 5)
     seeds: int = 8
     scale: float = 1.0
     """Fraction of the paper's epochs that runs train for."""
@@ -84,26 +85,15 @@ def parts(plan: Plan) -> dict[str, Part]:
     found["table1"] = functools.partial(
         _run, plan, [*table_1, f"--eval_samples={plan.num_samples}"], "table1"
     )
-    for variant in VARIANTS:
-        for depth in plan.depths:
-            name = "figure3-" + variant.lower().replace("+", "-") + f"-{depth}"
-            found[name] = functools.partial(_run, plan, _seeds(plan, variant, depth), name)
+    # Figure 3: the paper's runs, each with several seeds in one program.
+    paper = paper_plan.PaperSettings(scale=plan.scale, eval_samples=plan.num_samples)
+    for planned in paper_plan.plan(paper, "figure3"):
+        name = f"figure3-{planned.name}"
+        settings = dataclasses.replace(planned.settings, replicas=plan.seeds)
+        # Without "python -m", and without the folder, which `_run` gives.
+        _, _, *arguments, _ = shlex.split(planned.command.line(settings, Path(name)))
+        found[name] = functools.partial(_run, plan, [*arguments, *plan.flags], name)
     return found
-
-
-def _seeds(plan: Plan, variant: str, depth: int) -> list[str]:
-    """The command of a run for Figure 3: one model, several seeds in one program."""
-    return [
-        "experiments.mnist",
-        f"--depth={depth}",
-        f"--model={'lvae' if variant.startswith('LVAE') else 'vae'}",
-        f"--batch_norm={'+BN' in variant}".lower(),
-        f"--epochs={max(1, round(2000 * plan.scale))}",
-        f"--warmup_epochs={round(200 * plan.scale) if '+WU' in variant else 0}",
-        f"--replicas={plan.seeds}",
-        f"--eval_samples={plan.num_samples}",
-        *plan.flags,
-    ]
 
 
 def _tests(plan: Plan) -> dict[str, Any]:
