@@ -174,6 +174,25 @@ def test_a_ladder_improves_with_every_layer_from_the_vae_of_one_layer_on(ladder,
     )
 
 
+@pytest.mark.parametrize(
+    ("one_layer", "without", "holds"),
+    [(-87.0, -88.0, True), (-89.0, -88.0, False), (-87.0, -86.4, False)],
+    ids=["all", "hurts-one-layer", "vae-more"],
+)
+def test_batch_norm_improves_all_models_if_it_does_at_every_depth(one_layer, without, holds):
+    models = {
+        ("VAE", 1): model(-88.0), ("VAE+BN", 1): model(one_layer),
+        ("VAE", 2): model(-88.0), ("VAE+BN", 2): model(-87.0),
+        ("LVAE+WU", 2): model(without), ("LVAE+BN+WU", 2): model(-86.0),
+    }  # fmt: skip
+    (sentence,) = (s for s in claims.of("figure3", models) if s.startswith("Batch norm"))
+    assert sentence == (
+        "Batch norm improves all models, the LVAE especially. "
+        f"{'It holds' if holds else 'It does not hold'} here: it adds {-86.0 - without:.2f} nats "
+        f"to the deepest LVAE, {one_layer + 88:.2f}, 1.00 to the VAE by layers."
+    )
+
+
 def test_layers_in_use_and_their_share_of_the_kl_are_counted():
     used = {"VAE": 2, "VAE+BN": 3, "VAE+BN+WU": 4, "LVAE+BN+WU": 5}
     units = {n: [[0.5, 0.001]] * layers + [[0.001]] * (5 - layers) for n, layers in used.items()}
