@@ -10,6 +10,8 @@ import pytest
 from lvae_jax import VAE, LadderVAE, Objective, training
 from lvae_jax.diagnosis import first_nonfinite
 
+pytestmark = pytest.mark.faults
+
 LATENT_SIZES, HIDDEN_SIZES, DATA_DIM = (3, 2), (6, 5), 4
 
 

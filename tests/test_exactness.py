@@ -22,6 +22,8 @@ from tolerances import FALSE_ALARM, assert_mean, assert_plausible, standard_erro
 
 from lvae_jax import VAE, LadderVAE, bounds, evaluation
 
+pytestmark = pytest.mark.faults
+
 VARIANTS = {
     "vae": VAE,
     "ladder": LadderVAE,

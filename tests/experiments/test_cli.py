@@ -10,6 +10,8 @@ import pytest
 from experiments import settings as settings_lib
 from experiments.settings import Settings
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[2]
 
 

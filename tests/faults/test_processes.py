@@ -243,7 +243,7 @@ def resume_from(line: str) -> list[str]:
     return [sys.executable, *rest]
 
 
-def test_a_run_that_is_asked_to_end_saves_and_says_what_goes_on(whole, tmp_path):
+def test_a_run_that_is_asked_to_end_saves_and_says_how_to_resume(whole, tmp_path):
     workdir = tmp_path / "run"
     # While the first step is compiled.
     command = Command(workdir, training(workdir, OFTEN))

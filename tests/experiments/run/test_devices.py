@@ -20,6 +20,8 @@ from experiments.run import devices, setup
 from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[3]
 
 GLOOS_WORDS = re.compile(

@@ -17,6 +17,8 @@ from experiments.run.loop import run
 from experiments.settings import Settings
 from lvae_jax.data import Dataset
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[3]
 
 TINY = [

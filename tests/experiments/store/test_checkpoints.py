@@ -145,7 +145,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "longer", "flipped"])
-def test_whatever_befalls_whichever_file_the_one_before_is_used(how, saved, tmp_path, capsys):
+def test_damage_to_any_file_falls_back_to_the_checkpoint_before(how, saved, tmp_path, capsys):
     names = files_of(saved / "3")
     assert {"manifest.json", "default/_METADATA", "default/_CHECKPOINT_METADATA"} < set(names)
     assert any(name.startswith("default/ocdbt.process_0/d/") for name in names)
