@@ -91,7 +91,7 @@ _STATED = {
     "eval_samples": 5000,
     "eval_subset": 0,
 }
-"""Settings that section 3 states for every model, besides its variant, epochs and N_t = 200."""
+"""What sections 2 and 3 state for every model, besides its variant, epochs and N_t = 200."""
 
 
 class Published(NamedTuple):

@@ -16,7 +16,7 @@ SCHEDULES = ("constant", "staircase", "cosine")
 
 
 def warm_up(epoch: Number, warmup_epochs: Number) -> float | Float[Array, ""]:
-    """beta of an epoch: linear from 0 to 1 over the first N_t epochs (section 3.1 of the paper).
+    """beta of an epoch: linear from 0 to 1 over the first N_t epochs (section 2.3 of the paper).
 
     Args:
       epoch: counted from 0.

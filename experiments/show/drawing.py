@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.results import Run
@@ -52,15 +51,14 @@ def draw_model(
       layer: the layer to interpolate in; the top one by default.
     """
     layer = layer or model.depth
-    images = test_x
-    labels = dataset.test_labels[: len(images)]
-    shown = images[: min(RECONSTRUCTED, len(images) // 10 * 10) or len(images)]  # whole rows of ten
-    firsts = images[pictures.one_of_each(labels)]
-    draws = pictures.draw(model, variables, images, firsts, key, layer)
+    labels = dataset.test_labels[: len(test_x)]
+    shown = test_x[: min(RECONSTRUCTED, len(test_x) // 10 * 10) or len(test_x)]  # whole rows of ten
+    firsts = test_x[pictures.one_of_each(labels)]
+    draws = pictures.draw(model, variables, test_x, firsts, key, layer)
     draws = jax.tree.map(np.asarray, draws)
 
     # Black and white are the range of the test images, 0 and 1 if they are binary.
-    low, high = float(jnp.min(shown)), float(jnp.max(shown))
+    low, high = float(shown.min()), float(shown.max())
 
     def grid(rows: list[np.ndarray], columns: int) -> np.ndarray:
         x = np.concatenate(rows)
@@ -68,7 +66,7 @@ def draw_model(
 
     columns = min(10, len(shown))
     copies = draws.reconstructions[: len(shown)]
-    pairs = pictures.interleaved([np.asarray(shown), copies], columns)
+    pairs = pictures.interleaved([shown, copies], columns)
     pictures.write_png(folder / "samples.png", grid([draws.samples], 10))
     pictures.write_png(folder / "reconstructions.png", grid([pairs], columns))
 
@@ -76,7 +74,7 @@ def draw_model(
     figures.write_png(folder / "principal_components.png", components)
 
     # Two draws per layer, but one for the bottom layer, below which no z is drawn.
-    rows, names = [np.asarray(firsts), draws.known[0, 0]], ["test images", _kept(1, model.depth)]
+    rows, names = [firsts, draws.known[0, 0]], ["test images", _kept(1, model.depth)]
     for i in range(2, model.depth + 1):
         rows += list(draws.known[i - 1])
         names += [_kept(i, model.depth)] * 2

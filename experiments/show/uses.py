@@ -114,7 +114,7 @@ def certify(above: np.ndarray, below: np.ndarray, samples: int) -> Figure:
         axes.plot(above[order], ".", label="upper bound")
         axes.plot(below[order], ".", label="lower bound")
         axes.axhline(0, linewidth=1, color="black")
-        axes.set_xlabel("images, in order of the upper bound")
+        axes.set_xlabel(f"images, in order of the upper bound less $L_{{{samples}}}$")
         axes.set_ylabel(f"nats above $L_{{{samples}}}$")
         axes.legend()
     return figure
