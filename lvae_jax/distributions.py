@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from lvae_jax import _bernoulli
 
@@ -90,7 +90,7 @@ def sample(key: Key[Array, ""], p: Gaussian | Bernoulli) -> Float[Array, "*shape
     return jax.random.bernoulli(key, jax.nn.sigmoid(p.logits)).astype(p.logits.dtype)
 
 
-def log_prob(p: Gaussian | Bernoulli, x: Float[ArrayLike, "*#shape"]) -> Float[Array, "*#shape"]:
+def log_prob(p: Gaussian | Bernoulli, x: Shaped[ArrayLike, "*#shape"]) -> Float[Array, "*#shape"]:
     """Log density, or log probability, of each unit, in nats.
 
     A Gaussian's is -1/2 (log(2 pi var) + (x - mean)^2 / var). A Bernoulli's, x l - softplus(l) with
@@ -118,7 +118,7 @@ def log_prob(p: Gaussian | Bernoulli, x: Float[ArrayLike, "*#shape"]) -> Float[A
 
 
 def sum_log_prob(
-    p: Gaussian | Bernoulli, x: Float[ArrayLike, "*#shape #units"]
+    p: Gaussian | Bernoulli, x: Shaped[ArrayLike, "*#shape #units"]
 ) -> Float[Array, "*#shape"]:
     """Log density, or log probability, of all units together: the sum over the last axis, in nats.
 
@@ -135,7 +135,10 @@ def sum_log_prob(
     """
     if isinstance(p, Gaussian):
         return jnp.sum(log_prob(p, x), axis=-1)
-    return _bernoulli.sum_log_prob(p.logits, x)  # the same sum, in less time
+    units = jnp.broadcast_shapes(p.logits.shape[-1:], jnp.shape(x)[-1:])
+    logits = jnp.broadcast_to(p.logits, (*p.logits.shape[:-1], *units))
+    x = jnp.asarray(x, jnp.result_type(x, logits))
+    return _bernoulli.sum_log_prob(logits, x)  # the same sum, in less time
 
 
 def kl(q: Gaussian, p: Gaussian) -> Float[Array, "*shape"]:

@@ -132,6 +132,28 @@ def test_a_sum_of_bernoulli_log_probs_is_that_of_float64_and_so_is_its_gradient(
     assert_close(by_x, np.float64(logits).sum(0, keepdims=True), roundings=3, size=size)
 
 
+@pytest.mark.parametrize("logits_shape", [(5,), (1,), (2, 1), (2, 5)])
+@pytest.mark.parametrize("x", [np.ones(5, np.float32), np.array([True]), np.arange(5) % 2 == 0])
+def test_logits_and_values_of_a_sum_of_bernoulli_log_probs_broadcast_and_may_be_booleans(
+    logits_shape, x
+):
+    logits = np.random.default_rng(0).standard_normal(logits_shape).astype(np.float32)
+    x = x.reshape((1,) * (logits.ndim - 1) + x.shape)
+    p = special.expit(np.float64(logits))
+    each = stats.bernoulli.logpmf(*np.broadcast_arrays(np.int64(x), p))
+
+    def total(logits):
+        return distributions.sum_log_prob(Bernoulli(logits), jnp.asarray(x))
+
+    assert_close(total(jnp.asarray(logits)), each.sum(-1), roundings=16, size=5)
+    gradient = jax.grad(lambda logits: total(logits).sum())(jnp.asarray(logits))
+    # The derivative of a logit is the sum over the values that it is broadcast to.
+    residuals = np.broadcast_to(x - p, each.shape)
+    ones = tuple(i for i, n in enumerate(logits_shape) if n == 1)
+    expected = residuals.sum(ones, keepdims=True).reshape(logits_shape)
+    assert_close(gradient, expected, roundings=16, size=5)
+
+
 def test_the_second_derivative_of_a_sum_of_bernoulli_log_probs_is_minus_the_variance():
     logits = jnp.float32([-3.0, 0.0, 0.4])
     hessian = jax.hessian(lambda at: distributions.sum_log_prob(Bernoulli(at), jnp.ones(3)))(logits)
