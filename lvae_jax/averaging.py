@@ -64,7 +64,10 @@ def average_parameters(decay: float) -> optax.GradientTransformationExtraArgs:
         count = state.updates + 1
         weight = jnp.maximum(jnp.float32(1 - decay), 1 / count.astype(jnp.float32))
         average = jax.tree.map(
-            lambda a, p, u: a + weight * (p + update_scale * u - a), state.average, params, updates
+            lambda a, p, u: (a + weight * (p + update_scale * u - a)).astype(a.dtype),
+            state.average,
+            params,
+            updates,
         )
         return updates, Average(average, count)
 

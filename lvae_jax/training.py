@@ -209,7 +209,7 @@ def train_step(
         model, state.params, x, key, beta, objective, condition
     )
 
-    # Always float32, so that the state keeps its dtypes.
+    # Always float32, so that the state keeps its dtypes; parameters keep theirs as in optax.
     scale = jnp.asarray(update_scale, jnp.float32)
 
     def updated(state: TrainState) -> TrainState:
@@ -217,7 +217,9 @@ def train_step(
             gradients, state.opt_state, state.params, update_scale=scale
         )
         return state._replace(
-            params=jax.tree.map(lambda p, u: p + scale * u, state.params, updates),
+            params=jax.tree.map(
+                lambda p, u: (p + scale * u).astype(p.dtype), state.params, updates
+            ),
             opt_state=opt_state,
             epoch_sums=jax.tree.map(jnp.add, state.epoch_sums, metrics),
             epoch_updates=state.epoch_updates + 1,
@@ -338,8 +340,8 @@ def train_epoch(
 ) -> tuple[TrainState, Metrics]:
     """One pass over the training images in a new order, without a last partial batch: one program.
 
-    Or only `steps` of its steps, from the state's position in the epoch: an epoch in parts equals a
-    whole one.
+    With `steps`, only that many steps, from the state's position in the epoch: an epoch in parts
+    equals a whole one.
 
     Args:
       model: a model.
@@ -354,7 +356,9 @@ def train_epoch(
         gradient was not finite. The state stops before the first step that exceeds it, and
         `nonfinite` is then one more.
       batch_size: examples per step, at most n.
-      steps: the number of steps, at most up to the epoch's end. The whole epoch if None.
+      steps: the number of steps, at most as many as the epoch has left. None, at the start of an
+        epoch only, means all of it. More steps than are left repeat images: where in its epoch a
+        state is, is not known when the program is compiled.
       objective: the objective.
       condition: of each image, for a model that takes one.
 
@@ -363,7 +367,9 @@ def train_epoch(
       are none).
 
     Raises:
-      ValueError: batch_size is more than n.
+      ValueError: batch_size is not between 1 and n, `steps` is not between 1 and the steps of an
+        epoch, or the condition has not one row per image.
+      TypeError: the key is none of JAX's.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -383,7 +389,10 @@ def train_epoch(
     images, condition = jax.tree.map(whole, (images, condition))
     state = vary_alike(state, images, key, beta, update_scale, max_nonfinite, condition)
     position, batches = epoch_batches(key, state.step, images.shape[0], batch_size)
-    rows = jax.lax.dynamic_slice_in_dim(batches, position, steps or len(batches))
+    steps = len(batches) if steps is None else steps
+    if not 1 <= steps <= len(batches):
+        raise ValueError(f"steps={steps}; an epoch has {len(batches)}, give from 1 to that")
+    rows = jax.lax.dynamic_slice_in_dim(batches, position, steps)
 
     def step(
         optimizer: optax.GradientTransformation, state: TrainState, rows: Int[Array, " batch"]
@@ -454,6 +463,11 @@ def train_replicas(
 
     Returns:
       As `train_epoch`, with a leading axis of replicas; the metrics are on every device.
+
+    Raises:
+      ValueError: state, key, beta and update_scale have not equally many replicas; or as
+        `train_epoch`.
+      TypeError: the keys are none of JAX's.
     """
 
     def replica(
@@ -476,6 +490,12 @@ def train_replicas(
         )
 
     given = (state, typed_key(key), beta, update_scale)
+    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(given)}
+    if len(counts) > 1:
+        numbers = ", ".join(str(count[0]) if count else "none" for count in sorted(counts))
+        raise ValueError(
+            f"state, key, beta and update_scale have {numbers} replicas; give each as many"
+        )
     split = auto_axes(*MESH_AXES)
     if len(key) == 1:  # XLA's products of batches of one matrix are slower than of the matrix
         results = replica(*jax.tree.map(lambda a: a[0], given))

@@ -6,6 +6,7 @@ import math
 import re
 import zlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import linear_gaussian as lg
@@ -800,6 +801,57 @@ def poisoned(bad_steps):
         return jnp.where(is_bad, jnp.nan, binarisation.binarise(key, images))
 
     return preprocess
+
+
+@pytest.mark.parametrize("steps", [-1, 0, 4])
+def test_a_number_of_steps_that_an_epoch_does_not_have_is_refused(steps):
+    with pytest.raises(ValueError, match=f"steps={steps}; an epoch has 3, give from 1 to that"):
+        train_epoch(start(), steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("keys", "betas", "scales", "named"), [(1, 1, 1, "1, 3"), (3, 2, 3, "2, 3"), (4, 3, 3, "3, 4")]
+)
+def test_replicas_of_different_numbers_are_refused(keys, betas, scales, named):
+    state = training.init_state(MODEL, ADAM, jax.random.split(ROOT, 3))
+    with pytest.raises(ValueError, match=f"update_scale have {named} replicas; give each as many"):
+        training.train_replicas(
+            MODEL,
+            ADAM,
+            binarisation.binarise,
+            state,
+            jnp.asarray(IMAGES),
+            jax.random.split(ROOT, keys),
+            jnp.ones(betas),
+            jnp.ones(scales),
+            batch_size=4,
+        )
+
+
+class HalfPrecision(nn.Module):
+    """An MLP with bfloat16 parameters."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, y, train):
+        return nn.relu(nn.Dense(self.units, param_dtype=jnp.bfloat16)(y))
+
+
+def test_parameters_of_less_precision_keep_their_dtype_and_are_averaged():
+    model = LadderVAE(5, (2,), (3,), mlp=lambda layer, direction: HalfPrecision(3))
+    optimizer = training.make_optimizer(1e-2, ema_decay=0.5)
+    state = training.init_state(model, optimizer, ROOT)
+    before = jax.tree.map(jnp.copy, state.params)
+    state, _ = training.train_epoch(
+        model, optimizer, identity, state, X, ROOT, batch_size=3, update_scale=1.0
+    )
+    dtypes = jax.tree.map(lambda p: p.dtype, before)
+    assert {jnp.dtype("bfloat16"), jnp.dtype("float32")} == set(jax.tree.leaves(dtypes))
+    for tree in (state.params, state.evaluated):
+        assert jax.tree.map(lambda p: p.dtype, tree) == dtypes
+        changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, tree)
+        assert all(jax.tree.leaves(changed)), changed
 
 
 def test_a_step_that_is_not_finite_makes_no_update_and_is_counted():
