@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments.errors import NonFiniteError
 from experiments.progress import Progress
 from experiments.results import EpochRecord, ReplicaEpoch, ReplicaResults
 from experiments.run import devices
@@ -127,7 +128,11 @@ def eval_batch_size(mesh: Mesh) -> int:
 def evaluate(
     experiment: Experiment, variables: dict[str, Any], epoch: int, replica: int = 0
 ) -> dict[str, Any]:
-    """The evaluation every few epochs: L_1 of the test set, KL and activity of every unit."""
+    """The evaluation every few epochs: L_1 of the test set, KL and activity of every unit.
+
+    Raises:
+      NonFiniteError: one of these is not finite.
+    """
     results: dict[str, Any] = {}
     if experiment.validation_x is not None:
         key = experiment.key(replica, "validation_elbo", epoch)
@@ -135,11 +140,29 @@ def evaluate(
         results["validation_elbo"] = float(validation.elbo)
     key = experiment.key(replica, "test_elbo", epoch)
     test = _elbo(experiment, variables, as_stored, experiment.test_x, key)
-    return results | {
+    results |= {
         "test_elbo": float(test.elbo),
         "active_units": tuple(int(np.sum(active)) for active in test.active),
         "kl_per_unit": tuple(tuple(kl.tolist()) for kl in test.kl_per_unit),
     }
+    _refuse_nonfinite(experiment, results, epoch, replica)
+    return results
+
+
+def _refuse_nonfinite(
+    experiment: Experiment, found: dict[str, Any], epoch: int, replica: int
+) -> None:
+    for name, value in found.items():
+        if np.isfinite(np.hstack([0.0, *jax.tree.leaves(value)])).all():
+            continue  # an absent value, None, has no leaves
+        settings = experiment.settings
+        of_seed = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
+        raise NonFiniteError(
+            f"evaluated after {epoch} epoch{'s' * (epoch != 1)}{of_seed}: the "
+            f"{name.replace('_', ' ').replace('elbo', 'ELBO')} is not finite. Try a "
+            "smaller --learning_rate or --max_gradient_norm=4 in a new --workdir, and look for "
+            "extreme values in the test images"
+        )
 
 
 def evaluate_fully(
@@ -159,6 +182,9 @@ def evaluate_fully(
       epoch: the number of epochs they were trained for.
       replica: the replica's index.
       between_batches: called after every batch; may raise.
+
+    Raises:
+      NonFiniteError: a number is not finite.
     """
     experiment = experiment._replace(validation_x=None)
     test = evaluate(experiment, variables, epoch, replica)
@@ -174,7 +200,7 @@ def evaluate_fully(
         if images > 1
         else None
     )
-    return ReplicaResults(
+    results = ReplicaResults(
         chosen_epoch=epoch,
         test_log_likelihood=float(np.mean(log_likelihood)),
         test_log_likelihood_standard_error=error,
@@ -184,6 +210,8 @@ def evaluate_fully(
         seed=experiment.settings.seed + replica,
         **test,
     )
+    _refuse_nonfinite(experiment, dataclasses.asdict(results), epoch, replica)
+    return results
 
 
 def test_log_likelihood(

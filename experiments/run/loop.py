@@ -64,7 +64,7 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
         # Set up the model, the data on the devices and the state. Files are written only after
         # everything that can refuse the run.
         experiment = make_experiment(settings, dataset)
-        initial = continued(experiment)
+        initial = {} if workdir.resumes() else continued(experiment, path)
         workdir.lock()
         report(experiment.describe())
         program, state = compile_and_initialise(experiment)

@@ -204,24 +204,30 @@ def make_model(settings: Settings, data_dim: int, observation: str) -> Hierarchi
     )
 
 
-def continued(experiment: Experiment) -> dict[str, Any]:
+def continued(experiment: Experiment, workdir: Path) -> dict[str, Any]:
     """The fields of the initial state that --init_from takes from another run.
 
     They are the parameters, the optimiser's state and the step of its newest checkpoint; with
     --fresh_optimizer, the parameters that the other run evaluates, and the step. The step is
     rounded up to a whole epoch of this run. It decides the draws, so no draw is repeated.
 
+    Args:
+      experiment: this run.
+      workdir: its folder.
+
     Returns:
       Host arrays with a leading axis of replicas, by field; empty without --init_from.
 
     Raises:
-      SettingsError: the other run's model or optimiser differs from this one's.
+      SettingsError: the other run's model or optimiser differs from this one's, or it is this run.
       WorkdirError: there is no such run.
     """
     settings, like = experiment.settings, state_like(experiment)
     if not settings.init_from:
         return {}
     given, other = f"--init_from={settings.init_from}", Path(settings.init_from)
+    if other.resolve() == workdir.resolve():
+        raise SettingsError(f"{given} is this run's own folder; give another --workdir")
     params, config = read_trained(other)[0], read_config(other)
     _refuse_another_model(experiment, params, config)
     there, ema_decay = jax.tree.leaves(params)[0].shape[0], config["settings"].get("ema_decay", 0.0)
@@ -288,6 +294,8 @@ def make_config(settings: Settings, dataset: Dataset, command: Command | None) -
         "experiment": command and command.name,
         "dataset": dataset.name,
         "data_sha256": dataset.sha256(),
+        "train_images": len(dataset.train_images),
+        "test_images": len(dataset.test_images),
         "settings": settings.changing_results(),
         "other_settings": settings.not_changing_results(),
         "versions": {

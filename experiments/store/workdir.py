@@ -156,6 +156,10 @@ class Workdir:
             with writing(self.path / "results.json"):
                 write_json(self.path / "results.json", results.to_json())
 
+    def resumes(self) -> bool:
+        """Whether there is a checkpoint, from which the run is resumed."""
+        return not self._overwrite and bool(self._checkpoints.steps())
+
     def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
         """The newest intact checkpoint and its step; None if there is no checkpoint.
 
@@ -383,14 +387,19 @@ def _refuse_another_format(path: Path, config: dict[str, Any]) -> None:
         )
 
 
+def _short(value: str | int) -> str | int:
+    """The first digits of a checksum."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value
+
+
 def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, Any]) -> None:
     # A run of an earlier version lacks the settings added since; it used their defaults.
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    known = existing.keys() & config.keys()
+    # Equal checksums and sizes mean equal data, whatever the files' names.
+    data = known & {"data_sha256", "train_images", "test_images"}
     now, was = (
-        # Equal checksums mean equal data, whatever the file's name.
-        {"data_sha256": c["data_sha256"][:12], **c["settings"]}
-        if "data_sha256" in existing.keys() & config.keys()
-        else {"dataset": c["dataset"], **c["settings"]}
+        {name: _short(c[name]) for name in data or {"dataset"}} | c["settings"]
         for c in (config, existing)
     )
     was = {name: defaults[name] for name in now.keys() & defaults.keys()} | was

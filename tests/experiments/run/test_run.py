@@ -307,9 +307,11 @@ def test_init_from_starts_from_the_other_runs_parameters(
 def test_continuing_a_run_is_the_longer_run_bit_for_bit_and_resumes_exactly(finished, tmp_path):
     whole = dataclasses.replace(SETTINGS, epochs=6, eval_every=0, workdir=str(tmp_path / "a"))
     run(whole, stripes())
+    shutil.copytree(finished, tmp_path / "source")
     settings = dataclasses.replace(
-        SETTINGS, epochs=2, warmup_epochs=0, init_from=str(finished), checkpoint_seconds=0.0
-    )
+        SETTINGS, epochs=2, warmup_epochs=0, init_from=str(tmp_path / "source"),
+        checkpoint_seconds=0.0,
+    )  # fmt: skip
     continued, resumed = tmp_path / "continued", tmp_path / "resumed"
     run(dataclasses.replace(settings, workdir=str(continued)), stripes())
     trained = ("train_elbo", "log_px", "kl_per_layer", "beta", "learning_rate")
@@ -319,8 +321,9 @@ def test_continuing_a_run_is_the_longer_run_bit_for_bit_and_resumes_exactly(fini
     state = checkpoint_of(continued)
     for path, leaf in checkpoint_of(tmp_path / "a").items():
         np.testing.assert_array_equal(leaf, state[path])
-    # A run that was killed after its first epoch.
+    # A run that was killed after its first epoch, and resumes without the one that it continued.
     shutil.copytree(continued, resumed)
+    shutil.rmtree(tmp_path / "source")
     for path in (resumed / "model", resumed / "checkpoints" / "6"):
         shutil.rmtree(path)
     (resumed / "results.json").unlink()
@@ -406,6 +409,31 @@ def test_other_data_of_the_same_name_are_refused(finished):
         run(dataclasses.replace(SETTINGS, workdir=str(finished)), other)
 
 
+def test_the_same_images_split_otherwise_are_refused(finished):
+    images, labels = (
+        np.concatenate([getattr(stripes(), f"{split}_{what}") for split in ("train", "test")])
+        for what in ("images", "labels")
+    )
+    other = Dataset(
+        "stripes", images[:45], labels[:45], images[45:], labels[45:], "bernoulli", "dynamic"
+    )
+    with pytest.raises(WorkdirError) as refusal:
+        run(dataclasses.replace(SETTINGS, workdir=str(finished)), other)
+    assert "test_images was 10 and is now 15; train_images was 50 and is now 45" in str(
+        refusal.value
+    )
+
+
+def test_a_run_is_not_continued_in_its_own_folder(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    settings = dataclasses.replace(
+        SETTINGS, workdir=str(finished), init_from=str(finished), overwrite=True
+    )
+    with pytest.raises(SettingsError, match=f"--init_from={finished} is this run's own folder"):
+        run(settings, stripes())
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
 def test_init_from_another_model_is_refused_with_the_difference(finished, tmp_path):
     assert refusal_to_continue(finished, tmp_path, hidden_sizes=(8, 5)) == (
         f"--init_from={finished}: its model differs (hidden_sizes [8, 6] there, [8, 5] "
@@ -419,3 +447,16 @@ def test_a_run_that_diverges_stops_and_says_where(tmp_path):
     )
     with pytest.raises(NonFiniteError, match=r"epoch 0, step 1: .* of z_\d is (nan|-?inf); the l"):
         run(settings, stripes())
+
+
+def test_parameters_that_the_last_update_ruins_are_no_result(tmp_path):
+    # The only update is finite, and the parameters after it are of the size of the learning rate.
+    settings = dataclasses.replace(
+        SETTINGS, workdir=str(tmp_path / "run"), learning_rate=1e30, epochs=1, batch_size=50
+    )
+    with pytest.raises(
+        NonFiniteError, match=r"evaluated after 1 epoch: the test ELBO is not finite\. Try a sm"
+    ):
+        run(settings, stripes())
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
