@@ -304,6 +304,7 @@ def test_init_from_starts_from_the_other_runs_parameters(
     assert count.tolist() == [updates] * replicas
 
 
+@pytest.mark.faults
 def test_continuing_a_run_is_the_longer_run_bit_for_bit_and_resumes_exactly(finished, tmp_path):
     whole = dataclasses.replace(SETTINGS, epochs=6, eval_every=0, workdir=str(tmp_path / "a"))
     run(whole, stripes())
@@ -409,6 +410,7 @@ def test_other_data_of_the_same_name_are_refused(finished):
         run(dataclasses.replace(SETTINGS, workdir=str(finished)), other)
 
 
+@pytest.mark.faults
 def test_the_same_images_split_otherwise_are_refused(finished):
     images, labels = (
         np.concatenate([getattr(stripes(), f"{split}_{what}") for split in ("train", "test")])
@@ -424,6 +426,7 @@ def test_the_same_images_split_otherwise_are_refused(finished):
     )
 
 
+@pytest.mark.faults
 def test_a_run_is_not_continued_in_its_own_folder(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     settings = dataclasses.replace(
@@ -449,6 +452,7 @@ def test_a_run_that_diverges_stops_and_says_where(tmp_path):
         run(settings, stripes())
 
 
+@pytest.mark.faults
 def test_parameters_that_the_last_update_ruins_are_no_result(tmp_path):
     # The only update is finite, and the parameters after it are of the size of the learning rate.
     settings = dataclasses.replace(
