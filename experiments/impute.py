@@ -19,6 +19,7 @@ from experiments.settings import TEXT, setting, whole
 from experiments.show import numbers, pictures, uses
 from experiments.show.figures import labelled_rows
 from lvae_jax import evaluation
+from lvae_jax.data import arrays
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.imputation import masked_log_prob
 
@@ -51,16 +52,14 @@ def observed_entries(missing: str, shape: tuple[int, ...], images: int, seed: in
     Raises:
       SettingsError: `missing` does not fit the images, or marks every value of an image as missing,
         or none.
+      DataError: the file of `missing` cannot be read.
     """
     if missing == "bottom":
         gone = np.zeros(shape, bool)
         gone[shape[0] // 2 :] = True
         gone = np.broadcast_to(gone, (images, *shape))
     elif missing.endswith(".npy"):
-        try:
-            given = np.load(missing, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"--missing={missing} cannot be read ({error})") from error
+        given = arrays.load_array(missing)
         if given.shape not in (shape, (images, *shape)):
             raise SettingsError(
                 f"--missing={missing} has the shape {list(given.shape)}; give {list(shape)}, or "

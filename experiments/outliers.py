@@ -6,7 +6,6 @@ images that are preprocessed in the same way.
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,9 @@ TRUE_POSITIVES = 0.8
 class OutlierSettings(UseSettings):
     """The other images, and how many samples estimate the scores."""
 
-    against: str = setting("", TEXT, "the other images: a data set's name, or an .npy or .npz file")
+    against: str = setting(
+        "", TEXT, "the other images: a data set's name, or FILE.npy, or FILE.npz:KEY"
+    )
     against_dir: str = setting("", PATH, "folder of the other data set's files")
     images: int = setting(1000, whole(2), "use the first N test images of each data set")
     samples: int = setting(500, whole(1), "importance samples of the log-likelihood")
@@ -41,21 +42,20 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
 
     Raises:
       SettingsError: no images were named.
-      DataError: the images cannot be read, or have another shape.
+      DataError: the images cannot be read, are fewer than two, or have another shape.
     """
     name = settings.against
+    datasets = [known for known in registry.EXPERIMENTS if known != "arrays"]
     if not name:
         raise SettingsError("name the other images: --against=fashion_mnist or --against=FILE.npy")
-    if name in registry.EXPERIMENTS and name != "arrays":
+    if name in datasets:
         folders = {"data_dir": settings.against_dir, "tfds_dir": settings.tfds_dir}
         images = registry.load({"experiment": name, "settings": folders}).test_images
-    elif Path(name).suffix in (".npy", ".npz"):
-        other = arrays.load(name, observation=run.dataset.observation)
-        images = np.concatenate([other.train_images, other.test_images])
+    elif arrays.file_and_key(name)[0].suffix in (".npy", ".npz"):
+        images = arrays.load_images(name)
     else:
         raise SettingsError(
-            f"--against={name} is neither one of {', '.join(registry.EXPERIMENTS)} nor an .npy or "
-            ".npz file"
+            f"--against={name} is neither one of {', '.join(datasets)} nor an .npy or .npz file"
         )
     shape = run.dataset.image_shape
     if images.shape[1:] != shape:
@@ -63,6 +63,8 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
             f"{name} has images of shape {list(images.shape[1:])}, but {run.dataset.name} of shape "
             f"{list(shape)}; reshape or resize them"
         )
+    if len(images) < 2:
+        raise DataError(f"{name} has one image; a standard error over images needs at least two")
     images = images[: settings.images]
     if run.dataset.observation == "bernoulli" and run.dataset.train_images.dtype == np.float32:
         images = np.asarray(to_unit(jnp.asarray(images)))
@@ -137,7 +139,7 @@ def outliers(settings: OutlierSettings, *workdirs: str) -> None:
     """Prints the table, and writes it and the histograms into the run's folder."""
     run = finished.read(settings, "outliers", workdirs)
     x, other_x = run.dataset.test_x()[: settings.images], other_images(run, settings)
-    names = (run.dataset.name, Path(settings.against).stem)
+    names = (run.dataset.name, arrays.file_and_key(settings.against)[0].stem)
     inside, outside = scores(run, x, settings, names[0]), scores(run, other_x, settings, names[1])
     counts = [len(x), len(other_x)]
     rng = np.random.default_rng(settings.seed)

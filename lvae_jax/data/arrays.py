@@ -60,15 +60,15 @@ def load(
       >>> dataset.name, dataset.train_images.shape, dataset.test_images.shape
       ('squares', (8, 2, 2), (2, 2, 2))
     """
-    train_images = _read(train)
+    train_images = _read_images(train)
     if test is None:
         train_images, test_images = _hold_out(train, train_images, holdout, seed)
     else:
-        test_images = _read(test)
+        test_images = _read_images(test)
     images = (train_images, test_images)
 
     is_grey = [part.dtype == np.uint8 for part in images]
-    if all(bool(np.all((part == 0) | (part == 1))) for part in images):
+    if all(map(_is_zeros_and_ones, images)):
         is_grey, is_binary = [False, False], True
     else:
         is_binary = all(is_grey) and all(bool(np.all((p == 0) | (p == 255))) for p in images)
@@ -78,14 +78,13 @@ def load(
             f"{test_images.dtype}, which may be on another scale; save both with the same dtype"
         )
     if not is_grey[0]:
-        with np.errstate(over="ignore"):  # becomes infinite, which is refused
-            images = (train_images.astype(np.float32), test_images.astype(np.float32))
+        images = (_float32(train_images), _float32(test_images))
 
     binarisation: Binarisation = "none"
     if observation == "bernoulli":
         binarisation = "fixed" if is_binary else "dynamic"
     dataset = Dataset(
-        name=_split(train)[0].stem,
+        name=file_and_key(train)[0].stem,
         train_images=images[0],
         train_labels=np.full(len(images[0]), -1, np.int32),
         test_images=images[1],
@@ -145,14 +144,39 @@ def _warn_of_constants(train: str | os.PathLike[str], dataset: Dataset) -> None:
             )
 
 
-def _read(given: str | os.PathLike[str]) -> np.ndarray:
-    """The images [n, ...] of a file: bools or real numbers."""
-    path, key = _split(given)
+def load_images(given: str | os.PathLike[str]) -> np.ndarray:
+    """Loads the images [n, ...] of one file, in the file's order.
+
+    Args:
+      given: The file, as in `load`.
+
+    Returns:
+      uint8 grey values; zeros and ones of any dtype and all other numbers become float32.
+
+    Raises:
+      DataError: The file or its content cannot be used.
+    """
+    images = _read_images(given)
+    is_grey = images.dtype == np.uint8 and not _is_zeros_and_ones(images)
+    return images if is_grey else _float32(images)
+
+
+def load_array(given: str | os.PathLike[str]) -> np.ndarray:
+    """Loads an array of bools or real numbers of any shape.
+
+    Args:
+      given: The `.npy` file, or an `.npz` file and, after a colon, the name of the array, which can
+        be omitted if the file holds only one.
+
+    Raises:
+      DataError: The file or its content cannot be used.
+    """
+    path, key = file_and_key(given)
     if not path.is_file():
         near = [
             f"{path}{suffix}" for suffix in (".npy", ".npz") if Path(f"{path}{suffix}").is_file()
         ]
-        advice = f"give {near[0]}" if near else "give an .npy or .npz file of images [n, ...]"
+        advice = f"give {near[0]}" if near else "give an .npy or .npz file"
         raise DataError(f"{path} is not a file; {advice}")
     with path.open("rb") as file:
         start = file.read(len(_NPY))
@@ -168,7 +192,7 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
             key = _member(path, key)
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
-            images = loaded[key] if start.startswith(_NPZ) else loaded
+            array = loaded[key] if start.startswith(_NPZ) else loaded
     except DataError:
         raise
     except Exception as error:  # NumPy, zipfile and zlib raise many types
@@ -183,10 +207,16 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
             "again"
         ) from error
 
-    if images.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf":
         raise DataError(
-            f"{os.fspath(given)} holds {images.dtype}; save an array of bools or real numbers"
+            f"{os.fspath(given)} holds {array.dtype}; save an array of bools or real numbers"
         )
+    return array
+
+
+def _read_images(given: str | os.PathLike[str]) -> np.ndarray:
+    """The images [n, ...] of a file, of its dtype."""
+    images = load_array(given)
     if images.ndim < 2 or images.size == 0:
         raise DataError(
             f"{os.fspath(given)} has the shape {list(images.shape)}; expected [n, ...] with at "
@@ -195,7 +225,16 @@ def _read(given: str | os.PathLike[str]) -> np.ndarray:
     return images
 
 
-def _split(given: str | os.PathLike[str]) -> tuple[Path, str]:
+def _is_zeros_and_ones(images: np.ndarray) -> bool:
+    return bool(np.all((images == 0) | (images == 1)))
+
+
+def _float32(images: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        return images.astype(np.float32)
+
+
+def file_and_key(given: str | os.PathLike[str]) -> tuple[Path, str]:
     """The path of the file, and the name of the array in it, or "" if none is given."""
     path = user_path(given)
     before, _, key = os.fspath(path).rpartition(":")

@@ -70,6 +70,22 @@ def test_values_decide_how_they_are_observed(
     assert dataset.test_labels.tolist() == [-1] * 7
 
 
+@pytest.mark.parametrize("images", [GREY, BINARY, BINARY.astype(bool), UNIT, np.ones((1, 2))])
+def test_images_of_one_file_are_those_of_a_data_set_in_their_order(save, images):
+    path = save(images)
+    loaded = arrays.load_images(path)
+    expected = arrays.load(path, path).test_images
+    np.testing.assert_array_equal(loaded, expected, strict=True)
+    np.testing.assert_array_equal(loaded, images.astype(expected.dtype))
+
+
+@pytest.mark.parametrize("array", [np.arange(5), np.eye(4, 6, dtype=bool), np.float64(3)])
+def test_an_array_of_any_shape_is_loaded_as_it_is(save, array, tmp_path):
+    np.testing.assert_array_equal(arrays.load_array(save(array)), array, strict=True)
+    np.savez(tmp_path / "b.npz", a=array, b=GREY)
+    np.testing.assert_array_equal(arrays.load_array(f"{tmp_path}/b.npz:a"), array, strict=True)
+
+
 def test_black_and_full_grey_values_are_fixed(save):
     dataset = arrays.load(save(BINARY * np.uint8(255)))
     assert dataset.binarisation == "fixed"
@@ -211,12 +227,9 @@ def test_a_member_that_is_not_an_array_is_named(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    assert failure(tmp_path / "no.npy") == (
-        f"{tmp_path}/no.npy is not a file; give an .npy or .npz file of images [n, ...]"
-    )
-    assert failure(tmp_path) == (
-        f"{tmp_path} is not a file; give an .npy or .npz file of images [n, ...]"
-    )
+    advice = "give an .npy or .npz file"
+    assert failure(tmp_path / "no.npy") == f"{tmp_path}/no.npy is not a file; {advice}"
+    assert failure(tmp_path) == f"{tmp_path} is not a file; {advice}"
 
 
 def test_a_missing_test_file_is_named(save, tmp_path):

@@ -212,17 +212,33 @@ def test_outliers_tell_noise_from_digits(folder, tmp_path, capsys):
     ("against", "message"),
     [
         ("", "name the other images: --against=fashion_mnist"),
-        ("emnist", "--against=emnist is neither one of mnist, "),
+        ("emnist", "--against=emnist is neither one of mnist, .*, digits nor an .npy or .npz file"),
+        ("arrays", "--against=arrays is neither one of mnist, .*, digits nor an .npy or .npz file"),
+        ("one.npy", "has one image; a standard error over images needs at least two"),
         ("other.npy", r"has images of shape \[4, 4\], but digits of shape \[8, 8\]"),
     ],
 )
 def test_other_images_that_cannot_be_compared_are_one_line(against, message, folder, tmp_path):
-    if against.endswith(".npy"):
+    shapes = {"one.npy": (1, 8, 8), "other.npy": (20, 4, 4)}
+    if shape := shapes.get(against):
         against = str(tmp_path / against)
-        np.save(against, np.random.default_rng(0).integers(0, 255, (20, 4, 4)).astype(np.uint8))
+        np.save(against, np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8))
     settings = outliers.OutlierSettings(data="digits", against=against)
     with pytest.raises((SettingsError, DataError), match=message):
         outliers.outliers(settings, str(folder))
+
+
+def test_other_images_are_the_first_of_a_file_in_its_order(folder, tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 2, (20, 8, 8)).astype(np.uint8) * 255
+    np.savez(tmp_path / "both.npz", a=images, b=images[::-1])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = finished.read(finished.UseSettings(data="digits"), "outliers", [str(folder)])
+    for key, expected in (("a", images), ("b", images[::-1])):
+        settings = outliers.OutlierSettings(against=f"~/both.npz:{key}", images=5)
+        x = outliers.other_images(run, settings)
+        np.testing.assert_array_equal(x, expected[:5].reshape(5, 64) / 255)
+    with pytest.raises(DataError, match=r"holds a, b; name one array, as in both\.npz:a"):
+        outliers.other_images(run, outliers.OutlierSettings(against="~/both.npz"))
 
 
 # impute
@@ -238,13 +254,16 @@ def test_masks_are_as_asked():
     assert not np.array_equal(share[0], share[1])
 
 
-def test_a_mask_may_be_a_file(tmp_path):
+def test_a_mask_may_be_a_file(tmp_path, monkeypatch):
     gone = np.eye(4, 6, dtype=bool)
     np.save(tmp_path / "mask.npy", gone)
-    observed = impute.observed_entries(str(tmp_path / "mask.npy"), (4, 6), 2, 0)
-    np.testing.assert_array_equal(observed.reshape(2, 4, 6), [~gone, ~gone])
+    with (tmp_path / "packed.npy").open("wb") as file:
+        np.savez(file, gone)  # an .npz file's content decides, not its name
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for missing in (str(tmp_path / "mask.npy"), "~/mask.npy", "~/packed.npy"):
+        observed = impute.observed_entries(missing, (4, 6), 2, 0)
+        np.testing.assert_array_equal(observed.reshape(2, 4, 6), [~gone, ~gone])
     for missing, message in [
-        (str(tmp_path / "none.npy"), "cannot be read"),
         ("1.5", "neither a fraction between 0 and 1"),
         ("top", "neither a fraction between 0 and 1"),
     ]:
@@ -252,6 +271,15 @@ def test_a_mask_may_be_a_file(tmp_path):
             impute.observed_entries(missing, (4, 6), 2, 0)
     with pytest.raises(SettingsError, match=r"has the shape \[4, 6\]; give \[6, 4\]"):
         impute.observed_entries(str(tmp_path / "mask.npy"), (6, 4), 2, 0)
+    (tmp_path / "empty.npy").touch()
+    np.save(tmp_path / "text.npy", np.full((4, 6), "gone"))
+    for missing, message in [
+        ("none.npy", "none.npy is not a file; give an .npy or .npz file"),
+        ("empty.npy", "not an .npy or .npz file"),
+        ("text.npy", "holds <U4; save an array of bools or real numbers"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            impute.observed_entries(str(tmp_path / missing), (4, 6), 2, 0)
     np.save(tmp_path / "mask.npy", np.ones((4, 6)))
     with pytest.raises(SettingsError, match="leaves an image with all or no values"):
         impute.observed_entries(str(tmp_path / "mask.npy"), (4, 6), 2, 0)
