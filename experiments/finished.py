@@ -84,9 +84,7 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
         model, variables = lvae_jax.load(path)
     except ModelFolderError as error:
         raise WorkdirError(str(error)) from error
-    # A model of one of several replicas lies in RUN/model/0.
-    configs = (read_json(folder / "config.json") for folder in (path, *list(path.parents)[:2]))
-    config: dict[str, Any] = next((found for found in configs if found), {"settings": {}})
+    config = _read_config(path)
     if settings.data:
         config["experiment"] = settings.data
     if not config.get("experiment"):
@@ -104,6 +102,16 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
             f"{dataset.name} is not the data that {path} was trained on; give its --data_dir"
         )
     return Finished(path, model, variables, dataset)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The run's config.json, or one without settings if the folder is not part of a run."""
+    # A model of one of several replicas lies in RUN/model/0.
+    for folder in (path, *path.absolute().parents[:2]):
+        config = read_json(folder / "config.json")
+        if isinstance(config, dict) and isinstance(config.get("settings"), dict):
+            return config
+    return {"settings": {}}
 
 
 def chunks(description: str, total: int, size: int) -> Iterator[np.ndarray]:

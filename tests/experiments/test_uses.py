@@ -47,14 +47,26 @@ def results(folder, name):
 # The folder and its data
 
 
-def test_a_run_names_its_data_itself(folder, tmp_path):
+def test_a_run_names_its_data_itself(folder, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(folder, run / "model")
     config = {"format": 2, "experiment": "digits", "settings": {"continuous": False}}
     (run / "config.json").write_text(json.dumps(config))
-    for path in (run, run / "model"):
+    monkeypatch.chdir(run / "model")
+    for path in (run, run / "model", "."):
         found = finished.read(finished.UseSettings(), "probe", [str(path)])
         np.testing.assert_array_equal(found.dataset.test_labels, digits.load().test_labels)
+
+
+@pytest.mark.parametrize("foreign", [{"a": 1}, [1], {"settings": [1]}, "text"])
+def test_a_config_that_is_no_runs_does_not_count(foreign, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "config.json").write_text(json.dumps(foreign))
+    model = [str(tmp_path / "model")]
+    with pytest.raises(WorkdirError, match="does not say which data it was trained on"):
+        finished.read(finished.UseSettings(), "probe", model)
+    found = finished.read(finished.UseSettings(data="digits"), "probe", model)
+    np.testing.assert_array_equal(found.dataset.test_labels, digits.load().test_labels)
 
 
 @pytest.mark.parametrize(
