@@ -17,23 +17,21 @@ from experiments import registry
 from experiments.errors import SettingsError, WorkdirError
 from experiments.progress import Progress
 from experiments.run import devices
-from experiments.settings import MOST_SEEDS, PATH, choice, setting, whole
+from experiments.settings import MOST_SEEDS, choice, setting, whole
 from experiments.show.figures import write_png
 from experiments.store.files import read_json, write_json, writing
-from lvae_jax.data import DataError, Dataset
+from lvae_jax.data import Dataset
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.trained import ModelFolderError
 
 
 @dataclasses.dataclass(frozen=True)
-class UseSettings:
+class UseSettings(registry.MovedData):
     """The settings that all commands on a trained model share."""
 
     data: str = setting(
         "", choice("", *registry.EXPERIMENTS), "data set, if no config.json names it"
     )
-    data_dir: str = setting("", PATH, "folder of the data set's files; the default is the run's")
-    tfds_dir: str = setting("", PATH, "folder of prepared data sets; the default is the run's")
     seed: int = setting(0, whole(0, MOST_SEEDS - 1), "seed of every random draw of this command")
 
 
@@ -74,7 +72,7 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
     Raises:
       SettingsError: not exactly one folder was given, or JAX cannot use its devices.
       WorkdirError: there is no model, its data set is unknown, or the data do not fit the model.
-      DataError: the data cannot be read.
+      DataError: the data cannot be read, or are not those that the run was trained on.
     """
     if len(workdirs) != 1:
         raise SettingsError(f"give one run's folder: python -m experiments.{command} RUN")
@@ -85,21 +83,16 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
     except ModelFolderError as error:
         raise WorkdirError(str(error)) from error
     config = _read_config(path)
-    if settings.data:
-        config["experiment"] = settings.data
+    if settings.data:  # other data than the run's may be asked for
+        config = {**config, "experiment": settings.data, "data_sha256": None}
     if not config.get("experiment"):
         raise WorkdirError(f"{path} does not say which data it was trained on; give --data")
-    folders = {"data_dir": settings.data_dir, "tfds_dir": settings.tfds_dir}
-    given = {name: folder for name, folder in folders.items() if folder}
-    dataset = registry.load(config, **given)
+    # Own arrays without a run's settings are observed as the model observes them.
+    dataset = registry.load(config, path, observation=model.observation, **settings.given())
     if dataset.data_dim != model.data_dim:
         raise WorkdirError(
             f"the images of {dataset.name} have {dataset.data_dim} values, but the model of "
             f"{path} takes {model.data_dim}; give the data set that it was trained on with --data"
-        )
-    if config.get("data_sha256", dataset.sha256()) != dataset.sha256() and not settings.data:
-        raise DataError(
-            f"{dataset.name} is not the data that {path} was trained on; give its --data_dir"
         )
     return Finished(path, model, variables, dataset)
 

@@ -50,7 +50,8 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
         raise SettingsError("name the other images: --against=fashion_mnist or --against=FILE.npy")
     if name in datasets:
         folders = {"data_dir": settings.against_dir, "tfds_dir": settings.tfds_dir}
-        images = registry.load({"experiment": name, "settings": folders}).test_images
+        config = {"experiment": name, "settings": folders}
+        images = registry.load(config, run.path).test_images
     elif arrays.file_and_key(name)[0].suffix in (".npy", ".npz"):
         images = arrays.load_images(name)
     else:

@@ -1,4 +1,4 @@
-"""The experiments by name, one per data set, and the settings and command of a finished run."""
+"""The experiments by name, one per data set, and the settings, data and command of a run."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from experiments import (
     omniglot,
 )
 from experiments.errors import WorkdirError
-from experiments.settings import Command, Settings
+from experiments.settings import SOURCE, Command, Settings, setting
 
 
 class Experiment(NamedTuple):
@@ -63,9 +63,44 @@ def settings_of(config: Mapping[str, Any], **changed: Any) -> Settings:
     )
 
 
-def load(config: Mapping[str, Any], **changed: Any) -> Any:
-    """The `Dataset` that a config.json asks for, with some of its settings changed."""
-    return experiment(config["experiment"]).load(settings_of(config, **changed))
+@dataclasses.dataclass(frozen=True)
+class MovedData:
+    """Where a run's data are now, if they have moved."""
+
+    data_dir: str = setting("", SOURCE, "folder of the original files; the default is the run's")
+    tfds_dir: str = setting("", SOURCE, "folder of prepared data sets; the default is the run's")
+    train: str = setting(
+        "", SOURCE, "own training images: FILE.npy, or FILE.npz:KEY; the default is the run's"
+    )
+    test: str = setting("", SOURCE, "own test images; the default is the run's")
+
+    def given(self) -> dict[str, str]:
+        """The paths that were given, by the names of the run's settings that they change."""
+        names = [field.name for field in dataclasses.fields(MovedData)]
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+
+def load(config: Mapping[str, Any], path: Path, **changed: Any) -> Any:
+    """The `Dataset` that a run was trained on.
+
+    Args:
+      config: the content of its config.json. Without `data_sha256` any data are accepted.
+      path: the run's folder, for the message.
+      **changed: settings that have changed, such as those of `MovedData`.
+
+    Raises:
+      DataError: the data cannot be read, or are not those that the run was trained on.
+    """
+    from lvae_jax.data import DataError  # it imports JAX
+
+    dataset = experiment(config["experiment"]).load(settings_of(config, **changed))
+    expected = config.get("data_sha256")
+    if expected and expected != dataset.sha256():
+        raise DataError(
+            f"{dataset.name} is not the data that {path} was trained on; give the right data with "
+            "--data_dir, --tfds_dir, or --train and --test"
+        )
+    return dataset
 
 
 def command(config: Mapping[str, Any], workdir: Path) -> str | None:

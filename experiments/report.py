@@ -5,26 +5,23 @@ far, and writes report.html with all of them.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
-from experiments import cli
+from experiments import cli, registry
 from experiments.errors import SettingsError, WorkdirError
 from experiments.results import Run
-from experiments.settings import SOURCE, TEXT, Settings, setting, whole
+from experiments.settings import TEXT, setting, whole
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportSettings:
+class ReportSettings(registry.MovedData):
     """The settings of a report."""
 
     layer: int = setting(
         0, whole(0), "layer in which to interpolate, from 1 for the bottom one; 0: the top layer"
     )
     experiment: str = setting("", TEXT, "experiment, such as mnist, if no config.json names it")
-    data_dir: str = setting("", SOURCE, "folder of the original files, if they have moved")
-    tfds_dir: str = setting("", SOURCE, "folder of the prepared data set, if it has moved")
-    train: str = setting("", SOURCE, "file of training images, if it has moved")
-    test: str = setting("", SOURCE, "file of test images, if it has moved")
 
 
 def report(path: Path, layer: int | None = None, **changed: str) -> None:
@@ -41,7 +38,6 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
       WorkdirError: the folder holds no run, or no finished epoch yet.
       DataError: the data set is not available, or is another one.
     """
-    from experiments import registry
     from experiments.run import devices
     from experiments.show import page
     from experiments.store.workdir import read_run
@@ -53,7 +49,7 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     if not run.epochs:
         raise WorkdirError(f"{path} has no finished epoch yet; wait for the first")
     if experiment is not None:
-        _draw_model(run, registry.settings_of(run.config, **changed), layer)
+        _draw_model(run, layer, changed)
     elif layer is not None:
         raise WorkdirError(
             f"{path} names no experiment, so its model cannot be drawn again; give --experiment, "
@@ -62,27 +58,21 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     page.write(run, registry.command(run.config, path))
 
 
-def _draw_model(run: Run, settings: Settings, layer: int | None) -> None:
+def _draw_model(run: Run, layer: int | None, changed: Mapping[str, str]) -> None:
     """Draws the figures that need the model of the first replica."""
     import jax
 
-    from experiments import registry
     from experiments.run import devices
     from experiments.run.evaluation import evaluation_variables
     from experiments.run.setup import make_experiment
     from experiments.show import drawing
     from experiments.store.workdir import read_chosen_epochs, read_trained
-    from lvae_jax.data import DataError
 
+    settings = registry.settings_of(run.config, **changed)
     params, step = read_trained(run.path)
     if layer is not None and layer > settings.depth:
         raise WorkdirError(f"--layer={layer}: the model of {run.path} has {settings.depth} layers")
-    dataset = registry.experiment(run.config["experiment"]).load(settings)
-    if run.config["data_sha256"] != dataset.sha256():
-        raise DataError(
-            f"{dataset.name} is not the data that {run.path} was trained on; give the right data "
-            "with --data_dir, --tfds_dir, or --train and --test"
-        )
+    dataset = registry.load(run.config, run.path, **changed)
     experiment = make_experiment(settings, dataset)
     first = devices.put(jax.tree.map(lambda leaf: leaf[0], params), experiment.mesh)
     chosen = read_chosen_epochs(run.path)

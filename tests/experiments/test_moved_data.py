@@ -1,11 +1,13 @@
 """A run on own arrays, which are named by a relative path, move, and get another name."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
-from experiments import arrays
+from experiments import arrays, finished
+from experiments.finished import UseSettings
 from experiments.report import report
 from experiments.run.loop import run
 from experiments.settings import Command
@@ -19,7 +21,7 @@ SETTINGS = dataclasses.replace(
 )  # fmt: skip
 
 
-def test_a_run_on_own_arrays_is_resumed_and_reported_wherever_they_are(
+def test_a_run_on_own_arrays_is_resumed_reported_and_used_wherever_they_are(
     tmp_path, monkeypatch, capsys
 ):
     here, there = tmp_path / "here", tmp_path / "there"
@@ -43,15 +45,29 @@ def test_a_run_on_own_arrays_is_resumed_and_reported_wherever_they_are(
     (here / "mine.npy").rename(there / "yours.npy")
     with pytest.raises(DataError, match=r"mine\.npy is not a file"):
         report(tmp_path / "run")
+    moved = dataclasses.replace(settings, train="yours.npy")
     page.unlink()
     report(tmp_path / "run", train="yours.npy")
     assert page.exists()
+    workdir = [str(tmp_path / "run")]
+    with pytest.raises(DataError, match=r"mine\.npy is not a file"):
+        finished.read(UseSettings(), "impute", workdir)
+    used = finished.read(UseSettings(train="yours.npy"), "impute", workdir)
+    assert used.dataset.sha256() == arrays.load(moved).sha256()
     capsys.readouterr()
-    moved = dataclasses.replace(settings, train="yours.npy")
     run(moved, arrays.load(moved), ARRAYS)  # the same bytes are the same run
     assert f"{tmp_path / 'run'} is finished." in capsys.readouterr().out
 
     # Other bytes are none of it.
     np.save(there / "yours.npy", images[::-1])
-    with pytest.raises(DataError, match=r"yours is not the data that .* was trained on"):
-        report(tmp_path / "run", train="yours.npy")
+    for use in (
+        lambda: report(tmp_path / "run", train="yours.npy"),
+        lambda: finished.read(UseSettings(train="yours.npy"), "impute", workdir),
+    ):
+        with pytest.raises(DataError, match=r"yours is not the data that .* was trained on"):
+            use()
+    # A model without its run takes any data that fit, as it observes them.
+    others = UseSettings(data="arrays", train="yours.npy", test="yours.npy")
+    for folder in (tmp_path / "run", shutil.copytree(tmp_path / "run" / "model", there / "sent")):
+        used = finished.read(others, "impute", [str(folder)])
+        np.testing.assert_array_equal(used.dataset.test_images, images[::-1])

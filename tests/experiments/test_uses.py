@@ -69,6 +69,17 @@ def test_a_config_that_is_no_runs_does_not_count(foreign, folder, tmp_path):
     np.testing.assert_array_equal(found.dataset.test_labels, digits.load().test_labels)
 
 
+def test_own_arrays_are_observed_as_the_model_observes_them(tmp_path):
+    model = LadderVAE(6, (2,), (3,), batch_norm=False, observation="gaussian")
+    lvae_jax.save(tmp_path, model, {"params": random_params(model)})
+    images = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+    np.save(tmp_path / "mine.npy", images)
+    file = str(tmp_path / "mine.npy")
+    settings = finished.UseSettings(data="arrays", train=file, test=file)
+    found = finished.read(settings, "impute", [str(tmp_path)])
+    np.testing.assert_array_equal(found.dataset.test_x(), images)
+
+
 @pytest.mark.parametrize(
     ("settings", "workdirs", "message"),
     [
