@@ -1,6 +1,7 @@
 """report.html: one page about a run, which needs no network."""
 
 import base64
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jinja2
 
 from experiments import published
+from experiments.errors import WorkdirError
 from experiments.results import USED_KL, Run, RunResults
 from experiments.show import drawing, numbers, uses
 from experiments.store.files import read_json
@@ -226,6 +228,21 @@ def _probe(probe: Mapping[str, Any], images: Mapping[str, bytes]) -> dict[str, A
     return {"header": header, "rows": rows, "note": uses.probe_note(probe), "data": picture}
 
 
+def _read_probe(path: Path) -> Any:
+    """What `experiments.probe` found; None, with a warning, if it did not write the file."""
+    try:
+        probe = read_json(path)
+        if probe is not None:
+            _probe(probe, {})  # raises an error if an entry of the page is missing
+        return probe
+    except (WorkdirError, OSError, LookupError, TypeError, ValueError):
+        print(
+            f"warning: {path} is not a file that experiments.probe wrote; {NAME} leaves it out",
+            file=sys.stderr,
+        )
+        return None
+
+
 def _layers(run: Run) -> list[tuple[Any, ...]]:
     if run.measured is None:
         return []
@@ -256,5 +273,5 @@ def write(run: Run, command: str | None) -> None:
         for name in (*CAPTIONS, "probe")
         if (folder / f"{name}.png").exists()
     }
-    probe = read_json(run.path / "probe.json")
+    probe = _read_probe(run.path / "probe.json")
     (run.path / NAME).write_text(render(run, command, images, probe), encoding="utf-8")

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import html
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -259,6 +260,40 @@ def test_what_a_probe_found_is_a_section_with_its_table_and_picture():
     assert EVIL not in text
     assert parsed.tags.count("img") == 1
     assert "knows about the class" not in render()
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Writes the page of a folder, without figures, and returns it."""
+    monkeypatch.setattr(page.drawing, "draw_metrics", lambda *_: None)
+
+    def write() -> str:
+        page.write(Run(tmp_path, config_of(), EPOCHS, None), None)
+        return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[1]", "{}", '{"a": 1}', '{"representations": []}', '{"representations": [{}]}'],
+)
+def test_a_probe_json_of_something_else_is_left_out_with_a_warning(
+    content, written, tmp_path, capsys
+):
+    (tmp_path / "probe.json").write_text(content)
+    assert "knows about the class" not in written()
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}/probe.json is not a file that experiments.probe wrote; report.html "
+        "leaves it out\n"
+    )
+
+
+def test_a_probe_json_is_shown_and_a_missing_one_is_not_missed(written, tmp_path, capsys):
+    assert "knows about the class" not in written()
+    (tmp_path / "probe.json").write_text(json.dumps(PROBE))
+    assert "knows about the class" in written()
+    assert capsys.readouterr().err == ""
 
 
 def test_without_a_command_none_is_shown():
