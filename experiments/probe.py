@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import cli, finished
-from experiments.errors import WorkdirError
+from experiments.errors import SettingsError, WorkdirError
 from experiments.finished import Finished, UseSettings
 from experiments.progress import Progress
 from experiments.settings import setting, whole
@@ -153,12 +153,18 @@ def probe(settings: ProbeSettings, *workdirs: str) -> None:
 
     Raises:
       WorkdirError: the folder holds no model, or the data have no labels.
+      SettingsError: the chosen training images are all of one class.
     """
     run = finished.read(settings, "probe", workdirs)
     rows = slice(settings.subset or None)
     labels = (run.dataset.train_labels[rows], run.dataset.test_labels)
-    if len(np.unique(labels[0])) < 2:
+    if len(np.unique(run.dataset.train_labels)) < 2:
         raise WorkdirError(f"{run.dataset.name} has no labels to probe; give --data with labels")
+    if len(np.unique(labels[0])) < 2:
+        raise SettingsError(
+            f"--subset={settings.subset}: the first training images are all of one class; give "
+            "more, of at least two classes"
+        )
     train_x, test_x = run.train_x()[rows], run.dataset.test_x()
     features, active = representations(run, train_x, test_x)
 

@@ -193,6 +193,11 @@ def test_images_without_labels_cannot_be_probed(folder, monkeypatch):
         probe.probe(probe.ProbeSettings(data="digits"), str(folder))
 
 
+def test_images_of_one_class_cannot_be_probed(folder):
+    with pytest.raises(SettingsError, match="--subset=1: the first training images are all of one"):
+        probe.probe(probe.ProbeSettings(data="digits", subset=1), str(folder))
+
+
 # outliers
 
 
