@@ -84,7 +84,7 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
         raise WorkdirError(str(error)) from error
     config = _read_config(path)
     if settings.data:  # other data than the run's may be asked for
-        config = {**config, "experiment": settings.data, "data_sha256": None}
+        config = {"experiment": settings.data, "settings": config["settings"]}
     if not config.get("experiment"):
         raise WorkdirError(f"{path} does not say which data it was trained on; give --data")
     # Own arrays without a run's settings are observed as the model observes them.

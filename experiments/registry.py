@@ -84,7 +84,7 @@ def load(config: Mapping[str, Any], path: Path, **changed: Any) -> Any:
     """The `Dataset` that a run was trained on.
 
     Args:
-      config: the content of its config.json. Without `data_sha256` any data are accepted.
+      config: the content of its config.json. Without the identity of its data any are accepted.
       path: the run's folder, for the message.
       **changed: settings that have changed, such as those of `MovedData`.
 
@@ -94,8 +94,12 @@ def load(config: Mapping[str, Any], path: Path, **changed: Any) -> Any:
     from lvae_jax.data import DataError  # it imports JAX
 
     dataset = experiment(config["experiment"]).load(settings_of(config, **changed))
-    expected = config.get("data_sha256")
-    if expected and expected != dataset.sha256():
+    found = {
+        "data_sha256": dataset.sha256(),
+        "train_images": len(dataset.train_images),
+        "test_images": len(dataset.test_images),
+    }
+    if any(config.get(name, value) != value for name, value in found.items()):
         raise DataError(
             f"{dataset.name} is not the data that {path} was trained on; give the right data with "
             "--data_dir, --tfds_dir, or --train and --test"
