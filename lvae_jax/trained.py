@@ -26,6 +26,24 @@ FORMAT = 1
 CLASSES: dict[str, type[HierarchicalVAE]] = {"LadderVAE": LadderVAE, "VAE": VAE}
 """The classes that a folder may name."""
 
+DTYPES = {
+    "BOOL": np.dtype(bool),
+    "I8": np.dtype("int8"),
+    "I16": np.dtype("int16"),
+    "I32": np.dtype("int32"),
+    "I64": np.dtype("int64"),
+    "U8": np.dtype("uint8"),
+    "U16": np.dtype("uint16"),
+    "U32": np.dtype("uint32"),
+    "U64": np.dtype("uint64"),
+    "F16": np.dtype("float16"),
+    "BF16": np.dtype(jnp.bfloat16),
+    "F32": np.dtype("float32"),
+    "F64": np.dtype("float64"),
+    "C64": np.dtype("complex64"),
+}
+"""The dtypes that a folder may hold, by the names of safetensors."""
+
 _OF_FLAX = ("parent", "name")
 _NOT_STORED = "not stored"
 
@@ -54,8 +72,8 @@ def save(
       metadata: anything that JSON can hold, for readers of `model.json`.
 
     Raises:
-      ValueError: the model is of another class, the variables are not this model's, or the metadata
-        cannot be written as JSON.
+      ValueError: the model is of another class, the variables are not this model's, one of them has
+        a dtype that the file cannot hold, or the metadata cannot be written as JSON.
       OSError: the folder cannot be written.
 
     Example:
@@ -81,6 +99,12 @@ def save(
             f"these are not the model's variables: {difference}; give its parameters and batch "
             "statistics, as evaluation.reestimate_batch_stats returns them"
         )
+    for name, weight in weights.items():
+        if weight.dtype not in DTYPES.values():
+            raise ValueError(
+                f"{name} is {weight.dtype}, which weights.safetensors cannot hold; give the model "
+                "float32 parameters"
+            )
     described = {
         "format": FORMAT,
         "class": type(model).__name__,
@@ -94,7 +118,9 @@ def save(
         raise ValueError(
             f"the model's fields or metadata cannot be written as JSON: {error}"
         ) from error
-    encoded = safetensors.numpy.save({name: np.ascontiguousarray(w) for name, w in weights.items()})
+    # np.ascontiguousarray would add an axis to an array that has none.
+    contiguous = {name: np.asarray(weight, order="C") for name, weight in weights.items()}
+    encoded = safetensors.numpy.save(contiguous)
     described["sha256"] = _checksum(described, encoded)
     path = Path(folder).expanduser()
     path.mkdir(parents=True, exist_ok=True)
@@ -115,7 +141,8 @@ def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE
       `evaluation` and `model.apply`.
 
     Raises:
-      ModelFolderError: there is no model in the folder, it is damaged, or of a newer format.
+      ModelFolderError: there is no model in the folder, it is damaged, or of a newer format; or a
+        field that is not stored was not given.
 
     Example:
       See `save`.
@@ -130,7 +157,7 @@ def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE
             "copy or save the model again"
         )
     try:
-        weights = safetensors.numpy.load(encoded)
+        weights = _arrays(encoded)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ModelFolderError(
             f"{path / 'weights.safetensors'} is damaged ({error}); copy or save the model again"
@@ -147,6 +174,14 @@ def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE
     return model, traverse_util.unflatten_dict(
         {name: jnp.asarray(weight) for name, weight in weights.items()}, sep="/"
     )
+
+
+def _arrays(encoded: bytes) -> dict[str, np.ndarray]:
+    """The arrays of weights.safetensors; `safetensors.numpy.load` does not read bfloat16."""
+    return {
+        name: np.frombuffer(entry["data"], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        for name, entry in safetensors.deserialize(encoded)
+    }
 
 
 def _model_folder(folder: Path) -> Path:
@@ -242,9 +277,11 @@ def _field_names(model_class: type[HierarchicalVAE]) -> list[str]:
 
 def _stored(value: Any) -> Any:
     """A field as a JSON value; for a function or an object, only its name."""
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, tuple | list):
+    if type(value) in (tuple, list):  # an object of your own may be a NamedTuple
         return [_stored(entry) for entry in value]
     return {_NOT_STORED: getattr(value, "__qualname__", type(value).__qualname__)}
 
@@ -273,7 +310,7 @@ def _difference(weights: dict[str, np.ndarray], model: HierarchicalVAE) -> str:
         if name not in weights:
             return f"{name} is missing"
         if name not in expected:
-            return f"{name} is none of the model's"
+            return f"the model has no {name}"
         now, then = weights[name], expected[name]
         if (now.shape, now.dtype) != (then.shape, then.dtype):
             return (

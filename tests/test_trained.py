@@ -4,11 +4,14 @@ import json
 import pickle
 import shutil
 import struct
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from lvae_jax import VAE, LadderVAE, load, save
 from lvae_jax.trained import ModelFolderError
@@ -74,6 +77,16 @@ def test_infinite_variances_of_constant_units_are_kept(tmp_path):
     assert_same(load(tmp_path)[1], variables)
 
 
+def array_of(folder, name):
+    """The dtype, the shape and the bytes of an array, read without this library or safetensors."""
+    # The format: the header's length, the header as JSON, the arrays.
+    content = (folder / "weights.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    entry = json.loads(content[8 : 8 + length])[name]
+    start, end = (8 + length + offset for offset in entry["data_offsets"])
+    return entry["dtype"], entry["shape"], content[start:end]
+
+
 def test_the_files_say_what_they_hold_without_this_library(saved):
     described = json.loads((saved / "model.json").read_text())
     assert described["class"] == "LadderVAE"
@@ -81,18 +94,117 @@ def test_the_files_say_what_they_hold_without_this_library(saved):
     assert described["metadata"] == {"epochs": 7}
     assert described["fields"]["latent_sizes"] == [3, 2]
     assert described["fields"]["own_top_down"] is True
-    # The format of safetensors: the header's length, the header as JSON, the arrays.
-    content = (saved / "weights.safetensors").read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    kernel = header["params/generative/mlps_0/Linear_0/Dense_0/kernel"]
-    assert (kernel["dtype"], kernel["shape"]) == ("F32", [3, 4])
-    start, end = (8 + length + offset for offset in kernel["data_offsets"])
+    dtype, shape, kernel = array_of(saved, "params/generative/mlps_0/Linear_0/Dense_0/kernel")
+    assert (dtype, shape) == ("F32", [3, 4])
     expected = made_up_variables(MODELS["ladder"])["params"]["generative"]["mlps_0"]["Linear_0"]
     np.testing.assert_array_equal(
-        np.frombuffer(content[start:end], np.float32).reshape(3, 4), expected["Dense_0"]["kernel"]
+        np.frombuffer(kernel, np.float32).reshape(3, 4), expected["Dense_0"]["kernel"]
     )
-    assert "batch_stats/inference/heads_0/Linear_0/BatchNorm_0/variance" in header
+    array_of(saved, "batch_stats/inference/heads_0/Linear_0/BatchNorm_0/variance")
+
+
+class Scaled(nn.Module):
+    """An MLP of the user's own, whose parameters have no axes, or are of another dtype."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, y, train):
+        def values(key, shape):
+            return (1 + jnp.arange(np.prod(shape)) / 128).reshape(shape).astype(self.dtype)
+
+        scale, row = self.param("scale", values, ()), self.param("row", values, (3,))
+        return y * scale.astype("float32") + jnp.sum(row.astype("float32"))
+
+
+def scaled(dtype, **fields):
+    def mlp(layer, direction):
+        return Scaled(dtype)
+
+    return VAE(5, (3,), (4,), mlp=mlp, batch_norm=False, **fields)
+
+
+def initial(model):
+    keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
+    return model.init(keys, jnp.zeros((1, model.data_dim)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored_as", "row"),
+    [
+        ("float32", "F32", struct.pack("<3f", 1, 129 / 128, 130 / 128)),
+        # The upper half of the float32's bits: the last of 7 bits of the fraction is 1 / 128.
+        ("bfloat16", "BF16", struct.pack("<3H", 0x3F80, 0x3F81, 0x3F82)),
+        ("float16", "F16", struct.pack("<3e", 1, 129 / 128, 130 / 128)),
+    ],
+    ids=["float32", "bfloat16", "float16"],
+)
+def test_parameters_without_axes_and_of_other_dtypes_are_kept(dtype, stored_as, row, tmp_path):
+    model = scaled(dtype)
+    variables = initial(model)
+    save(tmp_path, model, variables)
+    place = "params/generative/mlps_0"
+    assert array_of(tmp_path, f"{place}/row") == (stored_as, [3], row)
+    assert array_of(tmp_path, f"{place}/scale") == (stored_as, [], row[: len(row) // 3])
+    assert_same(load(tmp_path, mlp=model.mlp)[1], variables)
+
+
+def test_arrays_that_are_not_contiguous_are_kept(tmp_path):
+    model = MODELS["ladder"]
+    variables = made_up_variables(model)
+    save(tmp_path, model, jax.tree.map(np.asfortranarray, variables))
+    assert_same(load(tmp_path)[1], variables)
+
+
+def test_a_dtype_that_no_file_holds_is_refused_before_anything_is_written(tmp_path):
+    model = scaled("float8_e4m3b11fnuz")
+    message = (
+        r"params/\S+ is float8_e4m3b11fnuz, which weights.safetensors cannot hold; give the model "
+        "float32 parameters"
+    )
+    with pytest.raises(ValueError, match=message) as raised:
+        save(tmp_path / "model", model, initial(model))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "model").exists()
+
+
+class Shifted(NamedTuple):
+    """An observation of the user's own that happens to be a tuple."""
+
+    shift: float
+    head_size: int = 1
+
+    def log_prob(self, head, x):
+        return -jnp.sum((x - head[0] - self.shift) ** 2, axis=-1)
+
+    def mean(self, head):
+        return head[0] + self.shift
+
+
+def test_an_observation_that_is_a_tuple_is_the_users_own_object(tmp_path):
+    model = VAE(5, (3,), (4,), observation=Shifted(0.5))
+    variables = made_up_variables(model)
+    save(tmp_path, model, variables)
+    with pytest.raises(ModelFolderError, match=r"does not store observation \(Shifted\); give"):
+        load(tmp_path)
+    loaded_model, loaded = load(tmp_path, observation=Shifted(0.5))
+    assert loaded_model == model
+    assert_same(loaded, variables)
+
+
+def test_fields_may_be_numpy_scalars(tmp_path, monkeypatch):
+    # More is taken than the annotations say.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    fields = {"variance_floor": np.float32(1e-4), "batch_norm": np.bool_(True)}
+    fields |= {"activation": np.str_("tanh"), "variance_bias": np.float64(0.5)}
+    model = VAE(np.int64(5), (3,), (4,), **fields)
+    save(tmp_path, model, made_up_variables(model))
+    stored = json.loads((tmp_path / "model.json").read_text())["fields"]
+    # The float32 next to 1e-4 is 13743895 / 2^37.
+    assert stored["variance_floor"] == 13743895 / 2**37
+    assert (stored["batch_norm"], stored["activation"]) == (True, "tanh")
+    assert (stored["data_dim"], stored["variance_bias"]) == (5, 0.5)
+    assert load(tmp_path)[0] == model
 
 
 def test_save_replaces_a_model(saved, copied):
@@ -248,7 +360,7 @@ def test_variables_of_another_model_are_refused(tmp_path):
         r"batch_stats/\S+ is missing": {"params": variables["params"]},
         r"is float32 of shape \[2, .*\] and should be": stacked,
         r"is float64 of shape": jax.tree.map(np.float64, variables),
-        r"extra/a is none of the model's": variables | {"extra": {"a": np.float32(1)}},
+        r"the model has no extra/a": variables | {"extra": {"a": np.float32(1)}},
     }
     for message, given in wrong.items():
         with pytest.raises(ValueError, match=message):
