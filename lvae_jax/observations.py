@@ -146,8 +146,11 @@ def named(observation: str | Observation, variance_floor: float) -> Observation:
       The observation.
 
     Raises:
-      ValueError: there is no observation of that name, or the object is not one.
+      ValueError: there is no observation of that name, or the object is not one, such as a class.
     """
+    if isinstance(observation, type):
+        name = observation.__name__
+        raise ValueError(f"observation={name} is a class; give an object of it, such as {name}()")
     if observation == "bernoulli":
         return BernoulliObservation()
     if observation == "gaussian":

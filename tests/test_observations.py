@@ -133,3 +133,11 @@ def test_observations_have_names():
     assert named(DiscretizedLogistic(16), 0.5) == DiscretizedLogistic(16)
     with pytest.raises(ValueError, match="observation=3; give one of bernoulli, gaussian"):
         named(3, 0.5)
+
+
+@pytest.mark.parametrize("observation", [type(of) for of in ALL[:3]])
+def test_a_class_in_place_of_an_observation_is_refused(observation):
+    name = observation.__name__
+    message = rf"^observation={name} is a class; give an object of it, such as {name}\(\)$"
+    with pytest.raises(ValueError, match=message):
+        named(observation, 0.5)
