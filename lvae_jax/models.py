@@ -299,7 +299,7 @@ class HierarchicalVAE(nn.Module):
     variance_bias: float = 0.0
 
     def __post_init__(self) -> None:
-        """Converts the sizes to tuples, and checks the fields.
+        """Converts sizes to integers and tuples of them, and checks the fields.
 
         Raises:
           ValueError: a field has an invalid value.
@@ -307,6 +307,7 @@ class HierarchicalVAE(nn.Module):
         object.__setattr__(self, "data_dim", as_int(self.data_dim))
         object.__setattr__(self, "latent_sizes", as_tuples("latent_sizes", self.latent_sizes))
         object.__setattr__(self, "hidden_sizes", as_tuples("hidden_sizes", self.hidden_sizes))
+        object.__setattr__(self, "condition_dim", as_int(self.condition_dim))
         if self.generative_hidden_sizes is not None:
             generative = as_tuples("generative_hidden_sizes", self.generative_hidden_sizes)
             object.__setattr__(self, "generative_hidden_sizes", generative)
@@ -502,7 +503,20 @@ class HierarchicalVAE(nn.Module):
     def prior(
         self, layer: int, z_above: Float[Array, "*batch above"], condition: Condition = None
     ) -> Gaussian:
-        """p(z_i | z_{i+1}) of layer i = 1 .. L - 1, given z_{i+1}; that of layer L is N(0, I)."""
+        """p(z_i | z_{i+1}) of layer i = 1 .. L - 1, given z_{i+1}; that of layer L is N(0, I).
+
+        Raises:
+          ValueError: there is no such layer, or no layer above it, or the condition does not have
+            the model's shape.
+        """
+        if not 1 <= layer < self.depth:
+            priors = (
+                f"priors of layers 1 to {self.depth - 1} given the layer above, and N(0, I) for "
+                f"layer {self.depth}"
+            )
+            if self.depth == 1:
+                priors = "one layer, and its prior is N(0, I)"
+            raise ValueError(f"layer={layer}; this model has {priors}")
         condition = self._condition_of(condition)
         return self.generative.prior(layer, z_above, condition=condition)
 
@@ -552,16 +566,17 @@ class HierarchicalVAE(nn.Module):
             condition = self._condition_of(condition, num_samples)
             *noise, z = self._noise(z_or_key, (num_samples,))
             return self.generative.ancestral(z, self.depth, noise, condition)
-        shape = jnp.shape(z_or_key)
+        shape = np.shape(z_or_key)
         if len(shape) != 2 or shape[1] != self.latent_sizes[layer - 1]:
             what_to_do = "" if shape else ", or give a key such as jax.random.key(0)"
             raise ValueError(
                 f"z has shape {shape}; layer {layer} takes "
                 f"[samples, {self.latent_sizes[layer - 1]}]{what_to_do}"
             )
-        condition = self._condition_of(condition, len(z_or_key))
-        noise = [] if layer == 1 else self._noise(self.make_rng("sample"), z_or_key.shape[:1])
-        return self.generative.ancestral(z_or_key, layer, noise, condition)
+        condition = self._condition_of(condition, shape[0])
+        noise = [] if layer == 1 else self._noise(self.make_rng("sample"), shape[:1])
+        z = jnp.asarray(z_or_key, jnp.float32)
+        return self.generative.ancestral(z, layer, noise, condition)
 
     def reconstruct(
         self, x: Examples, condition: Condition = None

@@ -30,6 +30,7 @@ from lvae_jax import VAE, LadderVAE, bounds
 from lvae_jax.checks import as_examples
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.networks import MLP
+from lvae_jax.observations import DiscretizedLogistic
 
 BATCH_NORM_EPSILON = 1e-5
 VARIANTS = {
@@ -681,6 +682,15 @@ def test_an_observation_of_one_number_has_no_bias_of_a_variance():
             {"condition_dim": -1},
             "condition_dim=-1; give the number of features of a condition, or 0 for none",
         ),
+        (
+            {"condition_dim": 2.5},
+            "condition_dim=2.5; give the number of features of a condition, or 0 for none",
+        ),
+        (
+            {"observation": DiscretizedLogistic},
+            "observation=DiscretizedLogistic is a class; give an object of it, such as "
+            "DiscretizedLogistic()",
+        ),
         ({"variance_floor": -0.1}, "variance_floor=-0.1; give at least 0"),
         ({"batch_norm_epsilon": -0.1}, "batch_norm_epsilon=-0.1; give at least 0"),
         *(
@@ -723,9 +733,11 @@ def assert_equal(one, other):
 def test_sizes_may_be_lists_and_numpy_integers(monkeypatch):
     # More is taken than the annotations say: what the fields hold afterwards.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    model = LadderVAE(np.int64(4), [3, np.int32(2)], [[5, 5], 4])
-    assert model == LadderVAE(4, (3, 2), ((5, 5), 4))
-    assert hash(model) == hash(LadderVAE(4, (3, 2), ((5, 5), 4)))
+    model = LadderVAE(np.int64(4), [3, np.int32(2)], [[5, 5], 4], condition_dim=np.int64(2))
+    same = LadderVAE(4, (3, 2), ((5, 5), 4), condition_dim=2)
+    assert model == same
+    assert hash(model) == hash(same)
+    assert type(model.condition_dim) is int
 
 
 @all_variants
@@ -1187,6 +1199,39 @@ def test_generation_refuses_what_no_layer_takes(shape, layer, message):
     model, variables = linear_ladder()
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         generate(model, variables, jnp.zeros(shape, jnp.float32), jax.random.key(18), layer=layer)
+    assert str(error.value) == message
+
+
+def test_generation_takes_z_as_lists_of_numbers(monkeypatch):
+    # More is taken than the annotations say.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    model, variables = linear_ladder()
+    decoder = lg.LADDER[0]
+    z = [[1, -2], [3, 4]]
+    samples = model.apply(variables, z, 1, method="generate")
+    size = np.abs(z) @ np.abs(decoder.weight.T) + np.abs(decoder.offset)
+    assert_close(samples, z @ decoder.weight.T + decoder.offset, 3 * ROUNDINGS, size)
+    rngs = {"sample": jax.random.key(18)}
+    assert model.apply(variables, [[0.0], [1.0]], method="generate", rngs=rngs).shape == (2, 3)
+
+
+@pytest.mark.parametrize("layer", [0, -1, 3, 4])
+def test_a_prior_of_a_layer_that_has_none_given_the_one_above_is_refused(layer):
+    model, variables = linear_ladder()
+    message = (
+        f"layer={layer}; this model has priors of layers 1 to 2 given the layer above, and "
+        "N(0, I) for layer 3"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        model.apply(variables, layer, jnp.zeros((1, 1)), method="prior")
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_the_only_layer_has_no_prior_given_another(layer):
+    message = f"layer={layer}; this model has one layer, and its prior is N(0, I)"
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        LadderVAE(4, (2,), (3,)).apply({}, layer, jnp.zeros((1, 2)), method="prior")
     assert str(error.value) == message
 
 
