@@ -36,12 +36,15 @@ def warm_up(epoch: Number, warmup_epochs: Number) -> float | Float[Array, ""]:
     return jnp.where(length > 0, jnp.minimum(rising, 1), 1)
 
 
-def learning_rate(schedule: str, initial: Number, epoch: Number, epochs: Number) -> Number:
+def learning_rate(
+    schedule: str, initial: Number, epoch: Number, epochs: Number
+) -> float | Float[Array, ""]:
     """The learning rate of an epoch.
 
     Args:
       schedule: "constant"; "staircase", the paper's for fine-tuning: times 0.75 after every tenth
-        of the epochs (200 of its 2,000); or "cosine", half a cosine from `initial` to 0 at the end.
+        of the epochs (200 of its 2,000); or "cosine", half a cosine from `initial` to 0 at the end,
+        and 0 from then on.
       initial: learning rate of the first epoch.
       epoch: counted from 0.
       epochs: length of the run.
@@ -61,12 +64,20 @@ def learning_rate(schedule: str, initial: Number, epoch: Number, epochs: Number)
       >>> import optax
       >>> optimizer = optax.adam(lambda step: learning_rate("cosine", 1e-3, step // 234, 100))
     """
+    rate = initial * _factor(schedule, epoch, epochs)
+    if all(isinstance(number, Real) for number in (initial, epoch, epochs)):
+        return float(rate)
+    return jnp.asarray(rate, jnp.float32)  # float64 until here under jax_enable_x64
+
+
+def _factor(schedule: str, epoch: Number, epochs: Number) -> float | Array:
+    """The learning rate of an epoch for an initial one of 1."""
     if schedule == "constant":
-        return initial
+        return 1.0
     if schedule == "staircase":
-        return initial * 0.75 ** (10 * epoch // epochs)
+        return 0.75 ** (10 * epoch // epochs)
     if schedule == "cosine":
-        angle = math.pi * epoch / epochs
-        cosine = math.cos(angle) if isinstance(angle, Real) else jnp.cos(angle)
-        return initial * 0.5 * (1 + cosine)
+        if isinstance(epoch, Real) and isinstance(epochs, Real):
+            return 0.5 * (1 + math.cos(math.pi * min(epoch, epochs) / epochs))
+        return 0.5 * (1 + jnp.cos(math.pi * jnp.minimum(epoch, epochs) / epochs))
     raise ValueError(f"schedule={schedule!r}; give {', '.join(SCHEDULES[:-1])} or {SCHEDULES[-1]}")

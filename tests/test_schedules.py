@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from tolerances import EPSILON_64, assert_close
@@ -87,3 +88,30 @@ def test_learning_rates_of_arrays_are_those_of_numbers(schedule):
     # A power of up to 9 is an exponential of up to 9 times a logarithm.
     roundings = {"constant": 1, "staircase": 9 + 4 + 1, "cosine": COSINE}[schedule]
     assert_close(np.broadcast_to(actual, 40), expected, roundings, size=0.002)
+
+
+@pytest.mark.parametrize("epoch", [40, 41, 60, 80, 1000])
+def test_a_cosine_stays_at_zero_after_the_last_epoch(epoch):
+    assert schedules.learning_rate("cosine", 0.002, epoch, 40) == 0.0
+    for kind in (jnp.int32, jnp.float32):
+        traced = jax.jit(lambda epoch: schedules.learning_rate("cosine", 0.002, epoch, 40))
+        assert traced(kind(epoch)) == 0.0
+
+
+@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+def test_learning_rates_of_numbers_are_floats_and_of_arrays_float32(schedule, monkeypatch):
+    # NumPy's numbers are taken, too, which the annotations do not say.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    # At half of the epochs: 0.75^5 and (1 + cos(pi / 2)) / 2.
+    factor = {"constant": 1.0, "staircase": 243 / 1024, "cosine": 0.5}[schedule]
+    rate = functools.partial(schedules.learning_rate, schedule)
+    for numbers in ((2, 20, 40), (2.0, 20.0, 40), (np.float32(2), np.int64(20), np.int32(40))):
+        assert type(rate(*numbers)) is float
+        assert_close(rate(*numbers), 2 * factor, COSINE, size=2, epsilon=EPSILON_64)
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            for kind in (jnp.int32, jnp.float32):
+                for arrays in ((2, kind(20), 40), (2.0, kind(20), kind(40)), (kind(2), 20, 40)):
+                    for actual in (rate(*arrays), jax.jit(rate)(*arrays)):
+                        assert (actual.dtype, actual.shape) == (jnp.float32, ())
+                        assert_close(actual, 2 * factor, COSINE, size=2)
