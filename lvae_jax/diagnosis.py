@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 
 from lvae_jax import bounds
 from lvae_jax.bounds import Terms
-from lvae_jax.models import HierarchicalVAE, LadderVAE
+from lvae_jax.models import Condition, HierarchicalVAE, LadderVAE, given
 from lvae_jax.objective import ELBO, Objective, loss_and_gradients
 
 
@@ -19,6 +19,7 @@ def first_nonfinite(
     key: Key[Array, ""],
     beta: float | Float[Array, ""] = 1.0,
     objective: Objective = ELBO,
+    condition: Condition = None,
 ) -> str | None:
     """Repeats a step and checks its quantities in the order in which they are computed.
 
@@ -29,16 +30,23 @@ def first_nonfinite(
       key: the key of the step's samples.
       beta: see `training.train_step`.
       objective: see `training.train_step`.
+      condition: of each example, for a model that takes one.
 
     Returns:
       A text such as "the posterior variance of z_2 is inf"; None if everything is finite.
+
+    Raises:
+      ValueError: x or the condition does not have the model's shape.
     """
     samples, rngs = objective.num_samples, {"sample": key}
-    terms = cast(Terms, model.apply({"params": params}, x, samples, train=True, rngs=rngs))
-    value, _, gradients = loss_and_gradients(model, params, x, key, beta, objective)
+    training = {"train": True, **given(condition)}
+    terms = cast(Terms, model.apply({"params": params}, x, samples, rngs=rngs, **training))
+    value, _, gradients = loss_and_gradients(model, params, x, key, beta, objective, condition)
     layers = range(model.depth)
     quantities = [(f"the parameter {name}", leaf) for name, leaf in _by_path(params)]
     quantities += [("x", x)]
+    if condition is not None:
+        quantities += [("the condition", condition)]
     if isinstance(model, LadderVAE):  # prior, posterior and z of a layer, then those below
         for i in reversed(layers):
             quantities += _gaussian("prior", terms, i) + _gaussian("posterior", terms, i)

@@ -29,9 +29,10 @@ def x_of(value: float = 1.0) -> np.ndarray:
     return np.full((5, DATA_DIM), value, np.float32)
 
 
-def first(model, params, x, **options):
+def first(model, params, x, condition=None, **options):
+    objective = Objective(**options)
     return first_nonfinite(
-        model, params, jnp.asarray(x), jax.random.key(1), objective=Objective(**options)
+        model, params, jnp.asarray(x), jax.random.key(1), objective=objective, condition=condition
     )
 
 
@@ -103,6 +104,25 @@ def test_x_is_named(value):
     x = x_of()
     x[3, 2] = value
     assert first(model, params_of(model), x) == f"x is {value}"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [LadderVAE, VAE])
+def test_a_condition_is_named_after_x(kind, value):
+    model, x, labels = model_of(kind, condition_dim=2), x_of(), jax.nn.one_hot(jnp.arange(5) % 2, 2)
+    params = params_of(model)
+    assert first(model, params, x, labels, gradient="dreg") is None
+    bad = labels.at[4, 1].set(value)
+    assert first(model, params, x, bad) == f"the condition is {value}"
+    x[3, 2] = value
+    assert first(model, params, x, bad) == f"x is {value}"
+
+
+def test_a_condition_that_is_missing_or_does_not_fit_is_refused():
+    model = model_of(condition_dim=2)
+    for condition in (None, jnp.zeros((5, 3)), jnp.zeros((4, 2))):
+        with pytest.raises(ValueError, match="condition"):
+            first(model, params_of(model), x_of(), condition)
 
 
 @pytest.mark.parametrize("which", ["mean", "variance"])
