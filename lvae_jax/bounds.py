@@ -10,6 +10,7 @@ layer, in nats; tuples run from the bottom layer to the top.
 import dataclasses
 import functools
 import typing
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,8 @@ def importance_weighted(
       [batch]: log 1/K sum_k p(x, z_k) / q(z_k | x).
 
     Raises:
-      ValueError: the number of samples is not a multiple of importance_samples.
+      ValueError: importance_samples is not a whole number of at least 1, or the number of samples
+        is not a multiple of it.
 
     Example:
       >>> zero = jnp.zeros((2, 1, 1))
@@ -191,6 +193,10 @@ def _in_groups(
     log_weights: Float[Array, "samples batch"], importance_samples: int
 ) -> Float[Array, "groups K batch"]:
     """Splits the samples into groups of K."""
+    if not isinstance(importance_samples, Integral) or importance_samples < 1:
+        raise ValueError(
+            f"importance_samples={importance_samples!r}; give a whole number of at least 1"
+        )
     samples = log_weights.shape[0]
     if samples % importance_samples:
         raise ValueError(
@@ -261,7 +267,8 @@ def sticking_the_landing(
       [batch], in nats.
 
     Raises:
-      ValueError: the number of samples is not a multiple of importance_samples.
+      ValueError: importance_samples is not a whole number of at least 1, or the number of samples
+        is not a multiple of it.
     """
     return importance_weighted(path, beta, importance_samples)
 
@@ -290,7 +297,8 @@ def doubly_reparameterized(
       [batch]; only its gradient is meaningful.
 
     Raises:
-      ValueError: the number of samples is not a multiple of importance_samples.
+      ValueError: importance_samples is not a whole number of at least 1, or the number of samples
+        is not a multiple of it.
     """
     log_w = _in_groups(log_weights(path, beta), importance_samples)
     w = jax.lax.stop_gradient(jax.nn.softmax(log_w, axis=1))

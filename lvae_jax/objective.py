@@ -1,6 +1,7 @@
 """The objective of training, equation (20) or (6), as one value; its loss and gradients."""
 
 import dataclasses
+from numbers import Integral
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -34,8 +35,8 @@ class Objective:
         are log q - log p at the sample, as in the authors' code.
 
     Raises:
-      ValueError: a number of samples is less than 1, there is no such gradient, or free bits are
-        negative or combined with another bound or gradient.
+      ValueError: a number of samples is not a whole number of at least 1, there is no such
+        gradient, or free bits are negative or combined with another bound or gradient.
 
     Example:
       >>> Objective(mc_samples=10, importance_samples=10).num_samples  # as the paper fine-tunes
@@ -49,10 +50,11 @@ class Objective:
     closed_form_kl: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.mc_samples, self.importance_samples) < 1:
+        numbers = (self.mc_samples, self.importance_samples)
+        if not all(isinstance(number, Integral) and number >= 1 for number in numbers):
             raise ValueError(
-                f"mc_samples={self.mc_samples}, importance_samples={self.importance_samples}; "
-                "give at least 1 of each"
+                f"mc_samples={self.mc_samples!r}, importance_samples={self.importance_samples!r}; "
+                "give at least 1 of each, as whole numbers"
             )
         if self.gradient not in GRADIENTS:
             raise ValueError(f"gradient={self.gradient!r}; give one of {', '.join(GRADIENTS)}")

@@ -3,9 +3,12 @@
 import dataclasses
 import functools
 import itertools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -462,6 +465,37 @@ def test_gradients_refuse_samples_that_do_not_form_groups(name):
     message = "6 samples do not split into groups of importance_samples=4; give a multiple"
     with pytest.raises(ValueError, match=message):
         PATH_BOUNDS[name][0](make_terms(), 1.0, 4)
+
+
+@pytest.mark.parametrize("importance_samples", [0, -2, 1.5, 3.0])
+@pytest.mark.parametrize(
+    "bound",
+    [bounds.importance_weighted, bounds.sticking_the_landing, bounds.doubly_reparameterized],
+)
+def test_bounds_refuse_what_is_no_number_of_importance_samples(bound, importance_samples):
+    message = f"importance_samples={importance_samples}; give a whole number of at least 1"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        bound(make_terms(), 1.0, importance_samples)
+
+
+@pytest.mark.parametrize("name", ["mc_samples", "importance_samples"])
+@pytest.mark.parametrize("number", [1.5, 2.0, math.nan, "2"])
+def test_an_objective_takes_whole_numbers_of_samples(name, number):
+    both = {"mc_samples": 1, "importance_samples": 1} | {name: number}
+    message = "mc_samples={mc_samples!r}, importance_samples={importance_samples!r}; give at least"
+    with pytest.raises(ValueError, match=re.escape(message.format(**both)) + " 1 of each, as whol"):
+        Objective(**both)
+
+
+def test_numbers_of_samples_may_be_numpy_integers(monkeypatch):
+    # More is taken than the annotations say.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    one = Objective(mc_samples=np.int64(3), importance_samples=np.int32(2))
+    assert one == Objective(mc_samples=3, importance_samples=2)
+    assert one.num_samples == 6
+    terms = terms_of_log_weights(np.log([[1.0], [3.0], [2.0], [6.0]]))
+    expected = np.array([(np.log(2) + np.log(4)) / 2])
+    assert_bound(bounds.importance_weighted(terms, 1.0, np.int64(2)), expected, terms)
 
 
 # --- Effective sample size, warm-up --------------------------------------------------------------
