@@ -99,7 +99,7 @@ ELBO = Objective()
 class Metrics(NamedTuple):
     """Means over the examples of a batch, or over the batches of an epoch, in nats.
 
-    With beta = 1, and the parameters that each step started from.
+    Computed with beta = 1 from the parameters before each step's update.
     """
 
     train_elbo: Float[Array, ""]
@@ -144,7 +144,8 @@ def loss_and_gradients(
     Args:
       model: a model.
       params: its parameters.
-      x: the batch, of any dtype; converted to float32.
+      x: the batch, of any dtype; converted to float32. Integers are not checked: grey values must
+        be divided by 255 before, which `preprocess` of `training.train_epoch` can do.
       key: for the samples of z.
       beta: weight of the KL terms.
       objective: the objective.
