@@ -14,7 +14,7 @@ from experiments import settings as settings_lib
 from experiments.errors import RunError
 from experiments.presets import Presets
 from experiments.settings import Command, Kind, Settings
-from experiments.store.files import NO_ROOM
+from experiments.store.files import NO_ROOM, what_to_do
 
 
 def main(name: str, load: Callable[[Any], Any], defaults: Settings) -> None:
@@ -201,14 +201,12 @@ def errors_in_one_line() -> Iterator[None]:
     except RunError as error:
         fail(str(error), error.status)
     except KeyboardInterrupt:
-        fail("interrupted; the same command resumes from the last checkpoint", 130)
+        fail("interrupted", 130)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        path = error.filename2 or error.filename  # the second is where a file was to be moved
+        if path is None and error.errno not in NO_ROOM:
             raise
-        fail(
-            f"cannot write {error.filename or 'a file'} ({error.strerror}); "
-            "free space and run the same command again"
-        )
+        fail(f"cannot use {path or 'a file'} ({error.strerror}); {what_to_do(error)}")
     except Exception as error:
         from lvae_jax.data import DataError  # it imports JAX
 

@@ -90,8 +90,9 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
       *workdirs: the runs' folders.
 
     Raises:
-      SettingsError: no runs were given, or the output cannot be written.
+      SettingsError: no runs were given.
       WorkdirError: a folder holds no run, or no finished epoch.
+      OSError: the output cannot be written.
     """
     from experiments.store.workdir import read_run
 
@@ -104,12 +105,7 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
     text = f"{table(runs)}\n{NOTE}\n"
     print(text, end="")
     folder = Path(settings.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(
-            f"--output={folder}: cannot write there ({error.strerror}); give another folder"
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "table.md").write_text(text, encoding="utf-8")
     by_name = dict(zip(names(runs), runs, strict=True))
     curves = figures.learning_curves({name: run.epochs for name, run in by_name.items()})

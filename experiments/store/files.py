@@ -29,12 +29,14 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        what_to_do = (
-            "free space and run the same command again"
-            if error.errno in NO_ROOM
-            else "give another --workdir"
-        )
-        raise WorkdirError(f"cannot write to {path} ({reason}); {what_to_do}") from error
+        raise WorkdirError(f"cannot write to {path} ({reason}); {what_to_do(error)}") from error
+
+
+def what_to_do(error: OSError) -> str:
+    """The end of the line about an error of a file."""
+    if error.errno in NO_ROOM:
+        return "free space and run the same command again"
+    return "repair it, or give another path"
 
 
 def sync(path: Path) -> None:

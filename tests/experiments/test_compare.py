@@ -13,7 +13,7 @@ import records
 from PIL import Image
 from tolerances import EPSILON_64, assert_close
 
-from experiments import compare
+from experiments import cli, compare
 from experiments.compare import CompareSettings
 from experiments.errors import SettingsError, WorkdirError
 from experiments.results import EpochRecord, RunResults
@@ -244,15 +244,54 @@ def test_what_is_no_run_or_has_no_epoch_yet_is_refused_and_nothing_written(tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_is_no_folder_is_refused(tmp_path):
+def refusal_of(output: Path, run: Path, capsys) -> str:
+    """The one line on standard error that ends a comparison, without its "error: "."""
+    with pytest.raises(SystemExit) as end, cli.errors_in_one_line():
+        compare.compare(CompareSettings(output=str(output)), str(run))
+    line = capsys.readouterr().err
+    assert end.value.code == 2
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    return line.removeprefix("error: ").removesuffix("\n")
+
+
+def test_an_output_that_is_no_folder_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("precious")
-    settings = CompareSettings(output=str(tmp_path / "file"))
-    with pytest.raises(SettingsError) as refusal:
-        compare.compare(settings, str(write_run(tmp_path / "run")))
-    assert str(refusal.value) == (
-        f"--output={tmp_path / 'file'}: cannot write there (File exists); give another folder"
+    assert refusal_of(tmp_path / "file", write_run(tmp_path / "run"), capsys) == (
+        f"cannot use {tmp_path / 'file'} (File exists); repair it, or give another path"
     )
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "name",
+    ["run/config.json", "run/metrics.jsonl", "run/results.json", "out/table.md",
+     "out/learning_curves.png", "out/kl_per_layer.png"],
+)  # fmt: skip
+def test_a_folder_in_place_of_a_file_is_one_line_that_names_it(name, tmp_path, capsys):
+    run, path = write_run(tmp_path / "run"), tmp_path / name
+    path.unlink(missing_ok=True)
+    path.mkdir(parents=True)
+    assert refusal_of(tmp_path / "out", run, capsys) == (
+        f"cannot use {path} (Is a directory); repair it, or give another path"
+    )
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [(300 * "a", "File name too long"), ("loop", "Too many levels of symbolic links")],
+)
+def test_a_path_that_the_system_refuses_is_one_line_that_names_it(name, reason, tmp_path, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    for output, run, path in (
+        (tmp_path / "out", tmp_path / name, tmp_path / name / "config.json"),
+        (tmp_path / name / "out", write_run(tmp_path / "run"), tmp_path / name / "out"),
+    ):
+        assert refusal_of(output, run, capsys) == (
+            f"cannot use {path} ({reason}); repair it, or give another path"
+        )
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -1,10 +1,14 @@
+import errno
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from experiments import cli, errors
+from experiments.show.pictures import write_png
+from experiments.store.files import write_text
 from lvae_jax.data import DataError
 
 
@@ -30,6 +34,40 @@ def test_each_error_is_one_line_and_its_exit_status(error, status, capsys):
     assert said.endswith("\n")
     assert said.count("\n") == 1
     assert " ".join(str(error).split()) in said
+
+
+PICTURE = np.zeros((1, 1), np.uint8)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [
+        (lambda path: write_text(path, "text"), "Is a directory"),  # as a report.html
+        (lambda path: write_png(path / "file" / "a.png", PICTURE), "File exists"),
+    ],
+)
+def test_what_cannot_be_written_is_named_by_its_own_name(write, reason, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SystemExit) as end, cli.errors_in_one_line():
+        write(tmp_path)
+    path = tmp_path if reason == "Is a directory" else tmp_path / "file"
+    assert (end.value.code, capsys.readouterr().err) == (
+        2,
+        f"error: cannot use {path} ({reason}); repair it, or give another path\n",
+    )
+
+
+def test_an_interrupted_command_promises_nothing(capsys):
+    with pytest.raises(SystemExit), cli.errors_in_one_line():
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("error", [OSError("truncated"), OSError(errno.EIO, "Input/output error")])
+def test_an_error_of_the_system_without_a_file_keeps_its_traceback(error):
+    with pytest.raises(OSError, match=error.args[-1]), cli.errors_in_one_line():
+        raise error
 
 
 def test_an_error_that_nobody_foresaw_keeps_its_traceback():

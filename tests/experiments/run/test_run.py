@@ -248,7 +248,7 @@ def test_a_workdir_that_cannot_be_made_is_refused(name, tmp_path):
         run(dataclasses.replace(SETTINGS, workdir=str(tmp_path / name)), stripes())
     reason = "File exists" if name == "file" else "Not a directory"
     assert str(refusal.value) == (
-        f"cannot write to {tmp_path / name} ({reason}); give another --workdir"
+        f"cannot write to {tmp_path / name} ({reason}); repair it, or give another path"
     )
 
 
