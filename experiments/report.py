@@ -44,7 +44,7 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
 
     devices.find_devices()
     run = read_run(path)
-    experiment = changed.pop("experiment", run.config["experiment"])
+    experiment = changed.pop("experiment", run.config.get("experiment"))
     run = dataclasses.replace(run, config=run.config | {"experiment": experiment})
     if not run.epochs:
         raise WorkdirError(f"{path} has no finished epoch yet; wait for the first")

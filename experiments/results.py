@@ -5,6 +5,8 @@ of metrics.jsonl, `RunResults` is results.json. Only this module converts them f
 """
 
 import dataclasses
+import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -68,11 +70,14 @@ class Replicated:
         """Reads what `to_json` wrote.
 
         Raises:
-          ValueError: a field is missing.
+          ValueError: a field is missing, or is of another type.
         """
         if not isinstance(values, dict):
             raise ValueError("it is not a JSON object")
-        replicas = tuple(_make(cls.replica_type, each) for each in values.get("replicas", [values]))
+        each_replica = values.get("replicas", [values])
+        if not isinstance(each_replica, list) or not each_replica:
+            raise ValueError("its replicas are not a list of at least one")
+        replicas = tuple(_make(cls.replica_type, each) for each in each_replica)
         return _make(cls, values | {"replicas": replicas})
 
     def each(self, name: str) -> list[Any]:
@@ -212,13 +217,28 @@ def _fields(record: Any) -> dict[str, Any]:
     }
 
 
-def _make(kind: type[Any], values: Mapping[str, Any]) -> Any:
+def _make(kind: type[Any], values: Any) -> Any:
     """Makes a record; values that it has no field for are ignored."""
+    if not isinstance(values, dict):
+        raise ValueError("a replica is not a JSON object")
     fields = dataclasses.fields(kind)
     missing = [f.name for f in fields if f.default is not None and f.name not in values]
     if missing:
         raise ValueError(f"it has no {', '.join(missing)}")
-    return kind(**{f.name: _tuples(values[f.name]) for f in fields if f.name in values})
+    found = {f.name: _tuples(values[f.name]) for f in fields if f.name in values}
+    wrong = [f.name for f in fields if f.name in found and not _is_a(f.type, found[f.name])]
+    if wrong:
+        raise ValueError(f"its {wrong[0]} is of another type")
+    return kind(**found)
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    """Whether a value is of an annotated type; JSON may write a float as a whole number."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(each, value) for each in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_a(typing.get_args(kind)[0], v) for v in value)
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def _tuples(value: Any) -> Any:

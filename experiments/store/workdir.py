@@ -40,6 +40,8 @@ _MADE_BY_A_RUN = (
     "report.html",
     "config.json",  # last: it marks the folder as a run's
 )
+_RESTORE = "restore it, or start again with --overwrite"
+
 _MADE_FROM_A_RUN = ("probe.json", "outliers-*.json", "impute-*.json", "certify.json")
 """What commands on the finished run have written."""
 
@@ -205,7 +207,7 @@ class Workdir:
         if [record.epoch for record in kept] != list(range(epochs)):
             raise WorkdirError(
                 f"{path} is damaged: {epochs} epochs are finished, and it has {len(kept)} of them; "
-                "restore it, or start again with --overwrite"
+                f"{_RESTORE}"
             )
         if self.writes:
             with writing(path):
@@ -242,7 +244,16 @@ def read_run(path: Path) -> Run:
     Raises:
       WorkdirError: the folder holds no run, or its files are damaged.
     """
-    return Run(path, read_config(path), read_metrics(path), read_results(path))
+    config = read_config(path)
+    missing = [name for name in ("model", "depth") if name not in config["settings"]]
+    if missing:
+        raise WorkdirError(
+            f"{path / 'config.json'} is damaged: its settings have no {' and no '.join(missing)}; "
+            "restore it, or give another run's folder"
+        )
+    # A run of an earlier version lacks the settings added since; it used their defaults.
+    config["settings"] = Settings().changing_results() | config["settings"]
+    return Run(path, config, read_metrics(path), read_results(path))
 
 
 def read_metrics(path: Path) -> list[EpochRecord]:
@@ -251,14 +262,19 @@ def read_metrics(path: Path) -> list[EpochRecord]:
     Raises:
       WorkdirError: a line does not describe an epoch.
     """
+    file = path / "metrics.jsonl"
+    lines = file.read_bytes().splitlines() if file.exists() else []
     epochs = []
-    if path.joinpath("metrics.jsonl").exists():
-        for line in path.joinpath("metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):  # the process was killed while it wrote
                 break
-            epochs.append(_record(EpochRecord, path / "metrics.jsonl", values))
+            raise WorkdirError(
+                f"{file} is damaged: line {number} is not JSON; {_RESTORE}"
+            ) from error
+        epochs.append(_record(EpochRecord, file, values))
     return epochs
 
 
@@ -275,10 +291,8 @@ def read_results(path: Path) -> RunResults | None:
 def _record(kind: Any, path: Path, values: Any) -> Any:
     try:
         return kind.from_json(values)
-    except ValueError as error:
-        raise WorkdirError(
-            f"{path} is damaged: {error}; restore it, or start again with --overwrite"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise WorkdirError(f"{path} is damaged: {error}; {_RESTORE}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import pytest
 import records
 
 from experiments.errors import WorkdirError
+from experiments.settings import Settings
 from experiments.store import locks
 from experiments.store.files import write_json
 from experiments.store.workdir import (
@@ -25,6 +26,8 @@ from experiments.store.workdir import (
     Workdir,
     read_config,
     read_metrics,
+    read_results,
+    read_run,
     read_trained,
 )
 
@@ -381,6 +384,65 @@ def test_a_line_of_metrics_cut_anywhere_is_dropped(length, run):
     workdir.close()
     assert [record.epoch for record in kept] == [0, 1]
     assert (run / "metrics.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"", b"\xff", b"[" * 100_000, b'{"epoch": 0'])
+def test_only_the_last_line_of_metrics_may_be_damaged(line, run):
+    metrics = run / "metrics.jsonl"
+    whole = metrics.read_bytes()
+    metrics.write_bytes(whole + line)
+    assert [record.epoch for record in read_metrics(run)] == [0, 1]
+    first, second = whole.splitlines()
+    for number, lines in ((1, (line, first, second)), (2, (first, line, second))):
+        metrics.write_bytes(b"\n".join(lines) + b"\n")
+        for read in (lambda: read_metrics(run), lambda: Workdir(run, CONFIG).truncate_metrics(2)):
+            with pytest.raises(WorkdirError) as refusal:
+                read()
+            assert str(refusal.value) == (
+                f"{metrics} is damaged: line {number} is not JSON; restore it, or start again with "
+                "--overwrite"
+            )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"replicas": None}, {"replicas": []}, {"replicas": 3}, {"replicas": [3]},
+        {"train_elbo": "abc"}, {"kl_per_layer": 3.0}, {"kl_per_layer": [[1.0]]},
+    ],
+)  # fmt: skip
+def test_a_record_of_other_types_is_damaged(change, tmp_path):
+    for name, read, record in (
+        ("metrics.jsonl", read_metrics, records.epoch(0)),
+        ("results.json", read_results, RESULTS),
+    ):
+        (tmp_path / name).write_text(json.dumps(record.to_json()))
+        assert read(tmp_path)
+        (tmp_path / name).write_text(json.dumps(record.to_json() | change))
+        with pytest.raises(WorkdirError, match=rf"{name} is damaged: .*; restore it, or start"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000])
+def test_a_config_that_is_not_json_is_damaged(content, run):
+    (run / "config.json").write_bytes(content)
+    for use in (lambda: Workdir(run, CONFIG), lambda: read_config(run), lambda: read_run(run)):
+        with pytest.raises(WorkdirError, match=r"config\.json is damaged \(.*\); restore it, or"):
+            use()
+
+
+def test_a_run_is_read_with_the_defaults_of_settings_added_since_its_version(run):
+    (run / "config.json").write_text(
+        json.dumps({"format": FORMAT, "dataset": "x", "settings": {"model": "vae", "depth": 2}})
+    )
+    assert read_run(run).settings == Settings().changing_results() | {"model": "vae", "depth": 2}
+    for name in ("model", "depth"):
+        settings = {"model": "vae", "depth": 2}
+        del settings[name]
+        config = {"format": FORMAT, "dataset": "x", "settings": settings}
+        (run / "config.json").write_text(json.dumps(config))
+        with pytest.raises(WorkdirError, match=rf"its settings have no {name}; restore it, or"):
+            read_run(run)
 
 
 def test_read_trained_says_what_it_found_damaged(run, capsys):
