@@ -4,7 +4,17 @@ import dataclasses
 from typing import Any, Literal
 
 from experiments import cli
-from experiments.settings import FLAG, SOURCE, Settings, choice, operational, real, setting, whole
+from experiments.settings import (
+    FLAG,
+    MOST_SEEDS,
+    SOURCE,
+    Settings,
+    choice,
+    operational,
+    real,
+    setting,
+    whole,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +34,7 @@ class ArraysSettings(Settings):
         real("a number between 0 and 1", lambda v: 0 < v < 1),
         "fraction of --train to test on if there is no --test",
     )
-    holdout_seed: int = setting(0, whole(0), "seed of the choice of that part")
+    holdout_seed: int = setting(0, whole(0, MOST_SEEDS - 1), "seed of the choice of that part")
     check_scale: bool = setting(
         True,
         FLAG,

@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from experiments import settings as settings_lib
 from experiments.errors import RunError
 from experiments.presets import Presets
-from experiments.settings import Command, Kind, Settings
+from experiments.settings import PATH, Command, Kind, Settings
 from experiments.store.files import NO_ROOM, what_to_do
 
 
@@ -46,13 +46,16 @@ def start(command: Callable[..., None], defaults: Any, arguments: str = "") -> N
     """Parses the flags and calls a command.
 
     Args:
-      command: a function of the settings and the arguments that are not flags.
+      command: a function of the settings and the arguments that are not flags, which are paths.
       defaults: the defaults of the flags, a dataclass of `setting` fields.
       arguments: describes arguments that are not flags; empty if none are accepted.
     """
     kind = type(defaults)
 
     def call(*given: str) -> None:
+        for path in given:
+            if not PATH.accept(path):
+                fail(f"{path}: give {PATH.expected}")
         command(kind(**_flag_values(kind)), *map(os.path.expanduser, given))
 
     _start(call, defaults, arguments)

@@ -5,6 +5,7 @@ Nothing here imports JAX, so `--help` and errors in flags are printed at once.
 
 import dataclasses
 import os
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +26,13 @@ FLOAT32 = (1.1754944e-38, 3.4028235e38)
 """The smallest normal float32 and the largest float32."""
 
 
-def whole(at_least: int, at_most: int | None = None) -> Kind:
-    """A whole number within limits."""
-    expected = f"a whole number of at least {at_least}"
-    if at_most is not None:
-        expected += f" and at most {at_most}"
-    return Kind(int, lambda v: at_least <= v and (at_most is None or v <= at_most), expected)
+LARGEST_INT32 = 2**31 - 1
+
+
+def whole(at_least: int, at_most: int = LARGEST_INT32) -> Kind:
+    """A whole number within limits; the computation uses int32."""
+    expected = f"a whole number of at least {at_least} and at most {at_most}"
+    return Kind(int, lambda v: at_least <= v <= at_most, expected)
 
 
 def real(expected: str, accept: Callable[[float], bool]) -> Kind:
@@ -58,13 +60,32 @@ FLAG = Kind(
 )
 SIZES = Kind(
     lambda text: tuple(int(size) for size in text.split(",")) if text else (),
-    lambda v: all(size >= 1 for size in v),
-    "whole numbers of at least 1, separated by commas, from the bottom layer to the top",
+    lambda v: all(1 <= size <= LARGEST_INT32 for size in v),
+    f"whole numbers of at least 1 and at most {LARGEST_INT32}, separated by commas, from the "
+    "bottom layer to the top",
 )
 DECAY = Kind(float, lambda v: 0 <= v < 1, "a number of at least 0 and less than 1")
 TEXT = Kind(str, lambda v: True, "a text")
-PATH = Kind(os.path.expanduser, lambda v: True, "a path")
-SOURCE = Kind(os.path.expanduser, lambda v: True, "a path to read from")
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text is HOST:PORT, or is empty."""
+    found = re.fullmatch(r"(?:\[[^\s\[\]]+\]|[^\s:\[\]]+):([0-9]{1,5})", text)
+    return not text or (found is not None and 1 <= int(found[1]) <= 65535)
+
+
+ADDRESS = Kind(
+    str, _is_address, "HOST:PORT, with an IPv6 address in brackets and a port from 1 to 65535"
+)
+
+
+def _is_utf8(path: str) -> bool:
+    """Whether a path is UTF-8 (Python keeps other bytes as surrogates); orbax takes no others."""
+    return re.search("[\ud800-\udfff]", path) is None
+
+
+PATH = Kind(os.path.expanduser, _is_utf8, "a path in UTF-8")
+SOURCE = Kind(os.path.expanduser, _is_utf8, "a path in UTF-8, to read from")
 """A path to read from: config.json stores it absolute, and the run's command line repeats it."""
 
 
@@ -258,7 +279,7 @@ class Settings:
     )
     coordinator_address: str = operational(
         "",
-        TEXT,
+        ADDRESS,
         "HOST:PORT of process 0, if several processes run one command; detected automatically "
         "under SLURM's srun, Open MPI and on TPU pods",
     )
@@ -420,6 +441,11 @@ def _rules_of_the_model(s: Settings) -> Rules:
             s.model == "vae" and any(getattr(s, name) for name in OF_THE_LADDER),
             "--model=vae: --own_top_down, --wide_generative and --mean_upward are variants of the "
             "ladder; leave them out or give --model=lvae",
+        ),
+        (
+            s.fresh_optimizer and not s.init_from,
+            "--fresh_optimizer: there is no --init_from; give the workdir of the run to continue, "
+            "or leave it out",
         ),
         (
             bool(s.free_bits) and (s.iw_samples > 1 or s.gradient != "standard"),

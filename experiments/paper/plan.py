@@ -12,6 +12,7 @@ from experiments.published import VARIANTS
 from experiments.results import RunResults
 from experiments.settings import (
     FLAG,
+    MOST_SEEDS,
     PATH,
     Command,
     Kind,
@@ -68,7 +69,7 @@ class PaperSettings:
     on: str = setting(
         "", choice("", *ON), "make everything on this data set instead of the paper's"
     )
-    seed: int = setting(0, whole(0), "seed of every run")
+    seed: int = setting(0, whole(0, MOST_SEEDS - 1), "seed of every run")
     eval_samples: int = setting(5000, whole(1), "importance samples of the test log-likelihoods")
     workdir: str = setting("runs/paper", PATH, "folder for the runs, tables and figures")
     data_dir: str = setting(

@@ -37,18 +37,22 @@ def binary_flagfile(folder: Path) -> str:
     return f"--flagfile={path}"
 
 
-@pytest.mark.parametrize("kind", ["a value after no", "binary", "absent", "cp437"])
+@pytest.mark.parametrize("kind", ["a value after no", "binary", "absent", "cp437", "path", "run"])
 def test_what_is_no_command_line_is_one_line_with_status_2(kind, tmp_path):
     argument = {
+        "path": b"--workdir=runs/\xff",
+        "run": b"runs/\xff",
         "a value after no": "--nobatch_norm=false",
         "binary": binary_flagfile(tmp_path),
         "absent": f"--flagfile={tmp_path / 'absent'}",
         "cp437": "--model=\N{SNOWMAN}",
     }[kind]
-    result = command("digits", argument, env={"PYTHONIOENCODING": "cp437"})
+    name = "compare" if kind == "run" else "digits"
+    result = command(name, argument, env={"PYTHONIOENCODING": "cp437"})
     assert (result.returncode, result.stdout) == (2, b"")
     assert result.stderr.startswith(b"error: ")
     assert result.stderr.count(b"\n") == 1
+    assert (b"give a path in UTF-8" in result.stderr) == (kind in ("path", "run"))
 
 
 SHOW = """

@@ -225,7 +225,10 @@ def test_the_command_writes_the_report_and_says_where(finished, tmp_path):
     [
         ([], "give one workdir: python -m experiments.report WORKDIR"),
         (["a", "b"], "give one workdir: python -m experiments.report WORKDIR"),
-        (["a", "--layer=-1"], "flag --layer=-1: give a whole number of at least 0"),
+        (
+            ["a", "--layer=-1"],
+            "flag --layer=-1: give a whole number of at least 0 and at most 2147483647",
+        ),
         (
             ["nowhere"],
             "nowhere holds no config.json, so it is not a run's folder; give a run's --workdir",

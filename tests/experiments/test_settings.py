@@ -41,8 +41,8 @@ def digits(*arguments, cwd=ROOT):
         ),
         (
             ["--latent_sizes=3,0"],
-            "flag --latent_sizes=3,0: give whole numbers of at least 1, separated by commas, from "
-            "the bottom layer to the top",
+            "flag --latent_sizes=3,0: give whole numbers of at least 1 and at most 2147483647, "
+            "separated by commas, from the bottom layer to the top",
         ),
         (
             ["--latent_sizes=8,4", "--hidden_sizes=8"],
@@ -66,6 +66,11 @@ def digits(*arguments, cwd=ROOT):
             ["--free_bits=0.1", "--iw_samples=5"],
             "--free_bits=0.1 --iw_samples=5 --gradient=standard: free bits are for the ELBO and "
             "its standard gradient; give --free_bits=0, or --iw_samples=1 --gradient=standard",
+        ),
+        (
+            ["--fresh_optimizer"],
+            "--fresh_optimizer: there is no --init_from; give the workdir of the run to continue, "
+            "or leave it out",
         ),
         (["--free_bits=0.1", "--gradient=stl"], "--iw_samples=1 --gradient=stl: free bits are"),
     ],

@@ -58,7 +58,7 @@ WHOLE = st.integers(-3, 12) | st.integers() | st.just(10**30)
 REAL = st.floats() | st.integers(-3, 5)
 ANYTHING = st.text(max_size=12) | st.sampled_from(["nan", "1e999", "0x10", "1_0", "-", "٣", "\n"])
 WORDS = ["lvae", "vae", "gan", "tanh", "leaky_relu", "cosine", "staircase", "constant", "stl"]
-WORDS += ["dreg", "standard", "bernoulli", "gaussian", "left", "right", "both", ""]
+WORDS += ["dreg", "standard", "bernoulli", "gaussian", "left", "right", "both", "host:1", ""]
 
 
 def values_of(default) -> st.SearchStrategy[str]:
@@ -148,7 +148,11 @@ def settings(draw) -> tuple[str, Settings]:
         settings_lib.check(found)
     except SettingsError:
         found = dataclasses.replace(
-            found, model="lvae", batch_size=max(2, found.batch_size), free_bits=0.0
+            found,
+            model="lvae",
+            batch_size=max(2, found.batch_size),
+            free_bits=0.0,
+            fresh_optimizer=False,
         )
     return name, found
 
@@ -201,9 +205,37 @@ def test_a_flag_is_refused_whatever_its_text_is_but_a_number(capsys):
         ("variance_floor", "1e-50"),
         ("adam_epsilon", "1e-50"),
         ("learning_rate", "1e39"),
+        # Whole numbers are int32.
+        ("max_nonfinite", "2147483648"),
+        ("eval_samples", "3000000000"),
+        ("replicas", "1" + 30 * "0"),
+        ("epochs", "1" + 400 * "0"),
+        ("warmup_epochs", "1" + 400 * "0"),
+        ("latent_sizes", "64,2147483648"),
     ],
 )
 def test_a_number_that_would_be_another_one_in_the_computation_is_refused(flag, value, capsys):
     found = parsed(mnist.DEFAULTS, [f"--{flag}={value}"], capsys)
     assert isinstance(found, str)
     assert f"--{flag}={value}" in found
+
+
+@pytest.mark.parametrize(
+    ("address", "is_one"),
+    [
+        ("localhost:1", True), ("10.0.0.1:65535", True), ("[::1]:1234", True), ("", True),
+        ("localhost", False), ("localhost:", False), ("localhost:notaport", False),
+        ("localhost:0", False), ("localhost:65536", False), (":1234", False), ("::1:1234", False),
+        ("[::1]", False), ("[]:1", False), ("a b:1", False),
+        ("host:\N{ARABIC-INDIC DIGIT ONE}", False),
+    ],
+)  # fmt: skip
+def test_a_coordinator_is_a_host_and_a_port(address, is_one, capsys):
+    found = parsed(mnist.DEFAULTS, [f"--coordinator_address={address}"], capsys)
+    if is_one:
+        assert found.coordinator_address == address
+    else:
+        assert found == (
+            f"error: flag --coordinator_address={address}: give HOST:PORT, with an IPv6 address in "
+            "brackets and a port from 1 to 65535"
+        )
