@@ -71,7 +71,8 @@ def _draw_model(run: Run, layer: int | None, changed: Mapping[str, str]) -> None
     settings = registry.settings_of(run.config, **changed)
     params, step = read_trained(run.path)
     if layer is not None and layer > settings.depth:
-        raise WorkdirError(f"--layer={layer}: the model of {run.path} has {settings.depth} layers")
+        layers = f"{settings.depth} layer{'s' * (settings.depth != 1)}"
+        raise WorkdirError(f"--layer={layer}: the model of {run.path} has {layers}")
     dataset = registry.load(run.config, run.path, **changed)
     experiment = make_experiment(settings, dataset)
     first = devices.put(jax.tree.map(lambda leaf: leaf[0], params), experiment.mesh)

@@ -30,7 +30,9 @@ def size(tree: Any) -> int:
     return sum(map(of_leaf, jax.tree.leaves(tree)))
 
 
-def check_arrays(parameters: Any, moments: Any, data_bytes: int, there: int | None) -> None:
+def check_arrays(
+    parameters: Any, moments: Any, data_bytes: int, there: int | None, replicas: int = 1
+) -> None:
     """Refuses a run whose arrays do not fit.
 
     Args:
@@ -38,6 +40,7 @@ def check_arrays(parameters: Any, moments: Any, data_bytes: int, there: int | No
       moments: the optimiser's state, likewise.
       data_bytes: bytes of the images that stay on a device.
       there: available bytes, see `available`; None to skip the check.
+      replicas: how many the parameters are of, for the message.
 
     Raises:
       SettingsError: the arrays do not fit.
@@ -46,11 +49,12 @@ def check_arrays(parameters: Any, moments: Any, data_bytes: int, there: int | No
     needed = trained + data_bytes
     if there is None or needed <= there:
         return
-    advice = (
-        "give smaller --hidden_sizes, or images of fewer values"
-        if trained > data_bytes
-        else "give fewer images, or images of fewer values"
-    )
+    if trained <= data_bytes:
+        advice = "give fewer images, or images of fewer values"
+    elif replicas > 1:
+        advice = "give fewer --replicas, or smaller --hidden_sizes"
+    else:
+        advice = "give smaller --hidden_sizes, or images of fewer values"
     raise SettingsError(
         f"the run needs about {in_words(needed)} of memory (parameters, their gradients and "
         f"moments {in_words(trained)}, data {in_words(data_bytes)}) and {in_words(there)} are "
@@ -148,4 +152,4 @@ def in_words(size: float) -> str:
         if size < 1000:
             return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:,.1f} TB"
+    return f"{size:,.1f} TB" if size < 1e6 else f"{size:.1e} TB"

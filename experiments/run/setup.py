@@ -83,16 +83,18 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
 
     Raises:
       SettingsError: settings that do not fit the data set, the devices or their memory.
-      DataError: there are too few images to hold out.
     """
-    validation = None
+    validation, images = None, len(dataset.train_images)
+    if settings.batch_size + settings.validation > images:
+        given = f"--batch_size={settings.batch_size}"
+        if settings.validation:
+            given += f" --validation={settings.validation}"
+        raise SettingsError(
+            f"{given}: {dataset.name} has {images} training image{'s' * (images != 1)}; give at "
+            f"most that{' in all' * bool(settings.validation)}"
+        )
     if settings.validation:
         dataset, validation = hold_out(dataset, settings.validation)
-    if settings.batch_size > len(dataset.train_images):
-        raise SettingsError(
-            f"--batch_size={settings.batch_size}: {dataset.name} has {len(dataset.train_images)} "
-            "training images; give at most that"
-        )
     mesh = devices.make_mesh(settings.replicas, settings.batch_size)
     model = make_model(settings, dataset.data_dim, dataset.observation)
     optimizer = training.make_optimizer(
@@ -108,6 +110,7 @@ def make_experiment(settings: Settings, dataset: Dataset) -> Experiment:
         like.opt_state,
         dataset.train_images.nbytes + np.float32().nbytes * dataset.test_images.size,
         devices.available_memory(mesh),
+        settings.replicas,
     )
     keys = [training_key(settings, replica) for replica in range(settings.replicas)]
     return Experiment(

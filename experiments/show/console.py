@@ -18,10 +18,11 @@ def describe(found: RunResults, config: Mapping[str, Any]) -> str:
     seeds = f"seed {found.seed}"
     if len(found.replicas) > 1:
         seeds = f"{len(found.replicas)} replicas, seeds {found.seed} to {found.replicas[-1].seed}"
+    layers = len(found.replicas[0].active_units)
     return "\n".join(
         [
-            f"{found.dataset}, {found.model} with {len(found.replicas[0].active_units)} layers, "
-            f"{found.epochs} epochs{_chosen(found)}, {seeds}",
+            f"{found.dataset}, {found.model} with {layers} layer{'s' * (layers != 1)}, "
+            f"{found.epochs} epoch{'s' * (found.epochs != 1)}{_chosen(found)}, {seeds}",
             f"test log-likelihood {_log_likelihood(found)}{_paper(config, 'log_likelihood')}",
             f"test ELBO {numbers.number(found, 'test_elbo')} nats"
             f"{_paper(config, 'test_elbo')}, "

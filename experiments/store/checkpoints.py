@@ -139,9 +139,15 @@ class Checkpoints:
                     self._remove_leftovers()
             intact = [s for s in self.steps() if s not in self._damaged]
             last = f"the one of step {intact[-1]} is intact" if intact else "there is no other"
+            full = reason in [os.strerror(number).lower() for number in NO_ROOM]
+            what_to_do = (
+                "Free space and run the same command again"
+                if full
+                else "Repair the folder, or give another --workdir"
+            )
             raise CheckpointError(
                 f"cannot save the checkpoint of step {step} in {self.path}: {reason}; {last}. "
-                "Free space and run the same command again"
+                f"{what_to_do}"
             ) from error
 
     def restore(self, like: Any) -> tuple[Any, int] | None:
@@ -239,7 +245,7 @@ class Checkpoints:
             more = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
             raise CheckpointError(
                 f"{self._folder(step)} holds another state than this run's "
-                f"({differences[0]}{more}); give another --workdir"
+                f"({differences[0]}{more}); give another run's folder"
             )
 
     def _remove_superseded(self, step: int) -> None:

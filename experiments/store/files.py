@@ -85,7 +85,7 @@ def read_json(path: Path) -> Any:
         return None
     except (ValueError, RecursionError) as error:
         raise WorkdirError(
-            f"{path} is damaged ({error}); restore it, or give another --workdir"
+            f"{path} is damaged ({error}); restore it, or give another folder"
         ) from error
 
 

@@ -249,7 +249,7 @@ def read_run(path: Path) -> Run:
     if missing:
         raise WorkdirError(
             f"{path / 'config.json'} is damaged: its settings have no {' and no '.join(missing)}; "
-            "restore it, or give another run's folder"
+            "restore it, or give another folder"
         )
     # A run of an earlier version lacks the settings added since; it used their defaults.
     config["settings"] = Settings().changing_results() | config["settings"]
@@ -303,9 +303,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     config = read_json(path / "config.json")
     if config is None:
-        raise WorkdirError(
-            f"{path} holds no config.json, so it is not a run's folder; give a run's --workdir"
-        )
+        raise WorkdirError(f"{path} holds no config.json; give a run's folder")
     _refuse_if_not_a_run(path, config)
     _refuse_another_format(path, config)
     return config
@@ -360,7 +358,7 @@ def _read(folder: Path, name: str) -> tuple[Any, int] | None:
 def _found(found: Any, path: Path) -> Any:
     if found is None:
         raise WorkdirError(
-            f"{path} holds no run with a checkpoint; give the --workdir of one that was trained"
+            f"{path} holds no run with a checkpoint; give the folder of one that was trained"
         )
     return found
 
@@ -388,7 +386,7 @@ def _refuse_if_not_a_run(path: Path, config: Any) -> None:
     if not isinstance(settings, dict) or "dataset" not in config:
         raise WorkdirError(
             f"{path / 'config.json'} is not a run's: it has no dataset and settings; "
-            "give another --workdir"
+            "give a run's folder"
         )
 
 
@@ -397,7 +395,7 @@ def _refuse_another_format(path: Path, config: dict[str, Any]) -> None:
     if version != FORMAT:
         raise WorkdirError(
             f"{path} has format {version}, and this version of lvae_jax reads format {FORMAT}; "
-            "install another version, or give another --workdir"
+            "install another version, or give another folder"
         )
 
 

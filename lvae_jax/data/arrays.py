@@ -284,7 +284,7 @@ def _hold_out(
     number = max(1, math.floor(holdout * len(images) + 0.5))
     if number >= len(images):
         raise DataError(
-            f"{os.fspath(given)} holds {len(images)} images, too few to hold out {holdout} of "
+            f"{os.fspath(given)} holds too few images ({len(images)}) to hold out {holdout} of "
             "them; give more, or a file of test images"
         )
     order = np.random.RandomState(seed).permutation(len(images))  # a frozen stream

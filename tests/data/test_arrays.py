@@ -157,7 +157,7 @@ def test_a_fraction_must_be_one(save, holdout):
 def test_too_few_images_to_hold_some_out_are_refused(save):
     path = save(GREY[:1])
     assert failure(path) == (
-        f"{path} holds 1 images, too few to hold out 0.1 of them; give more, or a file of test "
+        f"{path} holds too few images (1) to hold out 0.1 of them; give more, or a file of test "
         "images"
     )
 

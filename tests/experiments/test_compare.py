@@ -235,9 +235,7 @@ def test_what_is_no_run_or_has_no_epoch_yet_is_refused_and_nothing_written(tmp_p
     for path in (tmp_path, tmp_path / "nowhere", fine / "config.json"):
         with pytest.raises(WorkdirError) as refusal:
             compare.compare(settings, str(fine), str(path))
-        message = (
-            f"{path} holds no config.json, so it is not a run's folder; give a run's --workdir"
-        )
+        message = f"{path} holds no config.json; give a run's folder"
         assert str(refusal.value) == message
     with pytest.raises(SettingsError, match="no runs given"):
         compare.compare(settings)
@@ -314,8 +312,7 @@ def test_the_command_compares_runs_and_refuses_others_in_one_line_with_status_2(
         ),
         (
             ["runs/a", "runs"],
-            "error: runs holds no config.json, so it is not a run's folder; give a run's "
-            "--workdir\n",
+            "error: runs holds no config.json; give a run's folder\n",
         ),
     ):
         result = command(*arguments, cwd=tmp_path)

@@ -169,9 +169,7 @@ def test_data_that_have_changed_are_refused(finished, tmp_path, monkeypatch):
 def test_a_folder_without_a_run_or_an_epoch_or_a_checkpoint_is_refused(finished, tmp_path):
     with pytest.raises(WorkdirError) as refusal:
         report(tmp_path)
-    message = (
-        f"{tmp_path} holds no config.json, so it is not a run's folder; give a run's --workdir"
-    )
+    message = f"{tmp_path} holds no config.json; give a run's folder"
     assert str(refusal.value) == message
     copied = copy_of(finished, tmp_path)
     shutil.rmtree(copied / "checkpoints")
@@ -231,7 +229,7 @@ def test_the_command_writes_the_report_and_says_where(finished, tmp_path):
         ),
         (
             ["nowhere"],
-            "nowhere holds no config.json, so it is not a run's folder; give a run's --workdir",
+            "nowhere holds no config.json; give a run's folder",
         ),
     ],
 )

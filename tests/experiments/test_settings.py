@@ -96,8 +96,7 @@ def test_a_bad_flag_is_refused_in_one_line_with_status_2_and_nothing_created(
         ),
         (
             ["--init_from=nowhere"],
-            "error: nowhere holds no config.json, so it is not a run's folder; give a run's "
-            "--workdir\n",
+            "error: nowhere holds no config.json; give a run's folder\n",
         ),
     ],
 )

@@ -172,7 +172,16 @@ def test_one_test_image_has_no_standard_error_but_finite_results(tmp_path):
 
 def test_a_batch_of_more_than_the_one_training_image_is_refused(tmp_path):
     message = outcome(tmp_path / "run", dataset(grey(1)), batch_size=2)
-    assert message == "--batch_size=2: extreme has 1 training images; give at most that"
+    assert message == "--batch_size=2: extreme has 1 training image; give at most that"
+
+
+@pytest.mark.parametrize("validation", [7, 8, 9])
+def test_holding_out_more_than_a_batch_leaves_is_refused(tmp_path, validation):
+    message = outcome(tmp_path / "run", dataset(grey(8)), batch_size=2, validation=validation)
+    assert message == (
+        f"--batch_size=2 --validation={validation}: extreme has 8 training images; give at most "
+        "that in all"
+    )
 
 
 @pytest.mark.parametrize("level", [0, 100, 255])
@@ -224,7 +233,7 @@ def arrays_command(folder: Path, images: np.ndarray, *flags: str) -> str:
 
 def test_one_image_in_a_file_is_refused_by_the_command_in_one_line(tmp_path):
     line = arrays_command(tmp_path, grey(1))
-    assert line.startswith("error: images.npy holds 1 images, too few to hold out 0.1 of them")
+    assert line.startswith("error: images.npy holds too few images (1) to hold out 0.1 of them")
 
 
 def test_a_million_columns_are_refused_by_the_command_in_one_line(tmp_path):

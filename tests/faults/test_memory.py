@@ -67,8 +67,25 @@ def test_more_than_there_is_is_refused_in_one_line_that_says_what_to_reduce():
         "the run needs about 4 GB of memory (parameters, their gradients and moments 4 GB, data "
         "1.5 MB) and 2 GB are available; give smaller --hidden_sizes, or images of fewer values"
     )
+    with pytest.raises(SettingsError, match=r"give fewer --replicas, or smaller --hidden_sizes$"):
+        memory.check_arrays(a_gigabyte, [a_gigabyte] * 2, 1_500_000, 2_000_000_000, replicas=2)
     with pytest.raises(SettingsError, match="give fewer images"):
         memory.check_arrays(floats(10), floats(20), 1000, 500)
+
+
+def test_a_million_replicas_are_refused_before_anything_is_allocated(monkeypatch):
+    settings = dataclasses.replace(SMALL, replicas=1_000_000)
+    monkeypatch.setattr(memory, "available", lambda device: 8_000_000_000)
+    with pytest.raises(SettingsError, match=r"the run needs about .* TB .* fewer --replicas"):
+        experiment.make_experiment(settings, noise())
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(999, "999 B"), (1500, "1.5 kB"), (2.5e15, "2,500.0 TB"), (3e50, "3.0e+38 TB")],
+)
+def test_a_size_has_few_digits(size, text):
+    assert memory.in_words(size) == text
 
 
 def test_a_step_that_does_not_fit_is_refused_before_training(tmp_path, monkeypatch):

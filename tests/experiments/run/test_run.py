@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 import records
 from PIL import Image
-from records import run_results
+from records import replica_results, run_results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tolerances import EPSILON_64, assert_close
 
@@ -204,6 +204,11 @@ def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
 def test_a_model_of_the_papers_is_described_with_the_papers_number():
     config = {"dataset": "mnist", "settings": Settings().changing_results()}
     text = describe(run_results(), config)
+    assert text.startswith("mnist, lvae with 5 layers, 2000 epochs, seed 0\n")
+    one = replica_results(active_units=[1], kl_per_unit=[[1.0]], chosen_epoch=1)
+    assert describe(run_results(one, epochs=1), config).startswith(
+        "mnist, lvae with 1 layer, 1 epoch, seed 0\n"
+    )
     assert "(the paper: -82.12)" in text.splitlines()[1]
     assert "(the paper: -85.23)" in text.splitlines()[2]
     config["settings"]["epochs"] = 300

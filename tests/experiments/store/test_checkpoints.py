@@ -240,7 +240,7 @@ def test_another_models_state_is_refused_with_the_difference(saved):
         Checkpoints(saved).restore(wider)
     assert str(refusal.value) == (
         f"{saved / '3'} holds another state than this run's (opt_state/0/mu/layer/kernel is "
-        "(8, 5) there, and (8, 6) here, and 2 more); give another --workdir"
+        "(8, 5) there, and (8, 6) here, and 2 more); give another run's folder"
     )
     with pytest.raises(CheckpointError, match=r"\(more is missing there, and \(2,\) here\)"):
         Checkpoints(saved).restore({**state_of(0)._asdict(), "more": jnp.zeros(2)})
@@ -395,8 +395,21 @@ def test_a_full_disk_at_any_stage_leaves_the_one_before_intact(
         with pytest.raises(CheckpointError, match="the one of step 1 is intact") as refusal:
             checkpoints.save(state_of(2), 2)
     assert os.strerror(number).lower() in str(refusal.value)
+    full = number in (errno.ENOSPC, errno.EDQUOT)
+    what_to_do = "Free space and run the same" if full else "Repair the folder, or give another"
+    assert what_to_do in str(refusal.value)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     assert_is_state_of(1, checkpoints.restore(state_of(0))[0])
+
+
+def test_a_file_in_place_of_the_folder_is_no_lack_of_room(tmp_path):
+    (tmp_path / "checkpoints").write_text("no folder")
+    with pytest.raises(CheckpointError) as refusal:
+        Checkpoints(tmp_path / "checkpoints").save(state_of(1), 1)
+    assert str(refusal.value) == (
+        f"cannot save the checkpoint of step 1 in {tmp_path / 'checkpoints'}: file exists; there "
+        "is no other. Repair the folder, or give another --workdir"
+    )
 
 
 SAVING = """
