@@ -21,10 +21,6 @@ class WorkdirError(RunError):
     """A run's folder that cannot be used."""
 
 
-class CheckpointError(WorkdirError):
-    """Checkpoints that cannot be written or used."""
-
-
 class NonFiniteError(RunError):
     """Training arrived at a number that is not finite."""
 

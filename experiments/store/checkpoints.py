@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from experiments.errors import CheckpointError, WorkdirError
+from experiments.errors import WorkdirError
 from experiments.store.files import NO_ROOM, remove, sync
 from experiments.store.manifests import read_manifest, verify, write_manifest
 
@@ -105,7 +105,7 @@ class Checkpoints:
           score: quality of the state, higher is better; None if it was not measured.
 
         Raises:
-          CheckpointError: the disk is full, or cannot be written. Earlier checkpoints are intact.
+          WorkdirError: the disk is full, or cannot be written. Earlier checkpoints are intact.
         """
         new = self.path / f"{step}{_NEW}"
 
@@ -145,7 +145,7 @@ class Checkpoints:
                 if full
                 else "Repair the folder, or give another --workdir"
             )
-            raise CheckpointError(
+            raise WorkdirError(
                 f"cannot save the checkpoint of step {step} in {self.path}: {reason}; {last}. "
                 f"{what_to_do}"
             ) from error
@@ -161,7 +161,7 @@ class Checkpoints:
           The state and its step; None if there is no checkpoint.
 
         Raises:
-          CheckpointError: all checkpoints are damaged, or the state's shapes differ from `like`.
+          WorkdirError: all checkpoints are damaged, or the state's shapes differ from `like`.
         """
         step = self._newest_intact()
         if step is None:
@@ -181,14 +181,14 @@ class Checkpoints:
           The entry and the step; None if there is no checkpoint.
 
         Raises:
-          CheckpointError: all checkpoints are damaged, or the state has no such entry.
+          WorkdirError: all checkpoints are damaged, or the state has no such entry.
         """
         step = self._newest_intact()
         if step is None:
             return None
         state = self._metadata(step)
         if name not in state:
-            raise CheckpointError(f"{self._folder(step)} holds no {name!r}; give another run's")
+            raise WorkdirError(f"{self._folder(step)} holds no {name!r}; give another run's")
         item = {name: jax.tree.map(lambda _: 0, state[name])}
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         arguments = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
@@ -212,7 +212,7 @@ class Checkpoints:
                 problems.append((step, problem))
             else:
                 if steps:
-                    raise CheckpointError(
+                    raise WorkdirError(
                         f"{self.path} holds no checkpoint that is intact "
                         f"({'; '.join(f'step {s}: {p}' for s, p in problems)}). "
                         "Restore them from a copy, or start again with --overwrite"
@@ -243,7 +243,7 @@ class Checkpoints:
         ]
         if differences:
             more = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
-            raise CheckpointError(
+            raise WorkdirError(
                 f"{self._folder(step)} holds another state than this run's "
                 f"({differences[0]}{more}); give another run's folder"
             )

@@ -17,7 +17,6 @@ from lvae_jax.data import DataError
     [
         (errors.SettingsError("--depth=9: too deep"), 2),
         (errors.WorkdirError("runs/a is in use"), 2),
-        (errors.CheckpointError("runs/a/checkpoints is damaged"), 2),
         (DataError("mine.npy is not a file"), 2),
         (errors.NonFiniteError("epoch 1, step 4:\n the loss is inf"), 3),
         (errors.Interrupted(signal.SIGTERM, "stopped after step 3"), 143),

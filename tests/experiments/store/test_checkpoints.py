@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 import pytest
 from xla_flags import with_cpu_devices
 
-from experiments.errors import CheckpointError
+from experiments.errors import WorkdirError
 from experiments.store import checkpoints as checkpoints_lib
 from experiments.store import manifests
 from experiments.store.checkpoints import Checkpoints
@@ -102,7 +102,7 @@ def test_parameters_alone_come_back_as_numpy_arrays(saved):
     assert jax.tree.structure(params) == jax.tree.structure(state_of(3).params)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
     np.testing.assert_array_equal(params["layer"]["bias"], np.full(5, 3.0))
-    with pytest.raises(CheckpointError, match="holds no 'weights'"):
+    with pytest.raises(WorkdirError, match="holds no 'weights'"):
         Checkpoints(saved).read("weights")
 
 
@@ -171,7 +171,7 @@ def test_damage_to_two_is_two_warnings_and_to_all_an_error(copied, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 2
     damage(copied / "1" / "manifest.json", "missing")
     for use in (lambda c: c.restore(state_of(0)), lambda c: c.read("params")):
-        with pytest.raises(CheckpointError) as refusal:
+        with pytest.raises(WorkdirError) as refusal:
             use(Checkpoints(copied))
         message = str(refusal.value)
         assert message.startswith(f"{copied} holds no checkpoint that is intact (step 3: ")
@@ -236,13 +236,13 @@ def test_a_manifest_of_anything_else_is_damaged(content, copied):
 def test_another_models_state_is_refused_with_the_difference(saved):
     params = {"layer": {"kernel": jnp.zeros((8, 6)), "bias": jnp.zeros(5)}}
     wider = State(params, optax.adam(1e-3).init(params), jnp.int32(0))
-    with pytest.raises(CheckpointError) as refusal:
+    with pytest.raises(WorkdirError) as refusal:
         Checkpoints(saved).restore(wider)
     assert str(refusal.value) == (
         f"{saved / '3'} holds another state than this run's (opt_state/0/mu/layer/kernel is "
         "(8, 5) there, and (8, 6) here, and 2 more); give another run's folder"
     )
-    with pytest.raises(CheckpointError, match=r"\(more is missing there, and \(2,\) here\)"):
+    with pytest.raises(WorkdirError, match=r"\(more is missing there, and \(2,\) here\)"):
         Checkpoints(saved).restore({**state_of(0)._asdict(), "more": jnp.zeros(2)})
 
 
@@ -251,7 +251,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from experiments.errors import CheckpointError
+from experiments.errors import WorkdirError
 from experiments.store.checkpoints import Checkpoints
 from tests_of import assert_is_state_of, state_of
 """
@@ -351,7 +351,7 @@ unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), unlimited[1]))
 try:
     checkpoints.save(state_of(2), 2)
-except CheckpointError as error:
+except WorkdirError as error:
     print(error)
 resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 print(sorted(p.name for p in path.iterdir()))
@@ -392,7 +392,7 @@ def test_a_full_disk_at_any_stage_leaves_the_one_before_intact(
             patch.setattr(checkpoints._orbax, "save", fail)
         else:
             patch.setattr(checkpoints_lib, where, fail)
-        with pytest.raises(CheckpointError, match="the one of step 1 is intact") as refusal:
+        with pytest.raises(WorkdirError, match="the one of step 1 is intact") as refusal:
             checkpoints.save(state_of(2), 2)
     assert os.strerror(number).lower() in str(refusal.value)
     full = number in (errno.ENOSPC, errno.EDQUOT)
@@ -404,7 +404,7 @@ def test_a_full_disk_at_any_stage_leaves_the_one_before_intact(
 
 def test_a_file_in_place_of_the_folder_is_no_lack_of_room(tmp_path):
     (tmp_path / "checkpoints").write_text("no folder")
-    with pytest.raises(CheckpointError) as refusal:
+    with pytest.raises(WorkdirError) as refusal:
         Checkpoints(tmp_path / "checkpoints").save(state_of(1), 1)
     assert str(refusal.value) == (
         f"cannot save the checkpoint of step 1 in {tmp_path / 'checkpoints'}: file exists; there "
