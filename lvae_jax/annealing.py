@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
 from lvae_jax.checks import check_rows, warns_of_initial_statistics
-from lvae_jax.keys import typed_key
+from lvae_jax.keys import threefry
 from lvae_jax.models import HierarchicalVAE, given
 
 ACCEPTANCE = 0.65
@@ -107,7 +107,7 @@ def bidirectional(
             f"temperatures={temperatures}, chains={chains}, leapfrog_steps={leapfrog_steps}; "
             "give at least 2 temperatures, and 1 of each of the others"
         )
-    keys = typed_key(keys)
+    keys = threefry(keys)
     if keys.ndim != 1:
         raise ValueError(
             f"keys has shape {list(keys.shape)}; give one key per image, such as "

@@ -25,7 +25,7 @@ from lvae_jax.imputation import (
     conditional_log_likelihood,
     impute,
 )
-from lvae_jax.keys import named_key, typed_key
+from lvae_jax.keys import named_key, threefry
 from lvae_jax.mesh import MESH_AXES, split_examples, vary_alike, whole
 from lvae_jax.models import Model, given
 from lvae_jax.normalization import Moments, pool, without_constant_units
@@ -55,15 +55,6 @@ __all__ = [
 
 ACTIVE_VARIANCE = 0.01
 """A unit is active if its posterior mean has a larger variance over the data (Burda, 2016)."""
-
-
-def _threefry(key: Any) -> Key[Array, "*batch"]:
-    """A threefry key. The draws of an rbg key depend on the other keys in the same call.
-
-    The first two words of an rbg key are used as the threefry key.
-    """
-    words = jax.random.key_data(typed_key(key))[..., :2]
-    return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
 @functools.partial(jax.jit, static_argnames=("model", "preprocess", "batch_size"))
@@ -273,7 +264,7 @@ def elbo(
             f"{images.shape[0]} images, batch_size={batch_size}; give at least 1 of each"
         )
     check_rows(condition, images)
-    key = _threefry(key)
+    key = threefry(key)
 
     def of_image(index: Int[Array, ""], image: Array, condition: Any) -> tuple[Any, ...]:
         image_key = jax.random.fold_in(key, index)
@@ -404,7 +395,7 @@ def log_likelihood(
         chunk_size = default_chunk_size(model, images)
     if num_samples < 1 or chunk_size < 1:
         raise ValueError(f"num_samples={num_samples}, chunk_size={chunk_size}; give at least 1")
-    keys = _threefry(key)
+    keys = threefry(key)
     keys = keys if keys.ndim else jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(images))
     x, keys = (split_examples(whole(a), MESH_AXES) for a in (x, keys))
     chunk_size = min(chunk_size, num_samples)

@@ -17,7 +17,7 @@ from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
 from lvae_jax.checks import as_examples, check_rows, warns_of_initial_statistics
 from lvae_jax.distributions import Bernoulli, Gaussian
-from lvae_jax.keys import typed_key
+from lvae_jax.keys import threefry
 from lvae_jax.models import HierarchicalVAE, given
 
 Layers = tuple[Float[Array, "samples _units"], ...]
@@ -291,7 +291,7 @@ def impute(
     x = as_examples(x, model.data_dim)
     _check_shapes(x, observed, filling)
     check_rows(condition, x)
-    key = typed_key(key)
+    key = threefry(key)
 
     def of_image(image: tuple[Array, Array, Array, Any]) -> tuple[Array, ...]:
         index, x, observed, condition = image
@@ -352,7 +352,7 @@ def conditional_log_likelihood(
     x = as_examples(x, model.data_dim)
     _check_shapes(x, observed, filling)
     check_rows(condition, x)
-    key = typed_key(key)
+    key = threefry(key)
     samples = effort.num_samples
 
     def of_image(image: tuple[Array, Array, Array, Any]) -> tuple[Array, ...]:

@@ -35,6 +35,29 @@ def typed_key(key: Any) -> Key[Array, "..."]:
     raise TypeError(f"key is {given}; give a key such as jax.random.key(0)")
 
 
+def threefry(key: Any) -> Key[Array, "..."]:
+    """Keys of the threefry generator: their draws do not depend on other keys in the same call.
+
+    Those of an rbg key do. Its first two words are used as the threefry key.
+
+    Args:
+      key: one key or an array of keys, in either style and of any generator.
+
+    Returns:
+      As many threefry keys; keys that are threefry's already are returned unchanged.
+
+    Raises:
+      TypeError: it is not a key.
+
+    Example:
+      >>> key = jax.random.key(3, impl="rbg")
+      >>> bool(threefry(key) == jax.random.key(3, impl="threefry2x32"))
+      True
+    """
+    words = jax.random.key_data(typed_key(key))[..., :2]
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
 def named_key(
     key: Key[Array, ""] | UInt32[Array, " words"], name: str, step: int | Int[Array, ""] = 0
 ) -> Key[Array, ""]:

@@ -12,7 +12,7 @@ from lvae_jax.bounds import Terms
 from lvae_jax.checks import as_examples, check_rows, warns_of_initial_statistics
 from lvae_jax.distributions import Gaussian
 from lvae_jax.evaluation import active_units
-from lvae_jax.keys import typed_key
+from lvae_jax.keys import threefry
 from lvae_jax.models import HierarchicalVAE, given
 
 
@@ -74,7 +74,7 @@ def encode(
     x = as_examples(x, model.data_dim)
     check_rows(condition, x)
     numbers = jnp.arange(x.shape[0])
-    keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(typed_key(key), numbers)
+    keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(threefry(key), numbers)
 
     def of_image(image: tuple[Array, Any, Any]) -> tuple[Any, Any]:
         *rows, key = image

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key, UInt32
 from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
 from lvae_jax.checks import as_examples, check_rows, warns_of_initial_statistics
-from lvae_jax.keys import typed_key
+from lvae_jax.keys import threefry
 from lvae_jax.models import HierarchicalVAE, given
 
 
@@ -91,7 +91,7 @@ def likelihood_ratio(
 
     x = as_examples(x, model.data_dim)
     check_rows(condition, x)
-    key = typed_key(key)
+    key = threefry(key)
 
     def of_image(image: tuple[Array, Array, Any]) -> tuple[Array, Array]:
         index, x, condition = jax.tree.map(lambda a: a[None], image)

@@ -101,6 +101,17 @@ def test_images_are_draws_of_the_model():
     assert_within(np.cov(x.T), covariance, limit * np.sqrt(products / len(keys)))
 
 
+def test_an_image_is_the_same_among_others_whatever_the_generator():
+    model, variables, _ = linear()
+    keys = jax.random.split(jax.random.key(3, impl="rbg"), 3)
+    among, among_others = (
+        evaluation.bidirectional(model, variables, some, temperatures=2, leapfrog_steps=1)
+        for some in (keys[:2], keys[2:0:-1])
+    )
+    for field, other in zip(among, among_others, strict=True):
+        np.testing.assert_array_equal(field[1], other[1])
+
+
 def test_too_few_of_anything_is_refused():
     model, variables, _ = eight_pixels()
     keys = jax.random.split(jax.random.key(0), 2)

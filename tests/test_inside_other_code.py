@@ -281,6 +281,21 @@ def test_old_style_keys_of_replicas_give_what_typed_keys_give():
     assert_trees_within(replicas(old), *plain_replicas(several))
 
 
+def test_threefry_keys_are_used_as_they_are_and_of_others_the_first_two_words():
+    several = jax.random.split(KEY, 3)
+    others = jax.random.split(jax.random.key(3, impl="unsafe_rbg"), 3)
+    assert others.dtype != several.dtype
+    words, words_of_others = map(jax.random.key_data, (several, others))
+    for given, expected in (
+        (several, words),
+        (words, words),
+        (others, words_of_others[:, :2]),
+    ):
+        found = keys.threefry(given)
+        assert found.dtype == several.dtype
+        np.testing.assert_array_equal(jax.random.key_data(found), expected)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

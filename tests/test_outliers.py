@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import linear_gaussian as lg
 import numpy as np
 import pytest
-from tolerances import assert_mean
+from tolerances import assert_close, assert_mean
 
 from lvae_jax import VAE, LadderVAE, evaluation
 
@@ -83,6 +83,22 @@ def test_both_bounds_have_their_expectation(model_class, above):
     ratio = np.float64(result.ratio).reshape(copies, -1)
     squares = (ratio - ratio.mean(0)) ** 2 * copies / (copies - 1)
     assert_mean(squares - stated**2, np.zeros(len(lg.X)), comparisons=comparisons)
+
+
+def test_the_ratio_of_an_image_is_the_same_in_any_batch_whatever_the_generator():
+    model, variables = lg.model_and_variables(
+        LadderVAE, lg.LADDER, lg.perfectly(lg.LADDER, LadderVAE)
+    )
+    x, key = jnp.float32(lg.X), jax.random.key(1, impl="rbg")
+    one, all_at_once = (
+        evaluation.likelihood_ratio(
+            model, variables, x, key, above=1, num_samples=2, batch_size=batch_size
+        )
+        for batch_size in (1, 4)
+    )
+    # Of two programs, at most 13 linear layers each, with products over at most 12 numbers.
+    size = np.abs(np.float64(one.elbo)) + np.abs(np.float64(one.elbo_above))
+    assert_close(one.ratio, all_at_once.ratio, 2 * 13 * 6, size)
 
 
 def test_layers_and_samples_that_do_not_exist_are_refused():
