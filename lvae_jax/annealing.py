@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key, UInt32
 from lvae_jax import bounds, distributions
 from lvae_jax.checks import check_rows, warns_of_initial_statistics
 from lvae_jax.keys import threefry
+from lvae_jax.mesh import whole
 from lvae_jax.models import HierarchicalVAE, given
 
 ACCEPTANCE = 0.65
@@ -114,6 +115,7 @@ def bidirectional(
             "jax.random.split(key, 100)"
         )
     check_rows(condition, keys)
+    keys, condition = jax.tree.map(whole, (keys, condition))
     betas = _sigmoid_spaced(temperatures)
     units = sum(model.latent_sizes)
 

@@ -1,4 +1,4 @@
-"""Checks of public functions' arguments: examples, sizes, and batch statistics."""
+"""Checks of public functions' arguments: examples, keys, sizes, and batch statistics."""
 
 import functools
 import math
@@ -9,7 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
+
+from lvae_jax.keys import threefry
+from lvae_jax.mesh import whole
 
 INITIAL_STATISTICS = (
     "the batch statistics are still the zeros and ones of init, so the model does not compute what "
@@ -55,6 +58,39 @@ def check_rows(condition: Any, images: Any) -> None:
             f"the condition has shape {list(condition.shape)} and there are {images.shape[0]} "
             "images; give one row of features per image"
         )
+
+
+def per_image(
+    x: Any, key: Any, condition: Any, data_dim: int
+) -> tuple[Float[Array, "images data_dim"], Key[Array, " images"] | None, Any]:
+    """x, a key and the condition of every image, each whole on every device.
+
+    Args:
+      x: see `as_examples`.
+      key: one key, from which image i takes `fold_in(key, i)`; a key for every image; or None.
+      condition: [images, features], or None.
+      data_dim: D.
+
+    Returns:
+      x as float32, threefry keys, and the condition; None remains None.
+
+    Raises:
+      ValueError: x has another shape, or integers that may be grey values; or the number of keys or
+        of rows of the condition is not the number of images.
+    """
+    x = as_examples(x, data_dim)
+    check_rows(condition, x)
+    images = len(x)
+    keys = None if key is None else threefry(key)
+    if keys is not None and not keys.ndim:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(images))
+    if keys is not None and keys.shape != (images,):
+        raise ValueError(
+            f"key has shape {list(keys.shape)} and there are {images} images; give one key, or one "
+            "key per image"
+        )
+    x, keys, condition = jax.tree.map(whole, (x, keys, condition))
+    return x, keys, condition
 
 
 def as_examples(x: Any, data_dim: int) -> Float[Array, "batch data_dim"]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from lvae_jax import bounds, compilation
 from lvae_jax.annealing import Bidirectional, bidirectional
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import as_examples, check_rows, warns_of_initial_statistics
+from lvae_jax.checks import check_rows, per_image, warns_of_initial_statistics
 from lvae_jax.imputation import (
     ConditionalLogLikelihood,
     Conditioning,
@@ -374,8 +374,9 @@ def log_likelihood(
       [batch] each: the estimates, and their effective sample sizes.
 
     Raises:
-      ValueError: num_samples or chunk_size is less than 1, x does not have the model's shape, or x
-        has integers, which may be grey values.
+      ValueError: num_samples or chunk_size is less than 1, x does not have the model's shape, x
+        has integers, which may be grey values, or the number of keys or of rows of the condition is
+        not the number of images.
 
     Warns:
       UserWarning: the batch statistics are those of `init`; only outside `jit` is that known.
@@ -389,15 +390,13 @@ def log_likelihood(
       >>> result.log_likelihood.shape
       (4,)
     """
-    x = as_examples(x, model.data_dim)
+    rows = per_image(x, key, condition, model.data_dim)
+    x, keys, condition = jax.tree.map(lambda array: split_examples(array, MESH_AXES), rows)
     images = x.shape[0]
     if chunk_size is None:
         chunk_size = default_chunk_size(model, images)
     if num_samples < 1 or chunk_size < 1:
         raise ValueError(f"num_samples={num_samples}, chunk_size={chunk_size}; give at least 1")
-    keys = threefry(key)
-    keys = keys if keys.ndim else jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(images))
-    x, keys = (split_examples(whole(a), MESH_AXES) for a in (x, keys))
     chunk_size = min(chunk_size, num_samples)
     encoded = model.apply(variables, x, method="encode", **given(condition))
 

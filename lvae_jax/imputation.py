@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import as_examples, check_rows, warns_of_initial_statistics
+from lvae_jax.checks import per_image, warns_of_initial_statistics
 from lvae_jax.distributions import Bernoulli, Gaussian
-from lvae_jax.keys import threefry
+from lvae_jax.mesh import whole
 from lvae_jax.models import HierarchicalVAE, given
 
 Layers = tuple[Float[Array, "samples _units"], ...]
@@ -288,15 +288,13 @@ def impute(
       >>> filled.draws.shape, filled.mean.shape
       ((8, 5, 4), (5, 4))
     """
-    x = as_examples(x, model.data_dim)
-    _check_shapes(x, observed, filling)
-    check_rows(condition, x)
-    key = threefry(key)
+    x, keys, condition = per_image(x, key, condition, model.data_dim)
+    observed, filling = _checked(x, observed, filling)
 
-    def of_image(image: tuple[Array, Array, Array, Any]) -> tuple[Array, ...]:
-        index, x, observed, condition = image
+    def of_image(image: tuple[Array, Array, Any, Any]) -> tuple[Array, ...]:
+        x, observed, key, condition = image
         apply = _apply(model, variables, condition)
-        posterior_key, choice_key, x_key = jax.random.split(jax.random.fold_in(key, index), 3)
+        posterior_key, choice_key, x_key = jax.random.split(key, 3)
         posterior, rounds = _given_observed(apply, x, observed, filling, posterior_key, effort)
         p: Any = apply(posterior.z[0], method="observe")
         weights = jax.nn.softmax(posterior.log_w)
@@ -307,7 +305,7 @@ def impute(
         draws = jnp.where(observed[None], x[None], drawn)
         return draws, jnp.where(observed, x, mean), size, rounds
 
-    draws, *rest = jax.lax.map(of_image, (jnp.arange(x.shape[0]), x, observed, condition))
+    draws, *rest = jax.lax.map(of_image, (x, observed, keys, condition))
     return Imputation(jnp.swapaxes(draws, 0, 1), *rest)
 
 
@@ -349,25 +347,23 @@ def conditional_log_likelihood(
     Example:
       As of `impute`.
     """
-    x = as_examples(x, model.data_dim)
-    _check_shapes(x, observed, filling)
-    check_rows(condition, x)
-    key = threefry(key)
+    x, keys, condition = per_image(x, key, condition, model.data_dim)
+    observed, filling = _checked(x, observed, filling)
     samples = effort.num_samples
 
-    def of_image(image: tuple[Array, Array, Array, Any]) -> tuple[Array, ...]:
-        index, x, observed, condition = image
+    def of_image(image: tuple[Array, Array, Any, Any]) -> tuple[Array, ...]:
+        x, observed, key, condition = image
         apply = _apply(model, variables, condition)
-        whole_key, part_key = jax.random.split(jax.random.fold_in(key, index))
+        complete_key, part_key = jax.random.split(key)
         everything = jnp.ones_like(observed)
-        whole = _weighted(apply, x, everything, x[None], samples, whole_key).log_w
+        complete = _weighted(apply, x, everything, x[None], samples, complete_key).log_w
         part = _given_observed(apply, x, observed, filling, part_key, effort)[0].log_w
-        sizes = jnp.stack([bounds.effective_sample_size(w) for w in (whole, part)])
+        sizes = jnp.stack([bounds.effective_sample_size(w) for w in (complete, part)])
         errors = bounds.importance_standard_error(sizes, samples)
-        difference = bounds.log_mean_exp(whole) - bounds.log_mean_exp(part)
+        difference = bounds.log_mean_exp(complete) - bounds.log_mean_exp(part)
         return difference, jnp.sqrt(jnp.sum(errors**2)), jnp.min(sizes)
 
-    images = (jnp.arange(x.shape[0]), x, observed, condition)
+    images = (x, observed, keys, condition)
     return ConditionalLogLikelihood(*jax.lax.map(of_image, images))
 
 
@@ -377,9 +373,11 @@ def _apply(model: HierarchicalVAE, variables: Any, condition: Any) -> Apply:
     return functools.partial(model.apply, variables, **given(condition))
 
 
-def _check_shapes(x: Array, observed: Array, filling: Array) -> None:
+def _checked(x: Array, observed: Array, filling: Array) -> tuple[Array, Array]:
+    """Where x is observed, and the filling, each whole on every device."""
     if observed.shape != x.shape or filling.shape != x.shape[1:]:
         raise ValueError(
             f"x has shape {x.shape}, observed {observed.shape}, filling {filling.shape}; give "
             "observed for every value of x, and filling for one image"
         )
+    return whole(observed), whole(filling)

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import as_examples, check_rows, warns_of_initial_statistics
+from lvae_jax.checks import per_image, warns_of_initial_statistics
 from lvae_jax.distributions import Gaussian
 from lvae_jax.evaluation import active_units
-from lvae_jax.keys import threefry
 from lvae_jax.models import HierarchicalVAE, given
 
 
@@ -71,10 +70,7 @@ def encode(
       >>> [q.mean.shape for q in latents.posterior]
       [(5, 3), (5, 2)]
     """
-    x = as_examples(x, model.data_dim)
-    check_rows(condition, x)
-    numbers = jnp.arange(x.shape[0])
-    keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(threefry(key), numbers)
+    x, keys, condition = per_image(x, key, condition, model.data_dim)
 
     def of_image(image: tuple[Array, Any, Any]) -> tuple[Any, Any]:
         *rows, key = image

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import as_examples, check_rows, warns_of_initial_statistics
-from lvae_jax.keys import threefry
+from lvae_jax.checks import per_image, warns_of_initial_statistics
 from lvae_jax.models import HierarchicalVAE, given
 
 
@@ -89,14 +88,13 @@ def likelihood_ratio(
     if num_samples < 2:
         raise ValueError(f"num_samples={num_samples}; give at least 2, for a standard error")
 
-    x = as_examples(x, model.data_dim)
-    check_rows(condition, x)
-    key = threefry(key)
+    images = per_image(x, key, condition, model.data_dim)
 
-    def of_image(image: tuple[Array, Array, Any]) -> tuple[Array, Array]:
-        index, x, condition = jax.tree.map(lambda a: a[None], image)
+    def of_image(image: tuple[Array, Any, Any]) -> tuple[Array, Array]:
+        x, key, condition = image
+        x, condition = jax.tree.map(lambda a: a[None], (x, condition))
         apply = functools.partial(model.apply, variables, **given(condition))
-        posterior_key, prior_key = jax.random.split(jax.random.fold_in(key, index[0]))
+        posterior_key, prior_key = jax.random.split(key)
         rngs = {"sample": posterior_key}
         terms = cast(Terms, apply(x, num_samples, rngs=rngs))
         kl = [layer[:, 0] for layer in bounds.sum_units(bounds.kl_per_unit(terms))]
@@ -108,7 +106,6 @@ def likelihood_ratio(
         redrawn = cast(Terms, apply(x, z, method="densities"))
         return terms.log_px[:, 0] - sum(kl), redrawn.log_px[:, 0] - sum(kl[above:])
 
-    images = (jnp.arange(x.shape[0]), x, condition)
     elbo, elbo_above = jax.lax.map(of_image, images, batch_size=batch_size)
     ratio = elbo - elbo_above  # [batch, samples]
     return LikelihoodRatio(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from random_parameters import random_params, without_condition
 from tolerances import assert_close, assert_different, assert_within, value_and_error
 
@@ -20,10 +21,15 @@ from lvae_jax.imputation import Conditioning
 LABELS = np.array([0, 1, 1, 0, 1])
 Y = jax.nn.one_hot(LABELS, 2)
 X = jnp.float32(np.random.default_rng(0).random((5, 4)) > 0.5)
-OBSERVED = jnp.broadcast_to(jnp.arange(4) < 2, X.shape)
 KEY = jax.random.key(0)
 SIZES = {"data_dim": 4, "latent_sizes": (3, 2), "hidden_sizes": ((5,), (4,)), "batch_norm": False}
 EFFORT = Conditioning(num_samples=8, chains=2, steps=2, rounds=2)
+
+
+def first_two(x):
+    """Where x is observed: its first two values; split over devices as x is."""
+    return jnp.cumsum(x == x, axis=-1) <= 2
+
 
 USES = {
     "encode": lambda m, v, x, **y: latents.encode(m, v, x, **y).posterior,
@@ -32,11 +38,11 @@ USES = {
         m, v, x, KEY, above=1, num_samples=4, **y
     ),
     "impute": lambda m, v, x, **y: (
-        evaluation.impute(m, v, x, OBSERVED, X[0], KEY, num_draws=2, effort=EFFORT, **y).mean
+        evaluation.impute(m, v, x, first_two(x), X[0], KEY, num_draws=2, effort=EFFORT, **y).mean
     ),
     "conditional_log_likelihood": lambda m, v, x, **y: (
         evaluation.conditional_log_likelihood(
-            m, v, x, OBSERVED, X[0], KEY, effort=EFFORT, **y
+            m, v, x, first_two(x), X[0], KEY, effort=EFFORT, **y
         ).log_likelihood
     ),
     "bidirectional": lambda m, v, x, **y: evaluation.bidirectional(
@@ -75,10 +81,30 @@ def test_each_image_is_under_its_own_condition(use, model_class):
 def test_a_condition_has_a_row_for_every_image(use):
     model = LadderVAE(**SIZES, condition_dim=2)
     variables = {"params": random_params(model)}
-    with pytest.raises(ValueError, match=r"condition has shape \[4, 2\].*one row of features per"):
-        USES[use](model, variables, X, condition=Y[:4])
+    for rows in (4, 1):
+        message = rf"condition has shape \[{rows}, 2\].*one row of features per"
+        with pytest.raises(ValueError, match=message):
+            USES[use](model, variables, X, condition=Y[:rows])
     with pytest.raises(ValueError, match="condition_dim=2; give a condition of shape"):
         USES[use](model, variables, X)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_images_and_conditions_may_be_split_over_an_explicit_axis(use):
+    # Types are checked when a function is traced; on one device no value could differ.
+    model = LadderVAE(**SIZES, condition_dim=2)
+    traced = functools.partial(USES[use], model, {"params": random_params(model)})
+    plain = jax.eval_shape(lambda x, y: traced(x, condition=y), X, Y)
+    mesh = jax.make_mesh((1,), ("theirs",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        split = functools.partial(
+            jax.device_put, device=NamedSharding(mesh, PartitionSpec("theirs"))
+        )
+        for x, y in ((split(X), split(Y)), (split(X), Y), (X, split(Y))):
+            found = jax.eval_shape(lambda x, y: traced(x, condition=y), x, y)
+            assert jax.tree.map(lambda leaf: leaf.shape, found) == jax.tree.map(
+                lambda leaf: leaf.shape, plain
+            )
 
 
 @pytest.mark.parametrize("use", USES)

@@ -646,6 +646,13 @@ def test_old_style_keys_give_what_typed_ones_do():
     assert elbos[0] == elbos[1]
 
 
+def test_another_number_of_keys_than_of_images_is_refused():
+    for several in (jax.random.split(jax.random.key(3), 5), jax.random.split(jax.random.key(3), 1)):
+        message = rf"key has shape \[{len(several)}\] and there are 6 images; give one key, or one"
+        with pytest.raises(ValueError, match=message):
+            small_log_likelihood(several)
+
+
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_no_result_depends_on_the_chunk_whatever_the_generator(impl):
     key = jax.random.key(3, impl=impl)
