@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Key, UInt32
 from lvae_jax import bounds, distributions
 from lvae_jax.checks import check_rows, warns_of_initial_statistics
 from lvae_jax.keys import threefry
-from lvae_jax.mesh import whole
+from lvae_jax.mesh import vary_alike, whole
 from lvae_jax.models import HierarchicalVAE, given
 
 ACCEPTANCE = 0.65
@@ -116,6 +116,8 @@ def bidirectional(
         )
     check_rows(condition, keys)
     keys, condition = jax.tree.map(whole, (keys, condition))
+    # Within `jax.shard_map` a gradient by noise that all devices share would be a sum over devices.
+    keys = vary_alike(keys, variables, condition)
     betas = _sigmoid_spaced(temperatures)
     units = sum(model.latent_sizes)
 
@@ -149,7 +151,8 @@ def bidirectional(
             return (state, size * larger), size
 
         between = jnp.arange(1, temperatures)
-        _, sizes = jax.lax.scan(pilot, (from_prior(pilot_key), jnp.float32(0.2)), between)
+        first = vary_alike((from_prior(pilot_key), jnp.float32(0.2)))
+        _, sizes = jax.lax.scan(pilot, first, between)
 
         def anneal(
             key: Array, state: _State, order: Array, exponents: Array

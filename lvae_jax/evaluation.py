@@ -430,7 +430,7 @@ def log_likelihood(
     least = jnp.finfo(jnp.float32).min
     start = _RunningSums(jnp.full((images,), least, jnp.float32), zeros, zeros)
     chunks = -(-num_samples // chunk_size)
-    sums = jax.lax.fori_loop(0, chunks, add_chunk, vary_alike(start, variables, x, keys))
+    sums = jax.lax.fori_loop(0, chunks, add_chunk, vary_alike(start, variables, *rows))
     return LogLikelihood(
         log_likelihood=sums.largest + jnp.log(sums.weights / num_samples),
         effective_sample_size=sums.weights**2 / sums.squares,

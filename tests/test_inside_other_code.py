@@ -243,6 +243,37 @@ def test_an_estimate_within_a_map_is_the_plain_one(over, estimate):
     assert_within(found[0], *plain_estimate(estimate))
 
 
+CONDITIONED = LadderVAE(5, (2, 1), (4, 3), batch_norm=False, condition_dim=3)
+FEW = {"temperatures": 3, "leapfrog_steps": 1}
+KEYS = jax.random.split(KEY, 2)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "split"),
+    [
+        (evaluation.log_likelihood, "condition"),
+        (evaluation.bidirectional, "keys"),
+        (evaluation.bidirectional, "condition"),
+        (evaluation.bidirectional, "variables"),
+    ],
+)
+def test_within_shard_map_any_one_argument_may_be_split(estimate, split):
+    # Types are checked when a function is traced; on one device no value could differ.
+    like = jax.eval_shape(CONDITIONED.init, {"params": KEY, "sample": KEY}, X)
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    given = {"variables": variables, "keys": KEYS, "condition": jnp.eye(2, 3)}
+    mesh = jax.make_mesh((1,), ("theirs",), axis_types=(AxisType.Auto,))
+
+    def on_each(part):
+        variables, keys, condition = (given | {split: part}).values()
+        if estimate is evaluation.bidirectional:
+            return estimate(CONDITIONED, variables, keys, **FEW, condition=condition)
+        return estimate(CONDITIONED, variables, X[:2], keys, 6, 2, condition=condition)
+
+    over = PartitionSpec("theirs")
+    jax.eval_shape(jax.shard_map(on_each, mesh=mesh, in_specs=over, out_specs=over), given[split])
+
+
 @pytest.mark.parametrize("estimate", [log_likelihood, elbo])
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_an_estimate_under_a_mesh_of_other_axes_is_the_plain_one(axis_type, estimate):
