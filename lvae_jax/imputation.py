@@ -113,7 +113,9 @@ def masked_log_prob(
       >>> float(masked_log_prob(p, jnp.float32([1.0, jnp.nan]), jnp.array([True, False])))
       -0.6931471824645996
     """
-    return jnp.sum(jnp.where(observed, distributions.log_prob(p, x), 0.0), axis=-1)
+    # A NaN that only the result leaves out would still make gradients NaN, as 0 times NaN.
+    known = jnp.where(observed, x, 0.0)
+    return jnp.sum(jnp.where(observed, distributions.log_prob(p, known), 0.0), axis=-1)
 
 
 def metropolis_within_gibbs(

@@ -52,6 +52,20 @@ def test_masked_log_densities_are_those_of_the_observed_entries():
     assert_close(found, np.where(observed, expected, 0).sum(-1), roundings=8, size=size)
 
 
+def test_a_missing_nan_reaches_no_gradient():
+    # By hand, of the observed entry. Bernoulli: d/dl (x l - log(1 + e^l)) = x - 1/2 at l = 0.
+    # Gaussian at x = 1, m = 0, v = 2: (x - m) / v = 1/2, and ((x - m)^2 / v - 1) / (2 v) = -1/8.
+    x, observed = jnp.float32([1.0, jnp.nan]), jnp.array([True, False])
+    gradient = jax.grad(lambda p, x: imputation.masked_log_prob(p, x, observed), argnums=(0, 1))
+    of_p, of_x = gradient(Bernoulli(jnp.zeros(2)), x)
+    assert of_p.logits.tolist() == [0.5, 0.0]
+    assert of_x[1] == 0
+    of_p, of_x = gradient(Gaussian(jnp.zeros(2), jnp.full(2, 2.0)), x)
+    assert of_p.mean.tolist() == [0.5, 0.0]
+    assert of_p.variance.tolist() == [-0.125, 0.0]
+    assert of_x.tolist() == [-0.5, 0.0]
+
+
 # A linear-Gaussian model: the conditional of x_m given x_o is a Gaussian.
 
 
