@@ -442,6 +442,12 @@ def log_likelihood_program() -> Callable[..., LogLikelihood]:
     """`log_likelihood` compiled with options for many images: faster on a CPU.
 
     JAX accepts compiler options only for a whole program, so do not call it within `jax.jit`.
+
+    Returns:
+      A function like `log_likelihood`, which also warns of the batch statistics of `init`.
     """
     options = compilation.compiler_options("likelihood")
-    return jax.jit(log_likelihood, static_argnames=_LIKELIHOOD, compiler_options=options)
+    # Within `jit`, log_likelihood itself does not see the values of the batch statistics.
+    return warns_of_initial_statistics(
+        jax.jit(log_likelihood, static_argnames=_LIKELIHOOD, compiler_options=options)
+    )

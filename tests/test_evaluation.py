@@ -701,8 +701,11 @@ def test_initial_batch_statistics_are_warned_of():
     model = LadderVAE(4, (3,), (5,))
     keys, key = {"params": jax.random.key(0), "sample": jax.random.key(1)}, jax.random.key(2)
     initial = jax.jit(model.init)(keys, X)
+    program = evaluation.log_likelihood_program()
+    assert program.lower(model, initial, X, key, num_samples=3).as_text()
     for evaluate in (
         lambda v: evaluation.log_likelihood(model, v, X, key, num_samples=3),
+        lambda v: program(model, v, X, key, num_samples=3),
         lambda v: evaluation.elbo(model, v, identity, X, key),
     ):
         with pytest.warns(UserWarning, match="zeros and ones of init.*give .*reestimate_batch"):
