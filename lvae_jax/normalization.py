@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lvae_jax.mesh import vary_alike
+from lvae_jax.mesh import auto_axes, vary_alike
 
 EPSILON = 1e-5
 """Added to a batch's variance by default, so that a unit constant over it normalises to zero."""
@@ -82,9 +82,7 @@ def _in_one_pass(rows: Float[Array, "rows units"]) -> Moments:
 
 def _is_split() -> bool:
     """Whether `jax.set_mesh` splits batches over devices, by its axis "data"."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return kinds.get("data") == jax.sharding.AxisType.Auto and mesh.shape["data"] > 1
+    return auto_axes("data").get("data", 1) > 1
 
 
 def _separate_sums(a: Array, b: Array) -> tuple[Array, Array]:
