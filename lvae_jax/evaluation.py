@@ -195,10 +195,16 @@ def active_units(means: Float[Array, "samples images units"]) -> Bool[Array, " u
 def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array | None) -> Any:
     """`jax.vmap` of a function of one image, `batch_size` images at a time, for any number.
 
-    The first array has a row per image, and so do the others that are not None.
+    On a mesh (`jax.set_mesh`) the images of a batch are split over its devices, if the number of
+    devices divides `batch_size`.
 
-    On a mesh (`jax.set_mesh`) the images of a batch are split over its devices, whose number must
-    divide `batch_size`.
+    Args:
+      function: of a row of every array; its results are pytrees of arrays.
+      batch_size: images at a time.
+      *arrays: every array has a row per image; an array may be None, except the first.
+
+    Returns:
+      The results of all images, with a leading axis for them.
     """
     arrays = jax.tree.map(whole, arrays)
     n = len(jax.tree.leaves(arrays)[0])
@@ -317,9 +323,9 @@ def default_chunk_size(
       memory: the device's memory in bytes; None for that of the first local device.
 
     Returns:
-      At least 1, and always the same on a device. It gives 2,500 samples of images at a time on a
-      CPU, which fit into its caches, and 25,000 on other devices; fewer if these would take more
-      than a quarter of the device's memory.
+      At least 1, and always the same on a device. All images together get about 2,500 samples at a
+      time on a CPU, which fit into its caches, and 25,000 on other devices; fewer if these would
+      take more than a quarter of the device's memory.
     """
     # A few times the numbers that a sample computes; a guess for models that do not tell.
     floats = 4 * getattr(model, "numbers_per_sample", 8 * model.data_dim)

@@ -30,7 +30,7 @@ Apply = Callable[..., Any]
 class Conditioning:
     """The amount of computation for the posterior of each image.
 
-    Attributes:
+    Fields:
       num_samples: K importance samples, a multiple of `chains`.
       chains: Markov chains of fillings; each filling's encoding gives K / chains samples.
       steps: Metropolis-within-Gibbs steps per chain and round.
@@ -142,6 +142,9 @@ def metropolis_within_gibbs(
 
     Returns:
       x with new fillings, and the latents that they were drawn from.
+
+    Raises:
+      ValueError: the observation is neither Bernoulli nor Gaussian.
     """
     proposal_key, accept_key, x_key = jax.random.split(key, 3)
     proposed = cast(Terms, apply(x, rngs={"sample": proposal_key}))
@@ -274,7 +277,8 @@ def impute(
       The imputation. If the effective sample size stays small, the draws repeat a few latents.
 
     Raises:
-      ValueError: x is not of the model's shape, or the shapes do not fit together.
+      ValueError: x is not of the model's shape, the shapes do not fit together, or the observation
+        is neither Bernoulli nor Gaussian.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -344,10 +348,11 @@ def conditional_log_likelihood(
       The estimates of every image.
 
     Raises:
-      ValueError: x is not of the model's shape, or the shapes do not fit together.
+      ValueError: x is not of the model's shape, the shapes do not fit together, or the observation
+        is neither Bernoulli nor Gaussian.
 
     Example:
-      As of `impute`.
+      See `impute`.
     """
     x, keys, condition = per_image(x, key, condition, model.data_dim)
     observed, filling = _checked(x, observed, filling)
