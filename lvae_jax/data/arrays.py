@@ -95,6 +95,20 @@ def load(
     )
     if check_scale and test is not None and not is_binary:
         _check_scale(train, test, dataset)
+    if test is not None and np.array_equal(*images):
+        _logger.warning(
+            "%s and %s hold the same images: test numbers will be those of the training images",
+            os.fspath(train),
+            os.fspath(test),
+        )
+    largest = max(int(part.max()) for part in images)
+    if is_grey[0] and largest < 128:
+        _logger.warning(
+            "%s: 255 is full in uint8, but the largest value is %d; if that is full, divide the "
+            "images by it and save them as float32",
+            os.fspath(train),
+            largest,
+        )
     _warn_of_constants(train, dataset)
     return dataset
 
@@ -193,6 +207,11 @@ def load_array(given: str | os.PathLike[str]) -> np.ndarray:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             array = loaded[key] if start.startswith(_NPZ) else loaded
+            if loaded is array and file.read(1):
+                raise DataError(
+                    f"{os.fspath(given)} has more bytes than its array of shape "
+                    f"{list(array.shape)}; save one array per file"
+                )
     except DataError:
         raise
     except Exception as error:  # NumPy, zipfile and zlib raise many types

@@ -144,6 +144,12 @@ class Dataset:
                 f"test_images are {test.dtype} {list(test.shape[1:])}; both must have the same "
                 "dtype and image shape"
             )
+        largest = max(train.max(), test.max())
+        if self.observation == "bernoulli" and train.dtype == np.uint8 and largest == 1:
+            raise DataError(
+                f"{self.name}: images are zeros and ones in uint8, where 255 is full; give them as "
+                "float32 with binarisation='fixed'"
+            )
 
     def _check_split(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
         where = f"{self.name}: {split}_images"

@@ -111,6 +111,8 @@ def _prepare(source: Source, root: Path, data_dir: Path | None) -> None:
     if data_dir is not None:
         _check_files(source, data_dir)
     if folder.exists():
+        if _is_prepared(folder):  # another process has prepared it meanwhile
+            return
         raise DataError(
             f"{folder} holds an incomplete data set (dataset_info.json is missing); delete that "
             "folder and run again"

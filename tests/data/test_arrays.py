@@ -428,6 +428,36 @@ def test_images_of_one_distribution_are_on_one_scale(save, draw, train, test, va
         arrays.load(save(images[:train]), save(images[train:], "b.npy"), "gaussian")
 
 
+def test_a_test_set_that_is_the_training_set_is_warned_of(save, caplog):
+    path = save(UNIT)
+    arrays.load(path, path)
+    (record,) = caplog.records
+    assert record.message == (
+        f"{path} and {path} hold the same images: test numbers will be those of the training images"
+    )
+
+
+@pytest.mark.parametrize("observation", ["bernoulli", "gaussian", "discretized_logistic"])
+def test_grey_values_that_are_all_dark_are_warned_of(save, caplog, observation):
+    path = save((np.arange(240).reshape(20, 4, 3) % 17).astype(np.uint8))
+    arrays.load(path, observation=observation)
+    (record,) = caplog.records
+    assert record.message == (
+        f"{path}: 255 is full in uint8, but the largest value is 16; if that is full, divide the "
+        "images by it and save them as float32"
+    )
+
+
+def test_a_second_array_in_one_file_is_not_dropped(tmp_path):
+    path = tmp_path / "twice.npy"
+    with path.open("wb") as file:
+        np.save(file, UNIT)
+        np.save(file, UNIT)
+    assert failure(path) == (
+        f"{path} has more bytes than its array of shape {list(UNIT.shape)}; save one array per file"
+    )
+
+
 def test_a_constant_pixel_of_a_gaussian_is_warned_of(save, caplog):
     images = UNIT.copy()
     images[:, 2, 1] = 0.25

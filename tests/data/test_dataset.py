@@ -186,6 +186,11 @@ def test_preprocess_is_one_object_so_that_nothing_is_compiled_twice():
             "toy: train_images hold values other than 0 and 255, the two of fixed binarisation in "
             "uint8; rescale them or use binarisation='dynamic'",
         ),
+        (
+            {"train_images": np.ones((5, 2, 3), np.uint8)},
+            "toy: images are zeros and ones in uint8, where 255 is full; give them as float32 with "
+            "binarisation='fixed'",
+        ),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(changes, message):

@@ -199,6 +199,22 @@ def test_two_processes_may_prepare_at_once(data_dir, tfds_dir):
     assert len(arrays["train_images"]) == small_files.NUM_TRAIN
 
 
+def test_a_folder_that_another_process_completes_while_files_are_looked_up_is_used(
+    data_dir, tfds_dir, monkeypatch
+):
+    source = small_source(data_dir)
+    look = prepared._check_files
+
+    def slower(*given):
+        monkeypatch.setattr(prepared, "_check_files", look)
+        load_arrays(source, data_dir, tfds_dir)  # the other one finishes
+        look(*given)
+
+    monkeypatch.setattr(prepared, "_check_files", slower)
+    arrays = load_arrays(source, data_dir, tfds_dir)
+    assert len(arrays["train_images"]) == small_files.NUM_TRAIN
+
+
 # Loading what is prepared
 
 
