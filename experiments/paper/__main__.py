@@ -26,16 +26,21 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
     """Makes the unfinished runs one after the other, and writes the tables again after each.
 
     Returns:
-      The names of the runs that diverged; the tables leave their numbers empty.
+      The names of the runs that diverged, or continue one that did; the tables leave their numbers
+      empty.
     """
     from experiments.errors import NonFiniteError
     from experiments.paper.tables import write_tables
     from experiments.run.loop import run
 
     datasets: dict[str, Any] = {}
-    diverged: list[str] = []
+    left_out: list[str] = []
     for i, planned in enumerate(runs, start=1):
         if results_of(planned) is None:
+            if Path(planned.settings.init_from).name in left_out:
+                print(f"{planned.name} continues a run that diverged", file=sys.stderr)
+                left_out.append(planned.name)
+                continue
             left = time_left(runs[i - 1 :])
             time = "" if left is None else f"; about {duration(left)} of training left in all"
             print(f"\n[{i}/{len(runs)}] {planned.name}{time}", file=sys.stderr)
@@ -46,9 +51,9 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
                 run(planned.settings, datasets[planned.experiment], planned.command)
             except NonFiniteError as error:
                 print(f"{planned.name} diverged: {error}", file=sys.stderr)
-                diverged.append(planned.name)
+                left_out.append(planned.name)
             write_tables(paper)
-    return diverged
+    return left_out
 
 
 def main(paper: PaperSettings) -> None:
@@ -60,7 +65,7 @@ def main(paper: PaperSettings) -> None:
 
         print("", *markdown_tables(paper).values(), sep="\n")
         return
-    diverged = make(paper, runs)
+    left_out = make(paper, runs)
 
     from experiments.paper.tables import write_figures, write_tables
 
@@ -68,8 +73,9 @@ def main(paper: PaperSettings) -> None:
     write_figures(paper)
     written = sorted(path.name for path in Path(paper.workdir).iterdir() if path.is_file())
     print(f"{paper.workdir}: {len(runs)} runs; {', '.join(written)}.{scaled(paper)}")
-    if diverged:
-        cli.fail(f"these runs diverged and are left out: {', '.join(diverged)}", status=3)
+    if left_out:
+        names = ", ".join(left_out)
+        cli.fail(f"left out, since they diverged or continue a run that did: {names}", status=3)
 
 
 if __name__ == "__main__":

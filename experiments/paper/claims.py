@@ -12,12 +12,13 @@ Claim = tuple[str, bool, str]
 """The claim, whether it holds here, and the numbers."""
 
 
-def of(item: str, models: Models) -> list[str]:
+def of(item: str, models: Models, depth: int) -> list[str]:
     """One sentence per claim about a figure, if all runs that the claim needs are finished.
 
     Args:
       item: such as "figure3".
       models: the finished runs of the item.
+      depth: of the deepest model of the item, finished or not.
 
     Returns:
       The claims, whether they hold here, and the numbers.
@@ -27,26 +28,22 @@ def of(item: str, models: Models) -> list[str]:
     sentences = []
     for check in _CHECKS.get(item, ()):
         try:
-            claim, holds, evidence = check(models)
+            claim, holds, evidence = check(models, depth)
         except KeyError:  # a run that the claim needs is not finished
             continue
         sentences.append(f"{claim} {'It holds' if holds else 'It does not hold'} here: {evidence}.")
     return sentences
 
 
-def _deepest(models: Models, name: str) -> RunResults:
-    return models[name, max(depth for _, depth in models)]
-
-
-def _ladder_is_ahead(models: Models) -> Claim:
-    ladder, vae = (_deepest(models, name).mean("test_elbo") for name in ("LVAE+BN+WU", "VAE"))
+def _ladder_is_ahead(models: Models, depth: int) -> Claim:
+    ladder, vae = (models[name, depth].mean("test_elbo") for name in ("LVAE+BN+WU", "VAE"))
     numbers = f"test L_1 is {ladder:.2f} for the LVAE and {vae:.2f} for the VAE"
     return "The LVAE improves performance over the regular VAE.", ladder > vae, numbers
 
 
-def _no_overfitting(models: Models) -> Claim:
+def _no_overfitting(models: Models, depth: int) -> Claim:
     gaps = {
-        name: _deepest(models, name).mean("train_elbo") - _deepest(models, name).mean("test_elbo")
+        name: models[name, depth].mean("train_elbo") - models[name, depth].mean("test_elbo")
         for name in VARIANTS
     }
     numbers = ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.items())
@@ -54,11 +51,11 @@ def _no_overfitting(models: Models) -> Claim:
     return claim, max(gaps.values()) < 2, f"train minus test L_1 is {numbers}"
 
 
-def _by_depth(models: Models, name: str) -> list[float]:
+def _by_depth(models: Models, depth: int, name: str) -> list[float]:
     """Test L_1 for one layer, two layers, and so on."""
-    depths = range(1, max(depth for _, depth in models) + 1)
+    depths = range(1, depth + 1)
     # The ladder of one layer is the VAE of one layer.
-    names = [name if depth > 1 else name.replace("LVAE", "VAE") for depth in depths]
+    names = [name if d > 1 else name.replace("LVAE", "VAE") for d in depths]
     return [models[key].mean("test_elbo") for key in zip(names, depths, strict=True)]
 
 
@@ -66,82 +63,79 @@ def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in values)
 
 
-def _vae_needs_one_layer(models: Models) -> Claim:
-    elbos = _by_depth(models, "VAE")
+def _vae_needs_one_layer(models: Models, depth: int) -> Claim:
+    elbos = _by_depth(models, depth, "VAE")
     claim = "The VAE without batch norm and warm-up does not improve beyond one layer."
     return claim, max(elbos) == elbos[0], f"test L_1 by layers is {_listed(elbos)}"
 
 
-def _vae_improves_to_three(models: Models) -> Claim:
-    elbos = _by_depth(models, "VAE+BN+WU")
+def _vae_improves_to_three(models: Models, depth: int) -> Claim:
+    elbos = _by_depth(models, depth, "VAE+BN+WU")
     first = elbos[:3]
     claim = "With batch norm and warm-up the VAE improves up to three layers."
     holds = first == sorted(first) and max(elbos) == first[-1]
     return claim, holds, f"test L_1 by layers is {_listed(elbos)}"
 
 
-def _ladder_improves_always(models: Models) -> Claim:
-    elbos = _by_depth(models, "LVAE+BN+WU")
+def _ladder_improves_always(models: Models, depth: int) -> Claim:
+    elbos = _by_depth(models, depth, "LVAE+BN+WU")
     claim = "The LVAE improves with every layer."
     return claim, elbos == sorted(elbos), f"test L_1 by layers is {_listed(elbos)}"
 
 
-def _batch_norm_matters_most(models: Models) -> Claim:
-    def gain(with_: str, without: str, depth: int) -> float:
-        return models[with_, depth].mean("test_elbo") - models[without, depth].mean("test_elbo")
+def _batch_norm_matters_most(models: Models, depth: int) -> Claim:
+    def gain(with_: str, without: str, d: int) -> float:
+        return models[with_, d].mean("test_elbo") - models[without, d].mean("test_elbo")
 
-    deepest = max(depth for _, depth in models)
-    vae = [gain("VAE+BN", "VAE", depth) for depth in range(1, deepest + 1)]
-    ladder = gain("LVAE+BN+WU", "LVAE+WU", deepest)
+    vae = [gain("VAE+BN", "VAE", d) for d in range(1, depth + 1)]
+    ladder = gain("LVAE+BN+WU", "LVAE+WU", depth)
     numbers = f"it adds {ladder:.2f} nats to the deepest LVAE, {_listed(vae)} to the VAE by layers"
     claim = "Batch norm improves all models, the LVAE especially."
     return claim, min(vae) > 0 and ladder > vae[-1], numbers
 
 
-def _tighter_bound(models: Models) -> Claim:
+def _tighter_bound(models: Models, depth: int) -> Claim:
     gaps = [
         results.mean("test_log_likelihood") - results.mean("test_elbo")
         for name in ("LVAE+BN+WU", "VAE+BN+WU")
-        for results in [_deepest(models, name)]
+        for results in [models[name, depth]]
     ]
     numbers = f"L_K - L_1 is {gaps[0]:.2f} for LVAE+BN+WU and {gaps[1]:.2f} for VAE+BN+WU"
     return "The LVAE's bound is tighter.", gaps[0] < gaps[1], numbers
 
 
-def _used(models: Models, name: str) -> tuple[int, ...]:
-    return _deepest(models, name).used_units()[0]
+def _used(models: Models, depth: int, name: str) -> tuple[int, ...]:
+    return models[name, depth].used_units()[0]
 
 
-def _ladder_uses_most_units(models: Models) -> Claim:
-    used = {name: _used(models, name) for name in VARIANTS}
+def _ladder_uses_most_units(models: Models, depth: int) -> Claim:
+    used = {name: _used(models, depth, name) for name in VARIANTS}
     most = [max(units) for units in zip(*used.values(), strict=True)]
     numbers = "; ".join(f"{name} {', '.join(map(str, units))}" for name, units in used.items())
     claim = "The LVAE activates the highest number of units in each layer."
     return claim, list(used["LVAE+BN+WU"]) == most, f"units with KL > {USED_KL} are {numbers}"
 
 
-def _ladder_uses_high_layers(models: Models) -> Claim:
+def _ladder_uses_high_layers(models: Models, depth: int) -> Claim:
     shares = {}
     for name in VARIANTS:
-        layers = _deepest(models, name).kl_by_layer()[0]
+        layers = models[name, depth].kl_by_layer()[0]
         shares[name] = sum(layers[len(layers) // 2 :]) / sum(layers)
     best = max(shares, key=lambda name: shares[name])
-    depth = max(depth for _, depth in models)
     numbers = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
     claim = "The LVAE puts more of its KL into the higher layers."
     return claim, best == "LVAE+BN+WU", f"z_{depth // 2 + 1} and above have {numbers} of the KL"
 
 
-def _layers_in_use(models: Models) -> Claim:
-    used = {name: sum(units > 0 for units in _used(models, name)) for name in VARIANTS}
-    depth = max(depth for _, depth in models)
+def _layers_in_use(models: Models, depth: int) -> Claim:
+    used = {name: sum(units > 0 for units in _used(models, depth, name)) for name in VARIANTS}
     numbers = ", ".join(f"{name} {layers}" for name, layers in used.items())
     claim = "The vanilla VAE uses two layers, batch norm and warm-up one more each, the LVAE all."
     holds = list(used.values()) == [min(n, depth) for n in (2, 3, 4, depth)]
     return claim, holds, f"layers with a unit of KL > {USED_KL}: {numbers}"
 
 
-_CHECKS: dict[str, tuple[Callable[[Models], Claim], ...]] = {
+_CHECKS: dict[str, tuple[Callable[[Models, int], Claim], ...]] = {
     "figure2": (_ladder_is_ahead, _no_overfitting),
     "figure3": (
         _vae_needs_one_layer,

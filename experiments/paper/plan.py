@@ -195,10 +195,14 @@ def _in_its_folder(paper: PaperSettings, planned: PlannedRun) -> PlannedRun:
 
 
 def results_of(planned: PlannedRun) -> RunResults | None:
-    """The results of a run; None if it is not finished."""
-    from experiments.store.workdir import read_results
+    """The results of a run; None if it is not finished.
 
-    return read_results(Path(planned.settings.workdir))
+    Raises:
+      WorkdirError: its folder holds a run with other settings, such as of another --scale.
+    """
+    from experiments.store.workdir import results_with
+
+    return results_with(Path(planned.settings.workdir), planned.settings)
 
 
 def show_plan(paper: PaperSettings, runs: Sequence[PlannedRun]) -> None:

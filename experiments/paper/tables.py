@@ -226,7 +226,9 @@ def _claims(paper: PaperSettings) -> str:
     """The paper's claims about its figures, and whether they hold for the finished runs."""
     text = f"# The paper's claims\n\nMade by `{command(paper)}`.{scaled(paper)}\n"
     for item in paper.items:
-        sentences = claims.of(item, _by_model(_found(plan(paper, item))))
+        runs = plan(paper, item)
+        depth = max(planned.settings.depth for planned in runs)
+        sentences = claims.of(item, _by_model(_found(runs)), depth)
         if sentences:
             text += f"\n## {item[:-1].capitalize()} {item[-1]}\n\n"
             text += "".join(f"- {sentence}\n" for sentence in sentences)

@@ -405,8 +405,6 @@ def _short(value: str | int) -> str | int:
 
 
 def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, Any]) -> None:
-    # A run of an earlier version lacks the settings added since; it used their defaults.
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     known = existing.keys() & config.keys()
     # Equal checksums and sizes mean equal data, whatever the files' names.
     data = known & {"data_sha256", "train_images", "test_images"}
@@ -414,14 +412,37 @@ def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, 
         {name: _short(c[name]) for name in data or {"dataset"}} | c["settings"]
         for c in (config, existing)
     )
+    if differences := _differences(was, now):
+        raise WorkdirError(
+            f"{path} holds a run with other settings: {differences}. "
+            "Give those settings again, another --workdir, or --overwrite to start again"
+        )
+
+
+def _differences(was: dict[str, Any], now: dict[str, Any]) -> str:
+    # A run of an earlier version lacks the settings added since; it used their defaults.
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     was = {name: defaults[name] for name in now.keys() & defaults.keys()} | was
-    differences = [
+    return "; ".join(
         f"{name} was {was.get(name)} and is now {now.get(name)}"
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name)
-    ]
-    if differences:
+    )
+
+
+def results_with(path: Path, settings: Settings) -> RunResults | None:
+    """The results of a run with these settings; None if it is not finished.
+
+    Raises:
+      WorkdirError: the folder holds the results of other settings.
+    """
+    results = read_results(path)
+    if results is None:
+        return None
+    was, now = read_config(path)["settings"], settings.changing_results()
+    # The run that was continued may have moved together with this one.
+    if differences := _differences(was | {"init_from": now["init_from"]}, now):
         raise WorkdirError(
-            f"{path} holds a run with other settings: {'; '.join(differences)}. "
-            "Give those settings again, another --workdir, or --overwrite to start again"
+            f"{path} holds a run with other settings: {differences}. Give another --workdir"
         )
+    return results

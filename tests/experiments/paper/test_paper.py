@@ -12,7 +12,7 @@ from PIL import Image
 
 import experiments.digits
 from experiments import published, registry
-from experiments.errors import NonFiniteError
+from experiments.errors import NonFiniteError, WorkdirError
 from experiments.paper import __main__ as paper
 from experiments.paper import claims
 from experiments.paper import plan as paper_plan
@@ -166,7 +166,7 @@ def model(test_elbo: float, kl_per_unit=((1.0,), (1.0,)), log_likelihood: float 
 def test_a_ladder_improves_with_every_layer_from_the_vae_of_one_layer_on(ladder, holds):
     models = {("VAE+BN+WU", 1): model(-88.0)}
     models |= {("LVAE+BN+WU", i): model(elbo) for i, elbo in enumerate(ladder, start=2)}
-    (sentence,) = (s for s in claims.of("figure3", models) if "with every layer" in s)
+    (sentence,) = (s for s in claims.of("figure3", models, 3) if "with every layer" in s)
     assert sentence == (
         "The LVAE improves with every layer. "
         f"{'It holds' if holds else 'It does not hold'} here: test L_1 by layers is "
@@ -185,7 +185,7 @@ def test_batch_norm_improves_all_models_if_it_does_at_every_depth(one_layer, wit
         ("VAE", 2): model(-88.0), ("VAE+BN", 2): model(-87.0),
         ("LVAE+WU", 2): model(without), ("LVAE+BN+WU", 2): model(-86.0),
     }  # fmt: skip
-    (sentence,) = (s for s in claims.of("figure3", models) if s.startswith("Batch norm"))
+    (sentence,) = (s for s in claims.of("figure3", models, 2) if s.startswith("Batch norm"))
     assert sentence == (
         "Batch norm improves all models, the LVAE especially. "
         f"{'It holds' if holds else 'It does not hold'} here: it adds {-86.0 - without:.2f} nats "
@@ -197,20 +197,20 @@ def test_layers_in_use_and_their_share_of_the_kl_are_counted():
     used = {"VAE": 2, "VAE+BN": 3, "VAE+BN+WU": 4, "LVAE+BN+WU": 5}
     units = {n: [[0.5, 0.001]] * layers + [[0.001]] * (5 - layers) for n, layers in used.items()}
     models = {(name, 5): model(-80.0, kl) for name, kl in units.items()}
-    (sentence,) = claims.of("figure6", models)
+    (sentence,) = claims.of("figure6", models, 5)
     assert sentence.endswith(
         "It holds here: layers with a unit of KL > 0.01: "
         "VAE 2, VAE+BN 3, VAE+BN+WU 4, LVAE+BN+WU 5."
     )
-    (sentence,) = claims.of("figure5", models)
+    (sentence,) = claims.of("figure5", models, 5)
     share = 3 * 0.501 / (5 * 0.501)
     assert f"LVAE+BN+WU {share:.0%} of the KL" in sentence
     assert "It holds here: z_3 and above have VAE 0%," in sentence
     models["VAE", 5] = model(-80.0, units["LVAE+BN+WU"])
-    (sentence,) = claims.of("figure6", models)
+    (sentence,) = claims.of("figure6", models, 5)
     assert "It does not hold here" in sentence
     del models["VAE", 5]
-    assert claims.of("figure6", models) == claims.of("figure6", {}) == []
+    assert claims.of("figure6", models, 5) == claims.of("figure6", {}, 5) == []
 
 
 def test_results_csv_holds_a_row_a_run_with_what_its_results_say(tiny):
@@ -297,10 +297,41 @@ def test_a_run_that_diverges_is_left_out_and_the_others_are_made(
     errors = capsys.readouterr().err
     assert "digits-vae-bn-wu-2 diverged: epoch 1: the training ELBO is nan" in errors
     assert errors.splitlines()[-1] == (
-        f"error: these runs diverged and are left out: {', '.join(names)}"
+        f"error: left out, since they diverged or continue a run that did: {', '.join(names)}"
     )
     (row, *_) = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
     assert (row["finished"], row["test_log_likelihood"]) == ("False", "")
+
+
+def test_no_run_continues_one_that_diverged(tiny, tmp_path, monkeypatch, capsys):
+    made = []
+
+    def run(settings, dataset, experiment_name):
+        made.append(Path(settings.workdir).name)
+        raise NonFiniteError("epoch 1: the training ELBO is nan")
+
+    monkeypatch.setattr("experiments.run.loop.run", run)
+    with pytest.raises(SystemExit):
+        paper.main(dataclasses.replace(tiny, only=("table1",), workdir=str(tmp_path)))
+    assert made == ["digits-lvae-bn-wu-2"]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("digits-lvae-bn-wu-2, digits-fine-tuning-2, digits-fine-tuning-iw-10-2")
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"eval_samples": 4}, "eval_samples was 3 and is now 4"), ({"seed": 1}, "seed was 0 and is ")],
+)
+def test_results_of_other_settings_are_not_taken_for_these(tiny, changed, named):
+    with pytest.raises(WorkdirError, match=named) as refusal:
+        paper.main(dataclasses.replace(tiny, dry_run=True, **changed))
+    assert str(refusal.value).endswith("Give another --workdir")
+
+
+def test_claims_wait_for_the_runs_that_they_are_about():
+    models = {(name, 1): model(-88.0) for name in ("VAE", "VAE+BN", "VAE+BN+WU")}
+    assert claims.of("figure3", models, 5) == []
+    assert any("with every layer" in sentence for sentence in claims.of("figure3", models, 1))
 
 
 def test_the_full_plan_is_the_papers():
