@@ -262,7 +262,7 @@ def write_figures(paper: PaperSettings) -> None:
         else:
             file = Path("figures") / "principal_components.png"
             figure = figures.stacked({name: run.path / file for name, run in runs.items()})
-        title = f"{found[0][1].dataset}.{scaled(paper)}"
+        title = found[0][1].dataset + (f".{warning}" if (warning := scaled(paper)) else "")
         figure.suptitle(title, fontsize=10)
         figures.write_png(folder / f"{item}.png", figure)
 

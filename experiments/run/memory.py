@@ -149,7 +149,7 @@ def _lines(path: Path) -> list[str]:
 def in_words(size: float) -> str:
     """A number of bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
+        if size < 999.5:  # three digits are shown
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:,.1f} TB" if size < 1e6 else f"{size:.1e} TB"

@@ -76,11 +76,14 @@ def learning_curves(runs: Mapping[str, Epochs]) -> Figure:
             drawn.append(_curve(axes, epochs, "train_elbo", linestyle="-", **look))
             evaluated = [epoch for epoch in epochs if epoch.evaluated]
             if evaluated:
-                drawn.append(_curve(axes, evaluated, "test_elbo", linestyle="--", **look))
+                test_look = {**look, "linestyle": "--", "markerfacecolor": "white"}
+                drawn.append(_curve(axes, evaluated, "test_elbo", **test_look))
             if name:
                 axes.plot([], [], label=_label(name), **look)
-        for dashes, name in (("-", "training set"), ("--", "test set")):
-            axes.plot([], [], dashes, color="black", label=name)
+        for dashes, face, name in (("-", "black", "training set"), ("--", "white", "test set")):
+            axes.plot(
+                [], [], f"o{dashes}", color="black", markerfacecolor=face, markersize=4, label=name
+            )
         _limit(axes, drawn)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")

@@ -44,7 +44,7 @@ def verify(folder: Path, step: int) -> str | None:
             if _sha256(found[name]) != sha256:
                 return f"{name} differs from what was written"
     except OSError as error:
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename or folder}: {error.strerror}"  # a read names no file
     return None
 
 

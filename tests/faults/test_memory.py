@@ -82,7 +82,13 @@ def test_a_million_replicas_are_refused_before_anything_is_allocated(monkeypatch
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(999, "999 B"), (1500, "1.5 kB"), (2.5e15, "2,500.0 TB"), (3e50, "3.0e+38 TB")],
+    [
+        (999, "999 B"),
+        (1500, "1.5 kB"),
+        (999_700_000, "1 GB"),
+        (2.5e15, "2,500.0 TB"),
+        (3e50, "3.0e+38 TB"),
+    ],
 )
 def test_a_size_has_few_digits(size, text):
     assert memory.in_words(size) == text
