@@ -6,6 +6,7 @@ sides.
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from experiments import cli, finished
@@ -13,6 +14,7 @@ from experiments.finished import Finished, UseSettings
 from experiments.settings import setting, whole
 from experiments.show import numbers, uses
 from lvae_jax import evaluation
+from lvae_jax.keys import image_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ def bound(run: Finished, settings: CertifySettings) -> np.ndarray:
       [4, images]: the lower bounds, the upper bounds and L_K, in nats; and the fraction of accepted
       proposals.
     """
-    keys = finished.image_keys(settings.seed, settings.images)
+    keys = image_keys(jax.random.key(settings.seed), settings.images)
     found = []
     for rows in finished.chunks("annealing, image", settings.images, settings.batch):
         bounds = evaluation.bidirectional(

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -114,11 +113,6 @@ def chunks(description: str, total: int, size: int) -> Iterator[np.ndarray]:
             rows = np.arange(start, min(start + size, total))
             yield rows
             progress.update(int(rows[-1]) + 1)
-
-
-def image_keys(seed: int, total: int) -> jax.Array:
-    """One key per image."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(total))
 
 
 def mean_and_error(values: np.ndarray) -> dict[str, float]:

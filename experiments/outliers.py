@@ -19,6 +19,7 @@ from experiments.show import numbers, uses
 from lvae_jax import evaluation
 from lvae_jax.data import DataError, arrays
 from lvae_jax.data.binarisation import to_unit
+from lvae_jax.keys import image_keys
 
 RESAMPLES = 100
 TRUE_POSITIVES = 0.8
@@ -77,7 +78,7 @@ def scores(
 ) -> dict[str, np.ndarray]:
     """Log-likelihood, ELBO and the ratio for every k, in nats per image."""
     model, variables = run.model, run.variables
-    keys = finished.image_keys(settings.seed, len(x))
+    keys = image_keys(jax.random.key(settings.seed), len(x))
     likelihoods = []
     for rows in finished.chunks(f"log-likelihood of {name}, image", len(x), 100):
         result = evaluation.log_likelihood_program()(

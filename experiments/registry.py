@@ -94,12 +94,7 @@ def load(config: Mapping[str, Any], path: Path, **changed: Any) -> Any:
     from lvae_jax.data import DataError  # it imports JAX
 
     dataset = experiment(config["experiment"]).load(settings_of(config, **changed))
-    found = {
-        "data_sha256": dataset.sha256(),
-        "train_images": len(dataset.train_images),
-        "test_images": len(dataset.test_images),
-    }
-    if any(config.get(name, value) != value for name, value in found.items()):
+    if any(config.get(name, value) != value for name, value in dataset.identity().items()):
         raise DataError(
             f"{dataset.name} is not the data that {path} was trained on; give the right data with "
             "--data_dir, --tfds_dir, or --train and --test"

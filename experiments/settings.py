@@ -323,6 +323,11 @@ def _json_value(value: Any, kind: Kind) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a config.json, with those added since its version: it used their defaults."""
+    return Settings().changing_results() | stored
+
+
 class Command(NamedTuple):
     """An experiment's command, such as `python -m experiments.mnist`."""
 

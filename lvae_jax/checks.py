@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from lvae_jax.keys import threefry
+from lvae_jax.keys import image_keys, threefry
 from lvae_jax.mesh import whole
 
 INITIAL_STATISTICS = (
@@ -83,7 +83,7 @@ def per_image(
     images = len(x)
     keys = None if key is None else threefry(key)
     if keys is not None and not keys.ndim:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, jnp.arange(images))
+        keys = image_keys(keys, images)
     if keys is not None and keys.shape != (images,):
         raise ValueError(
             f"key has shape {list(keys.shape)} and there are {images} images; give one key, or one "

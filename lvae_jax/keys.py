@@ -58,6 +58,11 @@ def threefry(key: Any) -> Key[Array, "..."]:
     return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
+def image_keys(key: Key[Array, ""], images: int) -> Key[Array, " images"]:
+    """A key for each image; image i has the same key whatever the number of images."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images))
+
+
 def named_key(
     key: Key[Array, ""] | UInt32[Array, " words"], name: str, step: int | Int[Array, ""] = 0
 ) -> Key[Array, ""]:

@@ -38,9 +38,8 @@ def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, ep
         scheduled(settings, epoch)[0][replica],
         objective_of(settings),
     )
-    of_seed = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
     raise NonFiniteError(
-        f"epoch {epoch}, step {of_this_run}{of_seed}: "
+        f"epoch {epoch}, step {of_this_run}{experiment.of_seed(replica)}: "
         f"{quantity or 'the loss or a gradient is not finite'}"
         + (f", after {limit} skipped updates" if limit else "")
         + f"; the last checkpoint in {workdir.path} is kept. Try a smaller --learning_rate or "

@@ -18,6 +18,7 @@ from experiments.run.program import scheduled
 from experiments.run.setup import Experiment
 from lvae_jax import evaluation
 from lvae_jax.data import as_stored
+from lvae_jax.keys import image_keys
 from lvae_jax.training import MESH_AXES, Metrics, Preprocess, TrainState
 
 EVAL_BATCH_SIZE = 250
@@ -155,10 +156,9 @@ def _refuse_nonfinite(
     for name, value in found.items():
         if np.isfinite(np.hstack([0.0, *jax.tree.leaves(value)])).all():
             continue  # an absent value, None, has no leaves
-        settings = experiment.settings
-        of_seed = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
+        epochs = f"{epoch} epoch{'s' * (epoch != 1)}{experiment.of_seed(replica)}"
         raise NonFiniteError(
-            f"evaluated after {epoch} epoch{'s' * (epoch != 1)}{of_seed}: the "
+            f"evaluated after {epochs}: the "
             f"{name.replace('_', ' ').replace('elbo', 'ELBO')} is not finite. Try a "
             "smaller --learning_rate or --max_gradient_norm=4 in a new --workdir, and look for "
             "extreme values in the test images"
@@ -225,7 +225,7 @@ def test_log_likelihood(
     test_x = experiment.test_x[: settings.eval_subset or None]
     num_samples, n = settings.eval_samples, len(test_x)
     key = experiment.key(replica, "log_likelihood")
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(n))
+    keys = image_keys(key, n)
     batch_size = eval_batch_size(mesh)
     # All processes run one program, so take the smallest chunk that any of them has memory for.
     chunk_size = -int(
@@ -233,8 +233,7 @@ def test_log_likelihood(
     )
     program = evaluation.log_likelihood_program()
     estimates, sizes = [], []
-    which = f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
-    description = f"test log-likelihood{which}, K = {num_samples}, image"
+    description = f"test log-likelihood{experiment.of_seed(replica)}, K = {num_samples}, image"
     with jax.set_mesh(mesh), Progress(description, n, shown=devices.writes()) as progress:
         for start in range(0, n, batch_size):
             # Fill the last batch up with the first images, so that one program serves all batches.

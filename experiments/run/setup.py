@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import lvae_jax
 from experiments.errors import SettingsError
 from experiments.run import devices, memory
-from experiments.settings import Command, Settings
+from experiments.settings import Command, Settings, with_defaults
 from experiments.store.workdir import read_config, read_state, read_step, read_trained
 from lvae_jax import VAE, LadderVAE, compilation, training
 from lvae_jax.data import Dataset
@@ -66,6 +66,11 @@ class Experiment(NamedTuple):
             f"parameters, {settings.epochs} epochs of {self.steps_per_epoch} steps, on "
             f"{devices.describe()}" + (f" ({self.mesh.size} of them used)" if unused else "")
         )
+
+    def of_seed(self, replica: int) -> str:
+        """Names a replica's seed in a message; nothing where there is only one replica."""
+        settings = self.settings
+        return f" of seed {settings.seed + replica}" if settings.replicas > 1 else ""
 
     def key(self, replica: int, name: str, step: int = 0) -> jax.Array:
         """A replica's key for everything but training.
@@ -270,8 +275,7 @@ def _refuse_another_model(experiment: Experiment, params: Any, config: dict[str,
 
     if shapes(params) == shapes(state_like(experiment).params):
         return
-    # A run of an earlier version lacks the settings added since; it used their defaults.
-    was, now = Settings().changing_results() | config["settings"], settings.changing_results()
+    was, now = with_defaults(config["settings"]), settings.changing_results()
     names = (
         "model",
         "latent_sizes",
@@ -296,9 +300,7 @@ def make_config(settings: Settings, dataset: Dataset, command: Command | None) -
     return {
         "experiment": command and command.name,
         "dataset": dataset.name,
-        "data_sha256": dataset.sha256(),
-        "train_images": len(dataset.train_images),
-        "test_images": len(dataset.test_images),
+        **dataset.identity(),
         "settings": settings.changing_results(),
         "other_settings": settings.not_changing_results(),
         "versions": {

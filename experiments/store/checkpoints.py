@@ -140,14 +140,14 @@ class Checkpoints:
             intact = [s for s in self.steps() if s not in self._damaged]
             last = f"the one of step {intact[-1]} is intact" if intact else "there is no other"
             full = reason in [os.strerror(number).lower() for number in NO_ROOM]
-            what_to_do = (
+            advice = (
                 "Free space and run the same command again"
                 if full
                 else "Repair the folder, or give another --workdir"
             )
             raise WorkdirError(
                 f"cannot save the checkpoint of step {step} in {self.path}: {reason}; {last}. "
-                f"{what_to_do}"
+                f"{advice}"
             ) from error
 
     def restore(self, like: Any) -> tuple[Any, int] | None:

@@ -1,7 +1,6 @@
 """A run's folder: config.json, metrics.jsonl, results.json, checkpoints/, tensorboard/."""
 
 import contextlib
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import lvae_jax
 from experiments.errors import WorkdirError
 from experiments.results import EpochRecord, Run, RunResults
-from experiments.settings import Settings
+from experiments.settings import Settings, with_defaults
 from experiments.store.checkpoints import Checkpoints, by_first_process
 from experiments.store.files import (
     read_json,
@@ -40,10 +39,11 @@ _MADE_BY_A_RUN = (
     "report.html",
     "config.json",  # last: it marks the folder as a run's
 )
-_RESTORE = "restore it, or start again with --overwrite"
-
 _MADE_FROM_A_RUN = ("probe.json", "outliers-*.json", "impute-*.json", "certify.json")
 """What commands on the finished run have written."""
+
+_RESTORE = "restore it, or start again with --overwrite"
+"""What to do about a damaged file of a run."""
 
 
 class Workdir:
@@ -251,8 +251,7 @@ def read_run(path: Path) -> Run:
             f"{path / 'config.json'} is damaged: its settings have no {' and no '.join(missing)}; "
             "restore it, or give another folder"
         )
-    # A run of an earlier version lacks the settings added since; it used their defaults.
-    config["settings"] = Settings().changing_results() | config["settings"]
+    config["settings"] = with_defaults(config["settings"])
     return Run(path, config, read_metrics(path), read_results(path))
 
 
@@ -420,9 +419,7 @@ def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, 
 
 
 def _differences(was: dict[str, Any], now: dict[str, Any]) -> str:
-    # A run of an earlier version lacks the settings added since; it used their defaults.
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    was = {name: defaults[name] for name in now.keys() & defaults.keys()} | was
+    was = {n: value for n, value in with_defaults(was).items() if n in was or n in now}
     return "; ".join(
         f"{name} was {was.get(name)} and is now {now.get(name)}"
         for name in sorted(was.keys() | now.keys())

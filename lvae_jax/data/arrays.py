@@ -101,8 +101,7 @@ def load(
             os.fspath(train),
             os.fspath(test),
         )
-    largest = max(int(part.max()) for part in images)
-    if is_grey[0] and largest < 128:
+    if is_grey[0] and (largest := max(int(part.max()) for part in images)) < 128:
         _logger.warning(
             "%s: 255 is full in uint8, but the largest value is %d; if that is full, divide the "
             "images by it and save them as float32",

@@ -101,7 +101,7 @@ class Dataset:
         return np.asarray(flatten(jnp.asarray(self.test_images)))
 
     def sha256(self) -> str:
-        """SHA-256 of the training images, followed by the test images: the data's identity.
+        """SHA-256 of the training images, followed by the test images.
 
         Names, paths and labels do not count.
         """
@@ -109,6 +109,14 @@ class Dataset:
         for images in (self.train_images, self.test_images):
             data.update(images.tobytes())
         return data.hexdigest()
+
+    def identity(self) -> dict[str, str | int]:
+        """The data's identity: the checksum, and where the training images end, by name."""
+        return {
+            "data_sha256": self.sha256(),
+            "train_images": len(self.train_images),
+            "test_images": len(self.test_images),
+        }
 
     def __post_init__(self) -> None:
         for field, value, choices in (
