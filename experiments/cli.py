@@ -30,12 +30,13 @@ def main(name: str, load: Callable[[Any], Any], defaults: Settings) -> None:
         settings = from_flags(type(defaults))
         with _interrupted_at_once():
             # These take seconds to import, so bad flags are reported first.
+            from experiments import processes
             from experiments.run import compilation_cache, devices
             from experiments.run.loop import run
 
             compilation_cache.enable(settings.compilation_cache)
             devices.start_processes(settings)
-            dataset = devices.first_alone(lambda: load(settings))  # it may have to be prepared
+            dataset = processes.first_alone(lambda: load(settings))  # it may have to be prepared
             run(settings, dataset, Command(name, defaults))
 
     define_flags(Presets())

@@ -2,8 +2,8 @@
 
 import time
 
+from experiments import processes
 from experiments.errors import Interrupted
-from experiments.run import devices
 from experiments.run.setup import Experiment
 from experiments.run.signals import Interruption
 from experiments.store.workdir import Workdir
@@ -48,7 +48,7 @@ class Checkpointing:
         """
         finished = step == self._last_step
         waited = time.monotonic() - self._saved
-        received, due = devices.agree(
+        received, due = processes.agree(
             self._interruption.received, finished or waited >= self._seconds
         )
         if received or due:

@@ -11,21 +11,18 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from experiments import processes
 from experiments.errors import SettingsError
 from experiments.run import memory
 from experiments.settings import Settings
 from lvae_jax.training import MESH_AXES
-
-T = TypeVar("T")
-
 
 CONNECT_SECONDS = 55.0
 """How long a run's processes wait for each other when they start."""
@@ -177,34 +174,11 @@ def replica_of(tree: Any, index: int | jax.Array, mesh: Mesh) -> Any:
     return jax.lax.with_sharding_constraint(one, NamedSharding(mesh, PartitionSpec()))
 
 
-def first_alone(work: Callable[[], T]) -> T:
-    """Calls `work` on process 0 and then on all others; returns its result on every process."""
-    if jax.process_index() > 0:
-        multihost_utils.sync_global_devices("first_alone")
-        return work()
-    result = work()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("first_alone")
-    return result
-
-
-def writes() -> bool:
-    """Whether this process writes and prints."""
-    return jax.process_index() == 0
-
-
-def agree(*numbers: float) -> tuple[float, ...]:
-    """The maximum of each number over all processes."""
-    if jax.process_count() == 1:
-        return numbers
-    gathered = multihost_utils.process_allgather(np.array(numbers, np.float32))
-    return tuple(np.max(gathered, axis=0).tolist())
-
-
 def available_memory(mesh: Mesh) -> int | None:
-    """Available bytes per device, the minimum over all processes; None if unknown."""
-    there = memory.available(mesh.local_devices[0])
-    (most,) = agree(-math.inf if there is None else -float(there))
+    """Available bytes on the device that has least; None if no device tells."""
+    there = [memory.available(device) for device in mesh.local_devices]
+    least = min((float(most) for most in there if most is not None), default=math.inf)
+    (most,) = processes.agree(-least)
     return None if math.isinf(most) else -int(most)
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments import processes
 from experiments.errors import NonFiniteError
 from experiments.progress import Progress
 from experiments.results import EpochRecord, ReplicaEpoch, ReplicaResults
@@ -228,13 +229,12 @@ def test_log_likelihood(
     keys = image_keys(key, n)
     batch_size = eval_batch_size(mesh)
     # All processes run one program, so take the smallest chunk that any of them has memory for.
-    chunk_size = -int(
-        devices.agree(-evaluation.default_chunk_size(experiment.model, batch_size // mesh.size))[0]
-    )
+    chunk_size = evaluation.default_chunk_size(experiment.model, batch_size // mesh.size)
+    chunk_size = -int(processes.agree(-chunk_size)[0])
     program = evaluation.log_likelihood_program()
     estimates, sizes = [], []
     description = f"test log-likelihood{experiment.of_seed(replica)}, K = {num_samples}, image"
-    with jax.set_mesh(mesh), Progress(description, n, shown=devices.writes()) as progress:
+    with jax.set_mesh(mesh), Progress(description, n, shown=processes.is_first()) as progress:
         for start in range(0, n, batch_size):
             # Fill the last batch up with the first images, so that one program serves all batches.
             rows = np.arange(start, start + batch_size) % n

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
+from experiments import processes
 from experiments.results import EpochRecord, ReplicaResults, Run, RunResults
 from experiments.run import devices
 from experiments.run.evaluation import evaluate_fully, evaluation_variables
@@ -51,11 +52,14 @@ def evaluate_and_report(
         wall_seconds=trained + time.monotonic() - started,
         device=devices.describe(),
     )
-    if devices.writes():
+
+    def show() -> None:
         page.write(Run(workdir.path, workdir.config, epochs, results), command)
         with tensorboard.Events(workdir.path, "figures") as events:
             events.add_figures(workdir.path / "figures", settings.epochs)
-        workdir.write_results(results)
+
+    processes.by_first(show)
+    workdir.write_results(results)
     return results
 
 
@@ -78,15 +82,17 @@ def _evaluate_replica(
         {"dataset": experiment.dataset.name, "epoch": epoch, "seed": settings.seed + replica},
         replica if settings.replicas > 1 else None,
     )
-    if replica == 0 and devices.writes():
+    if replica == 0:
         key = experiment.key(0, "figures")
-        drawing.draw_model(
-            experiment.model,
-            host,
-            experiment.dataset,
-            experiment.test_x,
-            key,
-            workdir.path / "figures",
+        processes.by_first(
+            lambda: drawing.draw_model(
+                experiment.model,
+                host,
+                experiment.dataset,
+                experiment.test_x,
+                key,
+                workdir.path / "figures",
+            )
         )
     stop_if_interrupted()
     return evaluate_fully(experiment, variables, epoch, replica, stop_if_interrupted)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from experiments import processes
 from experiments.progress import Progress
 from experiments.results import EpochRecord
 from experiments.run import devices, validation
@@ -54,7 +55,7 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
     devices.find_devices()
     path = Path(settings.workdir or f"runs/{dataset.name}-{settings.model}{settings.depth}")
     config = make_config(settings, dataset, command)
-    workdir = Workdir(path, config, overwrite=settings.overwrite, writes=devices.writes())
+    workdir = Workdir(path, config, overwrite=settings.overwrite)
     if (found := workdir.results()) is not None:
         say(f"{path} is finished.", console.describe(found, config))
         return
@@ -118,7 +119,7 @@ def train(
         steps = f" and {step % per_epoch} steps" if step % per_epoch else ""
         report(f"resuming after epoch {epoch}{steps}")
     chosen = validation.restore(experiment, workdir, state)
-    progress = Progress("epoch", settings.epochs, epoch, shown=devices.writes())
+    progress = Progress("epoch", settings.epochs, epoch, shown=processes.is_first())
     with Record(workdir, workdir.truncate_metrics(epoch), progress) as record:
         epoch_started = time.monotonic()
         while epoch < settings.epochs:
@@ -146,11 +147,11 @@ def train(
 
 def report(line: str) -> None:
     """Prints a line on standard error, from one process only."""
-    if devices.writes():
+    if processes.is_first():
         print(line, file=sys.stderr, flush=True)
 
 
 def say(*lines: str) -> None:
     """Prints lines on standard output, from one process only."""
-    if devices.writes():
+    if processes.is_first():
         print(*lines, sep="\n")

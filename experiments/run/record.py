@@ -2,6 +2,7 @@
 
 import shutil
 
+from experiments import processes
 from experiments.progress import Progress
 from experiments.results import EpochRecord
 from experiments.show import console
@@ -28,10 +29,7 @@ class Record:
         """
         self.workdir, self.epochs, self.progress = workdir, epochs, progress
         self._events: Events | None = None
-        if workdir.writes:
-            shutil.rmtree(workdir.path / "tensorboard", ignore_errors=True)
-        for epoch in epochs:
-            self._write_events(epoch)
+        processes.by_first(self._write_earlier)
 
     def __enter__(self) -> "Record":
         self.progress.__enter__()
@@ -50,10 +48,14 @@ class Record:
         """
         self.epochs.append(epoch)
         self.workdir.append_metrics(epoch)
-        self._write_events(epoch)
+        processes.by_first(lambda: self._write_events(epoch))
         self.progress.update(epoch.epoch + 1, console.progress(epoch))
 
+    def _write_earlier(self) -> None:
+        shutil.rmtree(self.workdir.path / "tensorboard", ignore_errors=True)
+        for epoch in self.epochs:
+            self._write_events(epoch)
+
     def _write_events(self, epoch: EpochRecord) -> None:
-        if self.workdir.writes:
-            self._events = self._events or Events(self.workdir.path, "metrics")
-            self._events.add_epoch(epoch)
+        self._events = self._events or Events(self.workdir.path, "metrics")
+        self._events.add_epoch(epoch)

@@ -7,8 +7,8 @@ import sys
 import threading
 from typing import Any
 
+from experiments import processes
 from experiments.errors import Interrupted
-from experiments.run import devices
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -56,7 +56,7 @@ class Interruption:
             if self.received and read[0] == signal.SIGINT:
                 os._exit(128 + signal.SIGINT)
             self.received = self.received or read[0]
-            if self.received == signal.SIGINT and devices.writes():
+            if self.received == signal.SIGINT and processes.is_first():
                 line = "SIGINT: finishing and saving this step; press Ctrl-C again to stop at once"
                 print(line, file=sys.stderr, flush=True)
 
@@ -66,6 +66,6 @@ class Interruption:
         Raises:
           Interrupted: with the message.
         """
-        received = int(devices.agree(self.received)[0])
+        received = int(processes.agree(self.received)[0])
         if received:
             raise Interrupted(received, message)

@@ -15,53 +15,22 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from experiments import processes
 from experiments.errors import WorkdirError
 from experiments.store.files import NO_ROOM, remove, sync
 from experiments.store.manifests import read_manifest, verify, write_manifest
 
 _ITEM = "default"  # orbax's name for a state that is saved without one
 _NEW, _OLD = ".new", ".old"
-_FAILED = -1
 _DISK_ERRORS = (*NO_ROOM, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
 _METADATA_SIZE = 500_000  # bytes; orbax's metadata for a few hundred arrays is smaller
-
-
-def by_first_process(work: Callable[[], int]) -> int:
-    """Calls `work` on the first process and returns its result on all of them.
-
-    Args:
-      work: returns a number that is not negative.
-
-    Returns:
-      That number.
-
-    Raises:
-      OSError: raised by `work`, on the first process.
-      WorkdirError: raised by `work`; on the other processes, if `work` failed.
-    """
-    if jax.process_count() == 1:
-        return work()
-    result, error = _FAILED, None
-    if jax.process_index() == 0:
-        try:
-            result = work()
-        except (OSError, WorkdirError) as failure:
-            error = failure
-    result = int(multihost_utils.broadcast_one_to_all(np.int32(result)))
-    if error is not None:
-        raise error
-    if result == _FAILED:
-        raise WorkdirError("the first process cannot use the workdir; its own line says why")
-    return result
 
 
 class Checkpoints:
@@ -109,32 +78,30 @@ class Checkpoints:
         """
         new = self.path / f"{step}{_NEW}"
 
-        def prepare() -> int:
+        def prepare() -> None:
             self.path.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
             new.mkdir()
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
             _make_sure_of_room(new / "reserved", size)
-            return 0
 
-        def commit() -> int:
+        def commit() -> None:
             write_manifest(new, step, score)
             self._remove(step)
             new.rename(self._folder(step))
             sync(self.path)
             self._damaged.discard(step)
             self._remove_superseded(step)
-            return 0
 
         try:
-            by_first_process(prepare)
+            processes.by_first(prepare)
             self._orbax.save(new / _ITEM, args=ocp.args.PyTreeSave(state))
-            by_first_process(commit)
+            processes.by_first(commit)
         except Exception as error:
             reason = _reason(error)
             if reason is None:
                 raise
-            if jax.process_index() == 0:
+            if processes.is_first():
                 with contextlib.suppress(OSError):  # the next save tries again
                     self._remove_leftovers()
             intact = [s for s in self.steps() if s not in self._damaged]
@@ -227,8 +194,8 @@ class Checkpoints:
                 )
             return 1 + step
 
-        found = by_first_process(find)
-        return found - 1 if found else None
+        (found,) = processes.agree(processes.by_first(find) or 0)
+        return int(found) - 1 if found else None
 
     def _metadata(self, step: int) -> dict[str, Any]:
         """The structure of a state, with the shape of each array."""

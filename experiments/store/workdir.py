@@ -3,14 +3,16 @@
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lvae_jax
+from experiments import processes
 from experiments.errors import WorkdirError
 from experiments.results import EpochRecord, Run, RunResults
 from experiments.settings import Settings, with_defaults
-from experiments.store.checkpoints import Checkpoints, by_first_process
+from experiments.store.checkpoints import Checkpoints
 from experiments.store.files import (
     read_json,
     remove,
@@ -49,26 +51,23 @@ _RESTORE = "restore it, or start again with --overwrite"
 class Workdir:
     """The files of one run: checked when it is opened, written only after `create`.
 
-    If a run has several processes, each opens the workdir, and one of them writes. All of them
-    call `create`, `restore`, `save` and the methods of `chosen` together.
+    If a run has several processes, each opens the workdir, and all of them call its methods
+    together. Process 0 writes.
     """
 
-    def __init__(
-        self, path: Path, config: dict[str, Any], overwrite: bool = False, writes: bool = True
-    ):
+    def __init__(self, path: Path, config: dict[str, Any], overwrite: bool = False):
         """Checks that the folder, if it exists, belongs to this run.
 
         Args:
           path: the folder.
           config: the content of config.json, with the run's "dataset" and "settings".
           overwrite: whether `create` removes a run that the folder holds, whatever its settings.
-          writes: whether this process writes; only the first of a run's processes does.
 
         Raises:
           WorkdirError: the folder belongs to another run, or holds files of something else.
         """
         self.path, self.config = path, {"format": FORMAT, **config}
-        self._overwrite, self.writes = overwrite, writes
+        self._overwrite = overwrite
         self._lock: int | None = None
         self._checkpoints = Checkpoints(path / "checkpoints")
         self.chosen = Checkpoints(path / "chosen", keep=1)
@@ -98,7 +97,7 @@ class Workdir:
           WorkdirError: the folder cannot be written, is in use by another process, or belongs to
             another run.
         """
-        by_first_process(self._make_and_lock)
+        processes.by_first(self._make_and_lock)
 
     def create(self) -> None:
         """Locks the folder and writes config.json; with `overwrite` removes the earlier run first.
@@ -107,33 +106,30 @@ class Workdir:
           WorkdirError: the folder cannot be written.
         """
         self.lock()
-        by_first_process(self._create)
+        _by_first(self.path, self._create)
+        self._overwrite = False
 
-    def _make_and_lock(self) -> int:
-        if self.writes and self._lock is None:
-            with writing(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._lock = lock(self.path)
-            try:
-                self._check()  # another process may have written before the lock was taken
-            except WorkdirError:
-                self.close()
-                raise
-        return 0
+    def _make_and_lock(self) -> None:
+        if self._lock is not None:
+            return
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.path)
+        try:
+            self._check()  # another process may have written before the lock was taken
+        except WorkdirError:
+            self.close()
+            raise
 
-    def _create(self) -> int:
-        if self.writes:
-            with writing(self.path):
-                if self._overwrite:
-                    for pattern in _MADE_FROM_A_RUN:
-                        for path in self.path.glob(pattern):
-                            remove(path)
-                    for name in _MADE_BY_A_RUN:
-                        remove(self.path / name)
-                    self._overwrite = False
-                if not (self.path / "config.json").exists():
-                    write_json(self.path / "config.json", self.config)
-        return 0
+    def _create(self) -> None:
+        if self._overwrite:
+            for pattern in _MADE_FROM_A_RUN:
+                for path in self.path.glob(pattern):
+                    remove(path)
+            for name in _MADE_BY_A_RUN:
+                remove(self.path / name)
+        if not (self.path / "config.json").exists():
+            write_json(self.path / "config.json", self.config)
 
     def results(self) -> RunResults | None:
         """The results of a finished run; None if it is not finished, or is to be overwritten."""
@@ -147,16 +143,13 @@ class Workdir:
         Raises:
           WorkdirError: the disk is full, or cannot be written.
         """
-        if self.writes:
-            folder = self.path / "model" / ("" if replica is None else str(replica))
-            with writing(folder):
-                lvae_jax.save(folder, model, variables, metadata)
+        folder = self.path / "model" / ("" if replica is None else str(replica))
+        _by_first(folder, lambda: lvae_jax.save(folder, model, variables, metadata))
 
     def write_results(self, results: RunResults) -> None:
         """Writes results.json: the run is finished."""
-        if self.writes:
-            with writing(self.path / "results.json"):
-                write_json(self.path / "results.json", results.to_json())
+        path = self.path / "results.json"
+        _by_first(path, lambda: write_json(path, results.to_json()))
 
     def resumes(self) -> bool:
         """Whether there is a checkpoint, from which the run is resumed."""
@@ -184,10 +177,14 @@ class Workdir:
         Raises:
           WorkdirError: the disk is full, or cannot be written.
         """
-        if self.writes and (self.path / "metrics.jsonl").exists():
-            with writing(self.path / "metrics.jsonl"):
-                sync(self.path / "metrics.jsonl")
+        path = self.path / "metrics.jsonl"
+
+        def sync_metrics() -> None:
+            if path.exists():
+                sync(path)
                 sync(self.path)
+
+        _by_first(path, sync_metrics)
         self._checkpoints.save(state, step, score)
 
     def truncate_metrics(self, epochs: int) -> list[EpochRecord]:
@@ -209,9 +206,7 @@ class Workdir:
                 f"{path} is damaged: {epochs} epochs are finished, and it has {len(kept)} of them; "
                 f"{_RESTORE}"
             )
-        if self.writes:
-            with writing(path):
-                write_text(path, "".join(map(_line, kept)))
+        _by_first(path, lambda: write_text(path, "".join(map(_line, kept))))
         return kept
 
     def append_metrics(self, record: EpochRecord) -> None:
@@ -220,10 +215,13 @@ class Workdir:
         Raises:
           WorkdirError: the disk is full, or cannot be written.
         """
-        if self.writes:
-            path = self.path / "metrics.jsonl"
-            with writing(path), path.open("a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+
+        def append() -> None:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(_line(record))
+
+        _by_first(path, append)
 
     def close(self) -> None:
         """Unlocks the folder."""
@@ -232,6 +230,16 @@ class Workdir:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _by_first(path: Path, write: Callable[[], None]) -> None:
+    """Process 0 writes to a path; an error is one line that names it."""
+
+    def in_one_line() -> None:
+        with writing(path):
+            write()
+
+    processes.by_first(in_one_line)
 
 
 def _line(record: EpochRecord) -> str:

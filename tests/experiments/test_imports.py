@@ -25,6 +25,7 @@ ORDER = [
     [
         "experiments.results", "experiments.published", "experiments.settings",
         "experiments.presets", "experiments.errors", "experiments.progress",
+        "experiments.processes",
     ],
     ["lvae_jax"],
 ]  # fmt: skip

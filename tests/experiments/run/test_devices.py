@@ -219,6 +219,77 @@ def test_processes_that_cannot_share_the_batch_are_refused_in_one_line(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+# Calls what may fail on one process only, and prints what each process gets; then fails for good.
+FAILING = """
+import sys
+from pathlib import Path
+import jax, records
+from experiments import processes
+from experiments.cli import errors_in_one_line
+from experiments.run import devices
+from experiments.settings import Settings
+from experiments.store.workdir import Workdir
+from lvae_jax.data import DataError
+
+address, process, folder = sys.argv[1:]
+
+def fail_on(index):
+    if jax.process_index() == index:
+        raise DataError(f"process {index} has no data; give some")
+    return jax.process_index()
+
+def shown(call):
+    try:
+        print(call(), file=sys.stderr)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+
+with errors_in_one_line():
+    devices.start_processes(
+        Settings(coordinator_address=address, num_processes=2, process_id=int(process)))
+    workdir = Workdir(Path(folder), {"dataset": "digits", "settings": {}})
+    workdir.create()
+    processes.by_first((Path(folder) / "metrics.jsonl").mkdir)
+    shown(lambda: processes.first_alone(lambda: fail_on(2)))
+    shown(lambda: processes.first_alone(lambda: fail_on(1)))
+    shown(lambda: processes.by_first(lambda: fail_on(0)))
+    shown(lambda: processes.by_first(lambda: fail_on(1)))
+    shown(lambda: workdir.append_metrics(records.epoch(0)))
+    shown(lambda: processes.agree(2**24 + 1 - jax.process_index(), jax.process_index()))
+    processes.first_alone(lambda: fail_on(0))
+"""
+
+ANOTHER = "another process of this run failed; its own line says why"
+
+
+def test_a_failure_of_one_process_is_one_line_on_each(tmp_path):
+    address = f"localhost:{free_port()}"
+    together = [
+        subprocess.Popen(
+            [sys.executable, "-c", FAILING, address, str(index), str(tmp_path / "run")],
+            env=environment(1) | {"PYTHONPATH": str(ROOT / "tests")},
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,  # Gloo prints there
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    errors, other_errors = (process.communicate()[1].splitlines() for process in together)
+    assert [process.returncode for process in together] == [2, 2], errors + other_errors
+    no_data = "process {} has no data; give some"
+    cannot = f"cannot write to {tmp_path / 'run' / 'metrics.jsonl'} (Is a directory)"
+    assert errors == [
+        "0", f"RunError: {ANOTHER}", f"DataError: {no_data.format(0)}", "0",
+        f"WorkdirError: {cannot}; repair it, or give another path", "(16777217, 1)",
+        f"error: {no_data.format(0)}",
+    ]  # fmt: skip
+    assert other_errors == [
+        "1", f"DataError: {no_data.format(1)}", f"RunError: {ANOTHER}", "None",
+        f"RunError: {ANOTHER}", "(16777217, 1)", f"error: {ANOTHER}",
+    ]  # fmt: skip
+
+
 def test_a_mesh_of_one_device_serves_any_batch():
     mesh = devices.make_mesh(replicas=3, batch_size=7)
     assert mesh.axis_names == ("replica", "data")
