@@ -153,13 +153,21 @@ class Checkpoints:
         step = self._newest_intact()
         if step is None:
             return None
+        try:
+            return self._entry(step, name), step
+        except Exception:
+            if self._folder(step).is_dir():
+                raise
+            return self.read(name)  # a run in training has replaced it meanwhile
+
+    def _entry(self, step: int, name: str) -> Any:
         state = self._metadata(step)
         if name not in state:
             raise WorkdirError(f"{self._folder(step)} holds no {name!r}; give another run's")
         item = {name: jax.tree.map(lambda _: 0, state[name])}
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         arguments = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-        return self._orbax.restore(self._folder(step) / _ITEM, args=arguments)[name], step
+        return self._orbax.restore(self._folder(step) / _ITEM, args=arguments)[name]
 
     def close(self) -> None:
         """Stops orbax's threads."""
@@ -176,6 +184,8 @@ class Checkpoints:
                 problem = verify(self._folder(step), step)
                 if problem is None:
                     break
+                if not self._folder(step).is_dir():
+                    return find()  # a run in training has replaced it meanwhile
                 problems.append((step, problem))
             else:
                 if steps:

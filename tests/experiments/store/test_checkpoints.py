@@ -106,6 +106,27 @@ def test_parameters_alone_come_back_as_numpy_arrays(saved):
         Checkpoints(saved).read("weights")
 
 
+@pytest.mark.parametrize("moment", ["before it is verified", "before it is read"])
+def test_one_that_a_run_replaces_meanwhile_is_no_damage(moment, copied, monkeypatch, capsys):
+    """As `report` meets it beside a run in training that keeps only its newest choice."""
+    writer, reader = Checkpoints(copied, keep=1), Checkpoints(copied, keep=1)
+    owner, name = (
+        (checkpoints_lib, "verify") if moment == "before it is verified" else (reader, "_metadata")
+    )
+    inner = getattr(owner, name)
+
+    def replaced_first(*arguments):
+        monkeypatch.undo()
+        writer.save(state_of(5), 5)
+        return inner(*arguments)
+
+    monkeypatch.setattr(owner, name, replaced_first)
+    params, step = reader.read("params")
+    assert step == 5
+    np.testing.assert_array_equal(params["layer"]["bias"], np.full(5, 5.0))
+    assert capsys.readouterr().err == ""
+
+
 def test_no_checkpoint_is_no_error(tmp_path):
     assert Checkpoints(tmp_path / "none").restore(state_of(0)) is None
     assert Checkpoints(tmp_path / "none").read("params") is None
