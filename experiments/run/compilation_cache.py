@@ -6,12 +6,14 @@ Its folder is `--compilation_cache=DIR` (`off` for none), else `$JAX_COMPILATION
 
 import os
 import platform
+import tempfile
 import zlib
 from pathlib import Path
 
 from experiments.errors import SettingsError
 
 OFF = "off"
+VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def directory(setting: str) -> Path | None:
@@ -23,7 +25,7 @@ def directory(setting: str) -> Path | None:
     Returns:
       The folder; None for no cache.
     """
-    setting = setting or os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    setting = setting or os.environ.get(VARIABLE, "")
     if setting == OFF:
         return None
     if setting:
@@ -57,8 +59,8 @@ def enable(setting: str) -> None:
       setting: see `directory`.
 
     Raises:
-      SettingsError: the given folder cannot be written. If the default folder cannot, there is no
-        cache.
+      SettingsError: the folder that the flag or the environment gives cannot be written. If the
+        default folder cannot, there is no cache.
     """
     import jax  # imported here, because `--help` does not need it
 
@@ -66,11 +68,15 @@ def enable(setting: str) -> None:
     if path is not None:
         try:
             path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
         except OSError as error:
-            if setting:
+            variable = os.environ.get(VARIABLE, "")
+            if setting or variable:
+                given = f"--compilation_cache={setting}" if setting else f"{VARIABLE}={variable}"
                 raise SettingsError(
-                    f"--compilation_cache={setting}: cannot be written ({error.strerror}); give "
-                    f"another folder, or --compilation_cache={OFF}"
+                    f"{given}: cannot be written ({error.strerror}); give another folder, or "
+                    f"--compilation_cache={OFF}"
                 ) from error
             path = None
     jax.config.update("jax_compilation_cache_dir", None if path is None else str(path))

@@ -70,11 +70,18 @@ def test_the_flag_comes_before_jaxs_variable_and_that_before_the_default(tmp_pat
     assert compilation_cache.directory("").parent == tmp_path / ".cache" / "lvae_jax" / "xla"
 
 
-def test_a_folder_that_cannot_be_written_is_refused_only_where_it_was_asked_for(tmp_path):
+def test_a_folder_that_cannot_be_written_is_refused_only_where_it_was_asked_for(
+    tmp_path, monkeypatch
+):
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(SettingsError, match=f"--compilation_cache={file}/below: cannot be written"):
-        compilation_cache.enable(f"{file}/below")
+    no_file_can_be_made = "/proc/self/fd"
+    for folder in (f"{file}/below", no_file_can_be_made):
+        with pytest.raises(SettingsError, match=f"--compilation_cache={folder}: cannot be written"):
+            compilation_cache.enable(folder)
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        with pytest.raises(SettingsError, match=f"JAX_COMPILATION_CACHE_DIR={folder}: cannot be"):
+            compilation_cache.enable("")
     assert not hits("", XDG_CACHE_HOME=str(file))
 
 
