@@ -4,20 +4,21 @@ python load_and_sample.py runs/mnist-lvae5        needs lvae-jax alone
 """
 
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 
 import lvae_jax
 
-started = time.monotonic()
 model, variables = lvae_jax.load(sys.argv[1])
 print(f"{type(model).__name__} with layers {model.latent_sizes}")
 
 # Ancestral samples: means of p(x | z_1), all layers drawn from their priors.
 images = model.apply(variables, jax.random.key(0), num_samples=16, method="generate")
-print(f"{len(images)} images of {images.shape[1]} variables, from {images.min():.2f} on")
+print(
+    f"{len(images)} images of {images.shape[1]} variables, "
+    f"means from {images.min():.2f} to {images.max():.2f}"
+)
 
 # What each layer adds: z_i is given, and the layers below it are drawn.
 for layer, units in enumerate(model.latent_sizes, start=1):

@@ -266,7 +266,7 @@ class Settings:
         60.0, NOT_NEGATIVE, "seconds between checkpoints: a killed run loses at most this much work"
     )
     data_dir: str = operational(
-        "", SOURCE, "folder with the data set's original files, packed or not"
+        "", SOURCE, "folder with the data set's original files, used until the data set is prepared"
     )
     tfds_dir: str = operational(
         "", SOURCE, "folder of prepared data sets; the default is tensorflow-datasets' own"
