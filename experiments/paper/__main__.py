@@ -41,8 +41,8 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
                 print(f"{planned.name} continues a run that diverged", file=sys.stderr)
                 left_out.append(planned.name)
                 continue
-            left = time_left(runs[i - 1 :])
-            time = "" if left is None else f"; about {duration(left)} of training left in all"
+            left = time_left([one for one in runs if one.name not in left_out])
+            time = f"; about {duration(left)} of training left in all" if left else ""
             print(f"\n[{i}/{len(runs)}] {planned.name}{time}", file=sys.stderr)
             if planned.experiment not in datasets:
                 load = registry.experiment(planned.experiment).load

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -217,41 +216,31 @@ def show_plan(paper: PaperSettings, runs: Sequence[PlannedRun]) -> None:
     for item in paper.items:
         print(f"{item}: {', '.join(planned.name for planned in plan(paper, item))}")
     left = time_left(runs)
-    time = "" if left is None else f", about {duration(left)} of training left"
+    time = f", about {duration(left)} of training left" if left else ""
     print(f"{len(runs)} runs{time}.{scaled(paper)}")
 
 
 def time_left(runs: Sequence[PlannedRun]) -> float | None:
     """Estimates the remaining seconds of training from the epochs so far; None before the first.
 
-    Time per epoch is taken as proportional to the samples, at the median rate of the runs on the
-    same data set, or of all runs if there are none.
+    An epoch's time is taken as proportional to its samples per image.
     """
     from experiments.store.workdir import read_metrics
 
-    epochs = {planned.name: read_metrics(Path(planned.settings.workdir)) for planned in runs}
-    per_sample: dict[str, list[float]] = {}
+    seconds, done, left = 0.0, 0, 0
     for planned in runs:
-        if found := epochs[planned.name]:
-            seconds = statistics.median(epoch.seconds for epoch in found)
-            per_sample.setdefault(planned.experiment, []).append(seconds / _samples(planned))
-    if not per_sample:
-        return None
-    every = [seconds for found in per_sample.values() for seconds in found]
-    return sum(
-        (planned.settings.epochs - len(epochs[planned.name]))
-        * statistics.median(per_sample.get(planned.experiment, every))
-        * _samples(planned)
-        for planned in runs
-    )
-
-
-def _samples(planned: PlannedRun) -> int:
-    return planned.settings.mc_samples * planned.settings.iw_samples
+        epochs = read_metrics(Path(planned.settings.workdir))
+        samples = planned.settings.mc_samples * planned.settings.iw_samples
+        seconds += sum(epoch.seconds for epoch in epochs)
+        done += samples * len(epochs)
+        left += samples * max(0, planned.settings.epochs - len(epochs))
+    return seconds / done * left if done else None
 
 
 def duration(seconds: float) -> str:
     """A time in minutes, hours or days, whichever suits."""
+    if seconds < 60:
+        return "a minute"
     if seconds < 3600:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

@@ -258,7 +258,7 @@ def test_what_is_finished_is_not_made_again_and_what_was_broken_off_is_gone_on_w
     shown_plan = out[: out.index("\n\n")].splitlines()
     states = {line.split()[0]: line for line in shown_plan if not line.split()[0].endswith(":")}
     assert "epoch 3" in states.pop("digits-vae-bn-2")
-    assert states.pop("10").startswith("10 runs, about ")
+    assert states.pop("10").startswith("10 runs. ")  # no epoch is left
     assert all(line.endswith("  finished") for line in states.values())
     assert len(states) == 9
     assert (Path(tiny.workdir) / "table1.md").read_text() in out
@@ -267,7 +267,7 @@ def test_what_is_finished_is_not_made_again_and_what_was_broken_off_is_gone_on_w
     paper.main(tiny)
     errors = capsys.readouterr().err
     assert [line for line in errors.splitlines() if line.startswith("[")] == [
-        line for line in errors.splitlines() if "digits-vae-bn-2; about" in line
+        line for line in errors.splitlines() if line.endswith("/10] digits-vae-bn-2")
     ]
     assert "resuming after epoch 3" in errors
     again = json.loads((broken / "results.json").read_text())
@@ -427,3 +427,26 @@ def test_the_time_left_is_that_of_the_epochs_so_far_times_the_samples(tmp_path):
     # 10 of 2,000 epochs are done; tuning has 10 and 10 × 10 samples per image.
     assert (tuned.mc_samples, tuned_more.iw_samples) == (10, 10)
     assert paper_plan.time_left(runs) == 1990 * 2.0 + 2000 * 2.0 * 10 + 2000 * 2.0 * 100
+
+
+def test_each_run_is_announced_with_the_time_left_once_one_is_made(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    def run(settings, dataset, command):
+        Path(settings.workdir).mkdir(parents=True)
+        lines = [json.dumps(records.epoch(i, seconds=60.0).to_json()) for i in range(3)]
+        (Path(settings.workdir) / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        if settings.workdir.endswith("digits-vae-bn-2"):
+            raise NonFiniteError("epoch 4: the training ELBO is nan")
+
+    monkeypatch.setattr("experiments.run.loop.run", run)
+    with pytest.raises(SystemExit):
+        paper.main(dataclasses.replace(tiny, only=("figure6",), workdir=str(tmp_path)))
+    announced = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    left = "of training left in all"
+    assert announced == [
+        "[1/4] digits-vae-2",
+        f"[2/4] digits-vae-bn-2; about 9 min {left}",
+        f"[3/4] digits-vae-bn-wu-2; about 6 min {left}",
+        f"[4/4] digits-lvae-bn-wu-2; about 3 min {left}",
+    ]
