@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -22,13 +23,26 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray] | N
     are never loaded.
     """
     try:
-        # Opened here, because np.load does not close a file that it fails to read.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names}
+        with path.open("rb") as file:
+            return {name: read_member(file, name) for name in names}
     except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error):
         return None
-    # Members of the zip that are not arrays are returned as bytes.
-    return arrays if all(isinstance(array, np.ndarray) for array in arrays.values()) else None
+
+
+def read_member(file: BinaryIO, name: str) -> np.ndarray:
+    """Reads an array of an open .npz file to the end of its member, where its checksum is verified.
+
+    `np.load` stops where the array's header says, so it does not see a damaged header.
+
+    Raises:
+      ValueError: The member is longer than its header says, or holds Python objects.
+      Exception: What zipfile, zlib and NumPy raise for damaged files.
+    """
+    with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as member:
+        array = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read(1):
+            raise ValueError(f"{name} is longer than its header says")
+    return array
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lvae_jax.data.array_file import read_member
 from lvae_jax.data.dataset import Binarisation, DataError, Dataset, Observation, shown_range
 from lvae_jax.data.source import user_path
 
@@ -30,8 +31,8 @@ def load(
 ) -> Dataset:
     """Loads images of any shape from one or two files.
 
-    Zeros and ones of any dtype are taken as such. Other uint8 values are grey values 0..255. All
-    other numbers become float32.
+    Files of zeros and ones, of any dtype, are binary. Other uint8 values are grey values 0..255.
+    All other numbers become float32.
 
     Args:
       train: The `.npy` file of the training images [n, ...], or an `.npz` file and, after a colon,
@@ -45,9 +46,9 @@ def load(
 
     Returns:
       The data set, named after the training file; all labels are -1, unknown. With a Bernoulli
-      observation its binarisation is "fixed" if every pixel is black or full, else "dynamic". With
-      a Gaussian observation grey values are dequantised and others are observed as they are; a
-      discretised logistic observes grey values as they are.
+      observation its binarisation is "fixed" if every pixel is 0 or 1, or 0 or 255 in uint8, else
+      "dynamic". With a Gaussian observation grey values are dequantised and others are observed as
+      they are; a discretised logistic observes grey values as they are.
 
     Raises:
       DataError: A file or its content cannot be used.
@@ -55,7 +56,7 @@ def load(
     Example:
       >>> import tempfile
       >>> folder = tempfile.mkdtemp()
-      >>> np.save(f"{folder}/squares.npy", np.arange(40.0).reshape(10, 2, 2) ** 2)
+      >>> np.save(f"{folder}/squares.npy", np.linspace(0, 1, 40).reshape(10, 2, 2) ** 2)
       >>> dataset = load(f"{folder}/squares.npy", observation="gaussian", holdout=0.2)
       >>> dataset.name, dataset.train_images.shape, dataset.test_images.shape
       ('squares', (8, 2, 2), (2, 2, 2))
@@ -77,8 +78,21 @@ def load(
             f"{os.fspath(train)} holds {train_images.dtype} but {os.fspath(test or train)} "
             f"{test_images.dtype}, which may be on another scale; save both with the same dtype"
         )
+    if observation != "gaussian" and not is_binary:
+        _refuse_other_integers(train, *images)
+    if observation == "discretized_logistic" and all(map(_is_zeros_and_ones, images)):
+        raise DataError(
+            f"{os.fspath(train)} holds zeros and ones, and a discretized_logistic observation "
+            "needs grey values 0..255; use observation='bernoulli'"
+        )
+    if observation == "gaussian" and not is_grey[0] and all(map(_is_whole, images)):
+        _logger.warning(
+            "%s holds whole numbers, whose Gaussian density is unbounded; add noise to them, or "
+            "save grey values 0..255 as uint8, which get noise in training",
+            os.fspath(train),
+        )
     if not is_grey[0]:
-        images = (_float32(train_images), _float32(test_images))
+        images = (_float32(train, train_images), _float32(test or train, test_images))
 
     binarisation: Binarisation = "none"
     if observation == "bernoulli":
@@ -171,7 +185,7 @@ def load_images(given: str | os.PathLike[str]) -> np.ndarray:
     """
     images = _read_images(given)
     is_grey = images.dtype == np.uint8 and not _is_zeros_and_ones(images)
-    return images if is_grey else _float32(images)
+    return images if is_grey else _float32(given, images)
 
 
 def load_array(given: str | os.PathLike[str]) -> np.ndarray:
@@ -184,15 +198,13 @@ def load_array(given: str | os.PathLike[str]) -> np.ndarray:
     Raises:
       DataError: The file or its content cannot be used.
     """
-    path, key = file_and_key(given)
-    if not path.is_file():
-        near = [
-            f"{path}{suffix}" for suffix in (".npy", ".npz") if Path(f"{path}{suffix}").is_file()
-        ]
-        advice = f"give {near[0]}" if near else "give an .npy or .npz file"
-        raise DataError(f"{path} is not a file; {advice}")
-    with path.open("rb") as file:
-        start = file.read(len(_NPY))
+    try:
+        path, key = file_and_key(given)
+        start = _first_bytes(path)
+    except OSError as error:
+        raise DataError(
+            f"{os.fspath(given)} cannot be read ({error.strerror}); give one that can be read"
+        ) from error
     if start.startswith(_PICKLE):
         raise DataError(_never_unpickled(path))
     if not start.startswith((_NPY, _NPZ)):
@@ -204,13 +216,15 @@ def load_array(given: str | os.PathLike[str]) -> np.ndarray:
         if start.startswith(_NPZ):
             key = _member(path, key)
         with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            array = loaded[key] if start.startswith(_NPZ) else loaded
-            if loaded is array and file.read(1):
-                raise DataError(
-                    f"{os.fspath(given)} has more bytes than its array of shape "
-                    f"{list(array.shape)}; save one array per file"
-                )
+            if start.startswith(_NPZ):
+                array = read_member(file, key)
+            else:
+                array = np.load(file, allow_pickle=False)
+                if file.read(1):
+                    raise DataError(
+                        f"{os.fspath(given)} has more bytes than its array of shape "
+                        f"{list(array.shape)}; save one array per file"
+                    )
     except DataError:
         raise
     except Exception as error:  # NumPy, zipfile and zlib raise many types
@@ -232,13 +246,24 @@ def load_array(given: str | os.PathLike[str]) -> np.ndarray:
     return array
 
 
+def _first_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        near = [
+            f"{path}{suffix}" for suffix in (".npy", ".npz") if Path(f"{path}{suffix}").is_file()
+        ]
+        advice = f"give {near[0]}" if near else "give an .npy or .npz file"
+        raise DataError(f"{path} is not a file; {advice}")
+    with path.open("rb") as file:
+        return file.read(len(_NPY))
+
+
 def _read_images(given: str | os.PathLike[str]) -> np.ndarray:
     """The images [n, ...] of a file, of its dtype."""
     images = load_array(given)
     if images.ndim < 2 or images.size == 0:
         raise DataError(
-            f"{os.fspath(given)} has the shape {list(images.shape)}; expected [n, ...] with at "
-            "least one image of at least one value"
+            f"{os.fspath(given)} has the shape {list(images.shape)}; expected at least "
+            "[n, values], with at least one image of at least one value"
         )
     return images
 
@@ -247,8 +272,43 @@ def _is_zeros_and_ones(images: np.ndarray) -> bool:
     return bool(np.all((images == 0) | (images == 1)))
 
 
-def _float32(images: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+def _is_whole(images: np.ndarray) -> bool:
+    return images.dtype.kind in "biu" or np.array_equal(images, np.rint(images))
+
+
+def _refuse_other_integers(given: str | os.PathLike[str], *parts: np.ndarray) -> None:
+    """Refuses integers that are grey values but for their dtype."""
+    for images in parts:
+        if (
+            images.dtype.kind in "iu"
+            and images.dtype != np.uint8
+            and images.min() >= 0
+            and 1 < images.max() <= 255
+        ):
+            raise DataError(
+                f"{os.fspath(given)} holds {images.dtype} from {shown_range(images)}; save grey "
+                "values 0..255 as uint8"
+            )
+
+
+def _float32(given: str | os.PathLike[str], images: np.ndarray) -> np.ndarray:
+    """The images in float32; warns if that rounds away what tells them apart."""
+    if images.dtype.itemsize > 4 and np.all(np.isfinite(images)):
+        largest = np.abs(images.astype(np.float64)).max()
+        if largest > np.finfo(np.float32).max:
+            raise DataError(
+                f"{os.fspath(given)} runs from {shown_range(images)}, beyond float32; rescale it"
+            )
+        if np.spacing(np.float32(largest)) > 1e-3 * images.std(dtype=np.float64) > 0:
+            _logger.warning(
+                "%s: near %g float32 resolves only steps of %g, and the standard deviation is %g; "
+                "subtract the mean and divide by the standard deviation",
+                os.fspath(given),
+                largest,
+                np.spacing(np.float32(largest)),
+                images.std(dtype=np.float64),
+            )
+    with np.errstate(over="ignore"):  # beside values that are not finite, which are refused
         return images.astype(np.float32)
 
 
@@ -256,6 +316,8 @@ def file_and_key(given: str | os.PathLike[str]) -> tuple[Path, str]:
     """The path of the file, and the name of the array in it, or "" if none is given."""
     path = user_path(given)
     before, _, key = os.fspath(path).rpartition(":")
+    if not path.is_file() and before.endswith(".npy") and Path(before).is_file():
+        raise DataError(f"{before} holds one array; remove :{key}")
     if not path.is_file() and (before.endswith(".npz") or Path(before).is_file()):
         return Path(before), key
     return path, ""

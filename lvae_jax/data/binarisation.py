@@ -29,15 +29,27 @@ def to_unit(images: Images) -> UnitImages:
     Returns:
       uint8 images divided by 255; float32 images unchanged.
 
+    Raises:
+      TypeError: The images are integers of another dtype, see `refuse_other_integers`.
+
     Example:
       >>> to_unit(np.array([[0, 255]], np.uint8)).tolist()
       [[0.0, 1.0]]
     """
+    refuse_other_integers(images)
     images = jnp.asarray(images)
     if images.dtype == jnp.uint8:
         # A product, because backends round a quotient differently; 255 times this is exactly 1.
         return images.astype(jnp.float32) * np.float32(1 / 255)
     return images.astype(jnp.float32)
+
+
+def refuse_other_integers(images: Images) -> None:
+    """Raises a TypeError if images are integers but not uint8: grey values or zeros and ones?"""
+    if np.issubdtype(images.dtype, np.integer) and images.dtype != np.uint8:
+        raise TypeError(
+            f"images are {images.dtype}; give uint8 grey values 0..255, or float32 in [0, 1]"
+        )
 
 
 def flatten(images: Images) -> Float32[Array, "batch data_dim"]:
@@ -95,6 +107,7 @@ def binarise_once(images: np.ndarray) -> np.ndarray:
       uint8 zeros and ones [n, data_dim]. They are values of `x`, not grey values: cast them to
       float32; do not pass them through `to_unit` or `flatten`, which would read a 1 as 1/255.
     """
+    refuse_other_integers(images)
     images = np.asarray(images)
     grey = images.reshape(images.shape[0], -1)
     scale = 255.0 if grey.dtype == np.uint8 else 1.0

@@ -101,9 +101,10 @@ class Dataset:
         return np.asarray(flatten(jnp.asarray(self.test_images)))
 
     def sha256(self) -> str:
-        """SHA-256 of the training images, followed by the test images.
+        """SHA-256 of the bytes of the training images, followed by those of the test images.
 
-        Names, paths and labels do not count.
+        Names, paths and labels do not count. With the two numbers of images it identifies the data,
+        see `identity`.
         """
         data = hashlib.sha256()
         for images in (self.train_images, self.test_images):
@@ -161,6 +162,8 @@ class Dataset:
 
     def _check_split(self, split: str, images: np.ndarray, labels: np.ndarray) -> None:
         where = f"{self.name}: {split}_images"
+        if isinstance(images, np.ma.MaskedArray):
+            raise DataError(f"{where} are masked; fill the missing values or drop the images")
         if not isinstance(images, np.ndarray) or images.dtype not in (np.uint8, np.float32):
             given = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
             raise DataError(f"{where} are {given}; give a NumPy array of uint8 or float32")
@@ -191,6 +194,13 @@ class Dataset:
                 raise DataError(
                     f"{where} run from {shown_range(images)}; a bernoulli observation needs values "
                     f"in [0, 1], so {how} them or use observation='gaussian'"
+                )
+        if self.dequantisation and images.dtype == np.float32:
+            levels = images / np.float64(self.dequantisation)
+            if not np.allclose(levels, np.rint(levels), rtol=1e-6, atol=1e-3):
+                raise DataError(
+                    f"{where} are not multiples of dequantisation={self.dequantisation:g}, which "
+                    "must be the distance between two grey levels"
                 )
         if self.binarisation == "fixed":
             full = 255 if images.dtype == np.uint8 else 1

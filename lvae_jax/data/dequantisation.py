@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Key
 
-from lvae_jax.data.binarisation import Images
+from lvae_jax.data.binarisation import Images, refuse_other_integers
 
 TEST_DEQUANTISATION_SEED = 20160207
 """Seed of the fixed noise of test images; changing it changes every reported number."""
@@ -36,6 +36,7 @@ def dequantise(
       >>> jnp.floor(256 * x).tolist()
       [[0.0, 255.0]]
     """
+    refuse_other_integers(images)
     scale = width if images.dtype == jnp.uint8 else 1.0
     grey = jnp.asarray(images).astype(jnp.float32).reshape(images.shape[0], -1)
     uniform = jax.random.uniform(key, grey.shape, jnp.float32)
@@ -55,6 +56,7 @@ def dequantise_once(images: np.ndarray, width: float = 1 / 256) -> np.ndarray:
     Returns:
       float32 values of `x` as in `dequantise`, [n, data_dim].
     """
+    refuse_other_integers(images)
     images = np.asarray(images)
     grey = images.reshape(images.shape[0], -1)
     scale = width if grey.dtype == np.uint8 else 1.0

@@ -9,13 +9,16 @@ from lvae_jax.data.dataset import DataError
 from lvae_jax.data.source import open_content
 
 
-def read_matrices(path: Path, shapes: dict[str, Sequence[int | str]]) -> list[np.ndarray]:
+def read_matrices(
+    path: Path, shapes: dict[str, Sequence[int | str]], advice: str = "download it again"
+) -> list[np.ndarray]:
     """Reads matrices of real numbers.
 
     Args:
       path: The file, packed with gzip or not.
       shapes: The name of each matrix and its expected shape, where a string stands for any size of
         at least 1.
+      advice: What to do about a file that is not as expected.
 
     Returns:
       The matrices in that order.
@@ -33,14 +36,14 @@ def read_matrices(path: Path, shapes: dict[str, Sequence[int | str]]) -> list[np
     except Exception as error:  # scipy raises many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{path} cannot be read ({reason}); expected a MATLAB file: download it again"
+            f"{path} cannot be read ({reason}); expected a MATLAB file: {advice}"
         ) from error
 
     matrices = []
     for name, shape in shapes.items():
         matrix = found.get(name)
         if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "biuf":
-            raise DataError(f"{path} has no matrix of numbers called {name}; download it again")
+            raise DataError(f"{path} has no matrix of numbers called {name}; {advice}")
         if not (
             matrix.ndim == len(shape)
             and matrix.size
@@ -49,7 +52,7 @@ def read_matrices(path: Path, shapes: dict[str, Sequence[int | str]]) -> list[np
             expected = ", ".join(map(str, shape))
             raise DataError(
                 f"{path}: {name} has the shape {list(matrix.shape)}; expected [{expected}]: "
-                "download it again"
+                f"{advice}"
             )
         matrices.append(matrix)
     return matrices

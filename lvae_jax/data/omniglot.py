@@ -19,14 +19,17 @@ NUM_ALPHABETS = 50
 STANDIN = "chardata_standin.mat"
 """The name of a file that is used in place of the original one."""
 
+_SAVE_AGAIN = "save it with -v7, like the original: see lvae_jax.data.omniglot.read_chardata"
 
-def read_chardata(path: Path) -> Splits:
+
+def read_chardata(path: Path, advice: str = "download it again") -> Splits:
     """Reads the MATLAB file.
 
     Args:
       path: The file. It holds `data` [784, n], each column an image in column-major order with
         values in [0, 1], and `target` [50, n], a 1 for the image's alphabet; `testdata` and
         `testtarget` likewise.
+      advice: What to do about a file that is not like that.
 
     Returns:
       float32 images [n, 28, 28] and alphabets [n], for "train" and "test".
@@ -40,19 +43,17 @@ def read_chardata(path: Path) -> Splits:
         ("test", "testdata", "testtarget"),
     ):
         data, target = read_matrices(
-            path, {data_key: (28 * 28, "n"), target_key: (NUM_ALPHABETS, "n")}
+            path, {data_key: (28 * 28, "n"), target_key: (NUM_ALPHABETS, "n")}, advice
         )
         if data.shape[1] != target.shape[1]:
             raise DataError(
                 f"{path} holds {data.shape[1]} images in {data_key} but {target.shape[1]} "
-                f"alphabets in {target_key}; download it again"
+                f"alphabets in {target_key}; {advice}"
             )
         if not np.all((data >= 0) & (data <= 1)):
-            raise DataError(f"{path}: {data_key} has values outside [0, 1]; download it again")
+            raise DataError(f"{path}: {data_key} has values outside [0, 1]; {advice}")
         if not (np.all((target == 0) | (target == 1)) and np.all(target.sum(0) == 1)):
-            raise DataError(
-                f"{path}: {target_key} does not have one 1 in each column; download it again"
-            )
+            raise DataError(f"{path}: {target_key} does not have one 1 in each column; {advice}")
         # Column-major: the first 28 values of a column are the image's left edge.
         images = data.T.reshape(-1, 28, 28).transpose(0, 2, 1)
         splits[split] = np.ascontiguousarray(images, np.float32), target.argmax(0)
@@ -95,7 +96,7 @@ def load(
     name = "omniglot"
     folder = None if data_dir is None else user_path(data_dir)
     if folder is not None and (folder / STANDIN).is_file() and not SOURCE.find(folder):
-        name, arrays = "omniglot-standin", as_arrays(read_chardata(folder / STANDIN))
+        name, arrays = "omniglot-standin", as_arrays(read_chardata(folder / STANDIN, _SAVE_AGAIN))
     else:
         arrays = load_arrays(SOURCE, folder, tfds_dir)
     return Dataset(

@@ -73,9 +73,15 @@ def load_arrays(
     root = tfds_root(tfds_dir)
     folder = root / source.name / source.version
     arrays = read_arrays(folder / ARRAYS_FILE, ARRAY_NAMES)
-    if arrays is None:
-        if not _is_prepared(folder):
-            _prepare(source, root, None if data_dir is None else user_path(data_dir))
+    if arrays is None or not _belong_to(source, arrays):
+        try:
+            if not _is_prepared(folder):
+                _prepare(source, root, None if data_dir is None else user_path(data_dir))
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or folder} cannot be used ({error.strerror}); give other folders "
+                "as data_dir and tfds_dir"
+            ) from error
         arrays = _read_records(source, root)
         try:
             write_arrays(folder / ARRAYS_FILE, arrays)
@@ -87,6 +93,16 @@ def load_arrays(
 
 
 _SPLITS = ("train", "test")
+
+
+def _belong_to(source: Source, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether the arrays can be those of the source."""
+    return all(
+        arrays[f"{split}_images"].dtype == source.image_dtype
+        and arrays[f"{split}_images"].shape[1:] == source.image_shape
+        and arrays[f"{split}_images"].shape[:1] == arrays[f"{split}_labels"].shape
+        for split in _SPLITS
+    )
 
 
 def tfds_root(tfds_dir: str | os.PathLike[str] | None) -> Path:
@@ -153,9 +169,10 @@ def _check_files(source: Source, data_dir: Path) -> None:
     found = source.find(data_dir)
     missing = [name for name in names if name not in found]
     if missing:
+        packed = "as published" if any(f.of_packed for f in source.files) else "with gzip or not"
         raise DataError(
-            f"data_dir={data_dir} lacks {', '.join(missing)} (packed with gzip or not); download "
-            f"the missing files from {source.url} into it"
+            f"data_dir={data_dir} lacks {', '.join(missing)} (packed {packed}); download the "
+            f"missing files from {source.url} into it"
         )
 
 

@@ -77,8 +77,11 @@ class Source:
           DataError: The content differs, or the file cannot be read.
         """
         algorithm, _, expected = file.checksum.partition(":")
-        with path.open("rb") if file.of_packed else open_content(path) as content:
-            found = hashlib.file_digest(content, algorithm).hexdigest()
+        try:
+            with path.open("rb") if file.of_packed else open_content(path) as content:
+                found = hashlib.file_digest(content, algorithm).hexdigest()
+        except OSError as error:
+            raise DataError(f"{self.name}: {path} cannot be read ({error.strerror})") from error
         if found != expected:
             packed = " of the packed file" if file.of_packed else ""
             raise DataError(
@@ -105,13 +108,13 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     """The path with `~` replaced by the home directory.
 
     Raises:
-      DataError: The user has no home directory, as in some containers.
+      DataError: The user, or the one named after the ~, has no home directory.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise DataError(
-            f"{os.fspath(path)}: this user has no home directory; give a path without ~"
+            f"{os.fspath(path)}: its home directory is not known; give a path without ~"
         ) from error
 
 
@@ -129,4 +132,6 @@ def open_content(path: Path) -> Iterator[BufferedIOBase]:
         with gzip.open(path) if is_packed else path.open("rb") as content:
             yield content
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); download it again") from error
+        refused = isinstance(error, OSError) and error.errno is not None  # by the system
+        advice = "give one that can be read" if refused else "download it again"
+        raise DataError(f"{path} cannot be read ({error}); {advice}") from error

@@ -1,3 +1,4 @@
+import os
 import zipfile
 
 import numpy as np
@@ -332,13 +333,13 @@ def test_values_that_are_not_real_numbers_are_refused(save, images, shown):
 def test_shapes_that_are_not_those_of_images_are_refused(save, shape):
     path = save(np.zeros(shape))
     assert failure(path) == (
-        f"{path} has the shape {list(shape)}; expected [n, ...] with at least one image of at "
-        "least one value"
+        f"{path} has the shape {list(shape)}; expected at least [n, values], with at least one "
+        "image of at least one value"
     )
 
 
 @pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused(save, observation, value):
     images = UNIT.copy()
     images[3, 0, 0] = value
@@ -356,7 +357,7 @@ def test_values_that_are_not_finite_are_refused(save, observation, value):
     [
         (np.array([[0.5, -0.5]]), "-0.5 to 0.5"),
         (np.array([[0.5, 2.0]]), "0.5 to 2"),
-        (np.array([[0, 255]], np.int64), "0 to 255"),
+        (np.array([[0, 256]], np.int64), "0 to 256"),
     ],
 )
 def test_bernoulli_values_outside_the_unit_interval_are_refused(save, images, shown):
@@ -456,6 +457,83 @@ def test_a_second_array_in_one_file_is_not_dropped(tmp_path):
     assert failure(path) == (
         f"{path} has more bytes than its array of shape {list(UNIT.shape)}; save one array per file"
     )
+
+
+@pytest.mark.parametrize(
+    "images", [BINARY, BINARY.astype(bool), GREY.astype(np.int16), GREY.astype(np.float64)]
+)
+def test_whole_numbers_under_a_gaussian_are_warned_of(save, caplog, images):
+    path = save(images)
+    arrays.load(path, observation="gaussian")
+    (record,) = caplog.records
+    assert record.message == (
+        f"{path} holds whole numbers, whose Gaussian density is unbounded; add noise to them, or "
+        "save grey values 0..255 as uint8, which get noise in training"
+    )
+
+
+@pytest.mark.parametrize("observation", ["bernoulli", "discretized_logistic"])
+def test_grey_values_of_another_integer_dtype_are_refused(save, observation):
+    path = save(np.clip(GREY, 3, 250).astype(np.int32))
+    assert failure(path, observation=observation) == (
+        f"{path} holds int32 from 3 to 250; save grey values 0..255 as uint8"
+    )
+
+
+def test_a_discretised_logistic_of_zeros_and_ones_is_refused(save):
+    path = save(BINARY)
+    assert failure(path, observation="discretized_logistic") == (
+        f"{path} holds zeros and ones, and a discretized_logistic observation needs grey values "
+        "0..255; use observation='bernoulli'"
+    )
+
+
+def test_values_that_float32_cannot_tell_apart_are_warned_of(save, caplog):
+    # float32 steps by 1 at 10^7; the deviation of uniform values in [0, 1) is 0.29.
+    path = save(UNIT + 1e7)
+    arrays.load(path, observation="gaussian")
+    message = caplog.records[0].message
+    assert message.startswith(f"{path}: near 1e+07 float32 resolves only steps of 1, and the")
+    assert message.endswith("subtract the mean and divide by the standard deviation")
+    caplog.clear()
+    arrays.load(save(UNIT + 10), observation="gaussian")  # steps of 10^-6
+    assert not caplog.records
+
+
+def test_values_beyond_float32_are_refused(save):
+    path = save(UNIT * 1e39)
+    low, high = float(UNIT.min() * 1e39), float(UNIT.max() * 1e39)
+    for train, test in ((path, None), (save(UNIT, "b.npy"), path)):
+        assert failure(train, test, "gaussian") == (
+            f"{path} runs from {low} to {high}, beyond float32; rescale it"
+        )
+
+
+def test_a_member_longer_than_its_header_says_is_damaged(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=GREY)
+    content = path.read_bytes()
+    assert content.count(b"(20, 4, 3)") == 1
+    path.write_bytes(content.replace(b"(20, 4, 3)", b"(10, 4, 3)"))
+    assert failure(path) == (
+        f"{path} cannot be read (Bad CRC-32 for file 'images.npy'); it is truncated or damaged: "
+        "save it again"
+    )
+
+
+def test_a_file_without_permission_is_named(save, monkeypatch):
+    path = save(UNIT)
+
+    def denied(self, *_):
+        raise PermissionError(13, "Permission denied", os.fspath(self))
+
+    monkeypatch.setattr(type(path), "open", denied)
+    assert failure(path) == f"{path} cannot be read (Permission denied); give one that can be read"
+
+
+def test_a_name_after_an_npy_file_is_refused(save):
+    path = save(UNIT)
+    assert failure(f"{path}:labels") == f"{path} holds one array; remove :labels"
 
 
 def test_a_constant_pixel_of_a_gaussian_is_warned_of(save, caplog):

@@ -4,13 +4,37 @@ import numpy as np
 import pytest
 from tolerances import assert_close, threshold
 
-from lvae_jax.data import binarise, binarise_once, flatten, to_unit
+from lvae_jax.data import (
+    binarise,
+    binarise_once,
+    dequantise,
+    dequantise_once,
+    flatten,
+    to_unit,
+)
 
 
 @pytest.fixture(autouse=True)
 def _strict_promotion():
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.int8, np.uint16])
+@pytest.mark.parametrize(
+    "function",
+    [
+        to_unit,
+        flatten,
+        binarise_once,
+        lambda images: binarise(jax.random.key(0), images),
+        lambda images: dequantise(jax.random.key(0), images),
+        dequantise_once,
+    ],
+)
+def test_integers_that_may_be_grey_values_or_bits_are_refused(function, dtype):
+    with pytest.raises(TypeError, match=f"images are {np.dtype(dtype)}; give uint8 grey values"):
+        function(np.full((2, 3), 100, dtype))
 
 
 def grey_levels(dtype, copies):

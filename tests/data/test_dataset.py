@@ -187,6 +187,16 @@ def test_preprocess_is_one_object_so_that_nothing_is_compiled_twice():
             "uint8; rescale them or use binarisation='dynamic'",
         ),
         (
+            {"train_images": np.ma.masked_less(np.zeros((5, 2, 3), np.uint8), 1)},
+            "toy: train_images are masked; fill the missing values or drop the images",
+        ),
+        (
+            CONTINUOUS
+            | {"train_images": np.full((5, 2, 3), 0.1, np.float32), "dequantisation": 1 / 16},
+            "toy: train_images are not multiples of dequantisation=0.0625, which must be the "
+            "distance between two grey levels",
+        ),
+        (
             {"train_images": np.ones((5, 2, 3), np.uint8)},
             "toy: images are zeros and ones in uint8, where 255 is full; give them as float32 with "
             "binarisation='fixed'",

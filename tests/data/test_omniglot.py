@@ -101,6 +101,23 @@ def test_a_damaged_stand_in_is_named(tmp_path):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": np.zeros((30, 784))},  # transposed
+        {"testdata": np.full((784, 20), 255.0)},
+        {"target": np.zeros((50, 30))},
+        {"target": "none"},
+    ],
+)
+def test_a_stand_in_of_another_form_is_to_be_saved_again(tmp_path, changes):
+    folder = write_omniglot(tmp_path / "original", "chardata_standin.mat", **changes)
+    with pytest.raises(DataError) as caught:
+        omniglot.load(folder, tmp_path / "tfds")
+    advice = "save it with -v7, like the original: see lvae_jax.data.omniglot.read_chardata"
+    assert str(caught.value).endswith(advice)
+
+
 def message_for(folder, **changes):
     path = write_omniglot(folder, **changes) / "chardata.mat"
     with pytest.raises(DataError) as caught:

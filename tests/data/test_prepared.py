@@ -218,6 +218,17 @@ def test_a_folder_that_another_process_completes_while_files_are_looked_up_is_us
 # Loading what is prepared
 
 
+def test_a_folder_without_permission_is_named(data_dir, tfds_dir, folder, monkeypatch):
+    def denied(self):
+        raise PermissionError(13, "Permission denied", os.fspath(self))
+
+    monkeypatch.setattr(type(folder), "is_file", denied)
+    assert failure(small_source(data_dir), data_dir, tfds_dir) == (
+        f"{folder}/dataset_info.json cannot be used (Permission denied); give other folders as "
+        "data_dir and tfds_dir"
+    )
+
+
 def test_a_second_load_needs_neither_files_nor_network_nor_builder(data_dir, tfds_dir, monkeypatch):
     source = small_source(data_dir)
     first = load_arrays(source, data_dir, tfds_dir)
@@ -226,7 +237,7 @@ def test_a_second_load_needs_neither_files_nor_network_nor_builder(data_dir, tfd
     assert_same(load_arrays(source, "/no/such/folder", tfds_dir), first)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "pickled"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "pickled", "another's"])
 def test_arrays_are_rebuilt_from_the_records(data_dir, tfds_dir, folder, damage):
     source = small_source(data_dir)
     first = load_arrays(source, data_dir, tfds_dir)
@@ -239,6 +250,9 @@ def test_arrays_are_rebuilt_from_the_records(data_dir, tfds_dir, folder, damage)
     elif damage == "flipped":
         middle = content.index(first["train_images"].tobytes()) + 5000
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif damage == "another's":
+        images = {name: np.zeros((7, 9, 9), np.float32) for name in first if "images" in name}
+        np.savez(path, **first | images)
     else:
         np.savez(path, **{name: np.array([None], object) for name in first})
     assert_same(load_arrays(source, None, tfds_dir), first)
@@ -298,7 +312,7 @@ def test_a_user_without_a_home_directory_is_asked_for_a_folder(monkeypatch, data
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     monkeypatch.setattr(Path, "expanduser", no_home)
     assert failure(small_source(data_dir)) == (
-        "~/tensorflow_datasets: this user has no home directory; give a path without ~"
+        "~/tensorflow_datasets: its home directory is not known; give a path without ~"
     )
 
 

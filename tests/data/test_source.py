@@ -68,7 +68,9 @@ def test_a_file_found_damaged_while_reading_is_named(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError) as caught, open_content(tmp_path / "a.gz"):
         pass
-    assert str(caught.value).startswith(f"{tmp_path}/a.gz cannot be read ([Errno 2] No such file")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/a.gz cannot be read ([Errno 2] No such file")
+    assert message.endswith("; give one that can be read")  # it was not damaged in transit
 
 
 def test_mnist_and_fashion_mnist_are_told_apart_by_checksum():
