@@ -1,7 +1,9 @@
 """What holds for every test: their order, strict ranks, one compilation of a program a session."""
 
+import gc
 import inspect
 import os
+from pathlib import Path
 
 import xla_flags
 
@@ -42,6 +44,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
+def pytest_collection_finish():
+    """What is imported stays, and is looked through for garbage no more; nor is the rest often.
+
+    JAX's modules and what they import are a quarter of a million objects, and tracing makes many
+    more: at Python's own thresholds, collecting garbage takes 8 % of a run's CPU time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
     """One compilation cache for a session, its workers and the processes they start.
@@ -59,15 +72,29 @@ def _compilation_cache(tmp_path_factory):
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_are_dropped():
-    """Lets go of a file's programs after its tests.
+MANY_MAPS = 20_000
+"""Of the 65,530 memory maps that Linux gives a process; a file of tests needs a few thousand."""
 
-    Each takes a dozen memory maps, of which Linux gives a process 65,530: a worker that keeps all
-    programs of the suite crashes in the middle of compiling one.
+
+def memory_maps() -> int:
+    """How many memory maps this process has; more than `MANY_MAPS` where nothing says so."""
+    maps = Path("/proc/self/maps")
+    return len(maps.read_bytes().splitlines()) if maps.exists() else MANY_MAPS + 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_dropped(request):
+    """Lets go of all programs once there are many; of those of another platform at once.
+
+    Each takes a dozen memory maps: a worker that keeps all programs of the suite crashes in the
+    middle of compiling one. Yet files share programs, and compiling them again takes time.
     """
+    other_platforms = '"platform_dependent"' in request.path.read_text(encoding="utf-8")
+    if other_platforms:  # what has been traced for this platform is not to be found, nor the other
+        jax.clear_caches()
     yield
-    jax.clear_caches()
+    if other_platforms or memory_maps() > MANY_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
