@@ -1,5 +1,6 @@
 """What holds for every test: their order, strict ranks, one compilation of a program a session."""
 
+import fcntl
 import gc
 import inspect
 import os
@@ -55,6 +56,12 @@ def pytest_collection_finish():
     gc.set_threshold(50_000, 20, 100)
 
 
+def folder_of_the_session(tmp_path_factory) -> Path:
+    """The one of all workers, in which each has its own."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
     """One compilation cache for a session, its workers and the processes they start.
@@ -62,14 +69,48 @@ def _compilation_cache(tmp_path_factory):
     It is the session's own, unless LVAE_JAX_TEST_CACHE names a folder that outlives it: programs
     that have not changed are then not compiled again.
     """
-    base = tmp_path_factory.getbasetemp()
-    worker = "PYTEST_XDIST_WORKER" in os.environ  # whose folder lies in the session's
-    own = (base.parent if worker else base) / "compilation_cache"
+    own = folder_of_the_session(tmp_path_factory) / "compilation_cache"
     cache = os.environ.get("LVAE_JAX_TEST_CACHE") or str(own)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """A function of a name and of what makes a folder; returns that folder, of the whole session.
+
+    The first worker that needs it makes it, and the others wait. Tests read it, or copy it.
+    """
+    shared = folder_of_the_session(tmp_path_factory) / "made_once"
+    shared.mkdir(exist_ok=True)
+
+    def folder(name, make):
+        with (shared / f"{name}.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not lock.tell():
+                make(shared / name)
+                lock.write("made")
+        return shared / name
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(made_once):
+    """The folder of a finished run of the digits, with the settings `small_runs.SINGLE`."""
+    import small_runs
+
+    return made_once("single", lambda path: small_runs.train(path, small_runs.SINGLE))
+
+
+@pytest.fixture(scope="session")
+def finished_pair(made_once):
+    """The folder of a finished run of two replicas, with the settings `small_runs.PAIR`."""
+    import small_runs
+
+    return made_once("pair", lambda path: small_runs.train(path, small_runs.PAIR))
 
 
 MANY_MAPS = 20_000

@@ -24,6 +24,23 @@ SMALL = dataclasses.replace(
     checkpoint_seconds=0.0,
 )
 
+SINGLE = dataclasses.replace(
+    SMALL, eval_every=2, eval_samples=20, eval_subset=40, checkpoint_seconds=60.0
+)
+"""Of the fixture `finished_run`, whose only checkpoint is that of its end."""
+
+PAIR = dataclasses.replace(
+    SMALL,
+    replicas=2,
+    seed=4,
+    learning_rate=(1e-30, 1e-3),  # the first stays where it began: its best epoch is by chance
+    validation=100,
+    eval_every=1,
+    eval_samples=20,
+    eval_subset=40,
+)
+"""Of the fixture `finished_pair`."""
+
 
 def train(workdir: Path, settings: Settings) -> Path:
     """Makes a run in a folder, or resumes it."""

@@ -1,22 +1,17 @@
 """The model that a run leaves behind, loaded by a process that has the library alone."""
 
-import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-from small_runs import SMALL, train
+from small_runs import SINGLE
 from tolerances import assert_close
 
 from experiments import digits
 
 ROOT = Path(__file__).parents[2]
-
-SETTINGS = dataclasses.replace(
-    SMALL, seed=4, eval_samples=20, eval_subset=40, validation=100, eval_every=1
-)
 
 ELSEWHERE = """
 import importlib.util, json, sys, zlib
@@ -43,7 +38,7 @@ def likelihoods_elsewhere(tmp_path, *models_and_seeds: tuple[Path, int]) -> list
     (tmp_path / "library").mkdir()
     (tmp_path / "library" / "lvae_jax").symlink_to(ROOT / "lvae_jax")
     path = [p for p in sys.path if p and not (Path(p) / "experiments").exists()]
-    np.save(tmp_path / "x.npy", digits.load(SETTINGS).test_x()[:40])
+    np.save(tmp_path / "x.npy", digits.load(SINGLE).test_x()[:40])
     arguments = [f"{model}:{seed}" for model, seed in models_and_seeds]
     paths = json.dumps([str(tmp_path / "library"), *path])
     result = subprocess.run(
@@ -57,10 +52,11 @@ def likelihoods_elsewhere(tmp_path, *models_and_seeds: tuple[Path, int]) -> list
     return [float(line) for line in result.stdout.split()]
 
 
-def test_a_runs_model_gives_its_log_likelihood_without_experiments(tmp_path):
-    one = train(tmp_path / "one", SETTINGS)
-    two = train(tmp_path / "two", dataclasses.replace(SETTINGS, replicas=2))
-    found = likelihoods_elsewhere(tmp_path, (one, 4), (two / "model/0", 4), (two / "model/1", 5))
+def test_a_runs_model_gives_its_log_likelihood_without_experiments(
+    finished_run, finished_pair, tmp_path
+):
+    one, two = finished_run, finished_pair
+    found = likelihoods_elsewhere(tmp_path, (one, 0), (two / "model/0", 4), (two / "model/1", 5))
     single = json.loads((one / "results.json").read_text())
     replicas = json.loads((two / "results.json").read_text())["replicas"]
     expected = [r["test_log_likelihood"] for r in (single, *replicas)]

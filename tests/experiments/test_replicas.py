@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from records import replica_results, run_results
-from small_runs import SMALL, break_off, train
+from small_runs import PAIR, break_off, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tolerances import EPSILON_64, assert_close
 
@@ -20,20 +20,10 @@ from experiments.show.console import describe
 from experiments.show.numbers import count, part_of_the_test_set, seeds, with_deviation
 from experiments.store.workdir import read_run
 
-SETTINGS = dataclasses.replace(
-    SMALL,
-    replicas=2,
-    seed=4,
-    learning_rate=(1e-30, 1e-3),  # the first stays where it began: its best epoch is by chance
-    validation=100,
-    eval_every=1,
-    eval_subset=40,
-)
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return train(tmp_path_factory.mktemp("runs") / "finished", SETTINGS)
+@pytest.fixture
+def finished(finished_pair) -> Path:
+    return finished_pair
 
 
 def files_of(path: Path) -> tuple[dict, list[dict], dict]:
@@ -93,7 +83,7 @@ def test_results_hold_each_replica_with_its_seed_and_their_mean_and_deviation(fi
 
 
 def test_a_finished_run_with_values_by_replica_is_found_finished(finished, capsys):
-    train(finished, SETTINGS)
+    train(finished, PAIR)
     assert f"{finished} is finished." in capsys.readouterr().out
 
 
@@ -109,7 +99,7 @@ def test_a_run_is_described_by_mean_and_deviation_and_each_replica(finished):
     replicas = results["replicas"]
     text = describe(RunResults.from_json(results), config)
     likelihoods = [replica["test_log_likelihood"] for replica in replicas]
-    assert f"test log-likelihood {expected(likelihoods)} nats (L_3 of 40 images; " in text
+    assert f"test log-likelihood {expected(likelihoods)} nats (L_20 of 40 images; " in text
     for replica in replicas:
         assert f"  seed {replica['seed']}: test log-likelihood " in text
         assert f"{replica['test_log_likelihood']:.2f} ± " in text
@@ -157,7 +147,7 @@ def test_the_replicas_have_chosen_different_epochs_and_are_drawn_again_byte_for_
 
 
 def test_a_run_with_replicas_that_is_not_finished_is_reported(tmp_path):
-    break_off(tmp_path / "run", SETTINGS)
+    break_off(tmp_path / "run", PAIR)
     report.report(tmp_path / "run")
     text = page_of(tmp_path / "run")
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

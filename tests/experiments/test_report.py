@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_runs import SMALL, break_off, train
+from small_runs import SINGLE, break_off
 
 from experiments import compare, digits, registry
 from experiments.errors import WorkdirError
@@ -23,21 +23,19 @@ from lvae_jax.data import DataError
 
 ROOT = Path(__file__).parents[2]
 
-SETTINGS = dataclasses.replace(SMALL, eval_every=2)
-
 OF_THE_MODEL = {"principal_components", "samples", "reconstructions", "layers", "interpolations"}
 ALL = OF_THE_MODEL | {"learning_curves", "kl_per_unit", "kl_per_layer"}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    return train(tmp_path_factory.mktemp("runs") / "finished", SETTINGS)
+@pytest.fixture
+def finished(finished_run) -> Path:
+    return finished_run
 
 
 @pytest.fixture(scope="module")
-def broken_off(tmp_path_factory, finished) -> Path:
+def broken_off(tmp_path_factory) -> Path:
     """A run that was interrupted after the second of its three epochs."""
-    return break_off(tmp_path_factory.mktemp("runs") / "broken off", SETTINGS)
+    return break_off(tmp_path_factory.mktemp("runs") / "broken off", SINGLE)
 
 
 def copy_of(workdir: Path, folder: Path, **changes) -> Path:
@@ -93,7 +91,7 @@ def test_the_command_on_the_page_is_the_runs(finished):
     (line,) = (line for line in page_of(finished).splitlines() if "python -m" in line)
     expected = registry.command(json.loads((finished / "config.json").read_text()), finished)
     assert f"<pre>{expected}</pre>" in line
-    for flag in ("experiments.digits", "--latent_sizes=4,2", "--epochs=3", "--eval_samples=3"):
+    for flag in ("experiments.digits", "--latent_sizes=4,2", "--epochs=3", "--eval_samples=20"):
         assert flag in expected
 
 
@@ -153,7 +151,7 @@ def test_a_name_that_is_no_experiments_is_refused_and_not_imported(finished, tmp
 def test_data_that_have_changed_are_refused(finished, tmp_path, monkeypatch):
     copied = copy_of(finished, tmp_path)
     before = figures_of(copied)
-    dataset = digits.load(SETTINGS)
+    dataset = digits.load(SINGLE)
     other = dataclasses.replace(dataset, train_images=dataset.train_images[::-1].copy())
     changed = registry.Experiment(lambda settings: other, digits.DEFAULTS)
     monkeypatch.setitem(registry.EXPERIMENTS, "digits", changed)
