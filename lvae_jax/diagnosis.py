@@ -1,15 +1,25 @@
 """Finds why a step made no update: the first quantity that is not finite, by name and layer."""
 
-from typing import Any, cast
+import functools
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
 from lvae_jax import bounds
-from lvae_jax.bounds import Terms
+from lvae_jax.bounds import PerLayer, Terms
 from lvae_jax.models import Condition, HierarchicalVAE, LadderVAE, given
 from lvae_jax.objective import ELBO, Objective, loss_and_gradients
+
+
+class _Step(NamedTuple):
+    """What a step computes before it updates the parameters."""
+
+    terms: Terms
+    kl: PerLayer
+    loss: Array
+    gradients: Any
 
 
 def first_nonfinite(
@@ -38,10 +48,7 @@ def first_nonfinite(
     Raises:
       ValueError: x or the condition does not have the model's shape.
     """
-    samples, rngs = objective.num_samples, {"sample": key}
-    training = {"train": True, **given(condition)}
-    terms = cast(Terms, model.apply({"params": params}, x, samples, rngs=rngs, **training))
-    value, _, gradients = loss_and_gradients(model, params, x, key, beta, objective, condition)
+    terms, kl, loss, gradients = _step(model, params, x, key, beta, objective, condition)
     layers = range(model.depth)
     quantities = [(f"the parameter {name}", leaf) for name, leaf in _by_path(params)]
     quantities += [("x", x)]
@@ -57,14 +64,32 @@ def first_nonfinite(
         for i in reversed(layers):
             quantities += _gaussian("prior", terms, i)
     quantities += [("log p(x | z_1)", terms.log_px)]
-    quantities += [(f"the KL of z_{i + 1}", bounds.kl_per_unit(terms)[i]) for i in layers]
-    quantities += [("the loss", value)]
+    quantities += [(f"the KL of z_{i + 1}", kl[i]) for i in layers]
+    quantities += [("the loss", loss)]
     quantities += [(f"the gradient of {name}", leaf) for name, leaf in _by_path(gradients)]
     for name, values in quantities:
         bad = np.asarray(values)[~np.isfinite(values)]
         if bad.size:
             return f"{name} is {bad[0]}"
     return None
+
+
+@functools.partial(jax.jit, static_argnames=("model", "objective"))
+def _step(
+    model: HierarchicalVAE,
+    params: Any,
+    x: Float[Array, "batch data_dim"],
+    key: Key[Array, ""],
+    beta: float | Float[Array, ""],
+    objective: Objective,
+    condition: Condition,
+) -> _Step:
+    """A step's quantities as one program: one by one they take seconds to compile."""
+    samples, rngs = objective.num_samples, {"sample": key}
+    training = {"train": True, **given(condition)}
+    terms = cast(Terms, model.apply({"params": params}, x, samples, rngs=rngs, **training))
+    loss, _, gradients = loss_and_gradients(model, params, x, key, beta, objective, condition)
+    return _Step(terms, bounds.kl_per_unit(terms), loss, gradients)
 
 
 def _gaussian(which: str, terms: Terms, i: int) -> list[tuple[str, Any]]:

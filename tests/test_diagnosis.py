@@ -1,5 +1,6 @@
 """The first quantity of a step that is not finite, by its name: each one made so in turn."""
 
+import functools
 import re
 
 import jax
@@ -20,6 +21,7 @@ def model_of(kind=LadderVAE, **options):
     return kind(data_dim=DATA_DIM, latent_sizes=LATENT_SIZES, hidden_sizes=HIDDEN_SIZES, **options)
 
 
+@functools.cache
 def params_of(model):
     optimizer = training.make_optimizer()
     return training.init_state(model, optimizer, jax.random.key(0)).params
@@ -110,12 +112,12 @@ def test_x_is_named(value):
 @pytest.mark.parametrize("kind", [LadderVAE, VAE])
 def test_a_condition_is_named_after_x(kind, value):
     model, x, labels = model_of(kind, condition_dim=2), x_of(), jax.nn.one_hot(jnp.arange(5) % 2, 2)
-    params = params_of(model)
-    assert first(model, params, x, labels, gradient="dreg") is None
+    found = functools.partial(first, model, params_of(model), gradient="dreg")
+    assert found(x, labels) is None
     bad = labels.at[4, 1].set(value)
-    assert first(model, params, x, bad) == f"the condition is {value}"
+    assert found(x, bad) == f"the condition is {value}"
     x[3, 2] = value
-    assert first(model, params, x, bad) == f"x is {value}"
+    assert found(x, bad) == f"x is {value}"
 
 
 def test_a_condition_that_is_missing_or_does_not_fit_is_refused():
