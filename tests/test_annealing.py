@@ -13,6 +13,8 @@ from tolerances import assert_mean, assert_within, standard_error, threshold
 
 from lvae_jax import LadderVAE, evaluation
 
+LAYERS = lg.LADDER[:2]
+
 
 @functools.cache
 def eight_pixels():
@@ -47,16 +49,13 @@ def eight_pixels():
 
 @functools.cache
 def linear():
-    """A linear-Gaussian model of three layers, and its exact log p(x)."""
-    inference = lg.perfectly(lg.LADDER, LadderVAE)
-    model, variables = lg.model_and_variables(LadderVAE, lg.LADDER, inference)
-    return model, variables, functools.partial(lg.log_evidence, lg.LADDER)
+    """A linear-Gaussian model, and its exact log p(x)."""
+    inference = lg.perfectly(LAYERS, LadderVAE)
+    model, variables = lg.model_and_variables(LadderVAE, LAYERS, inference)
+    return model, variables, functools.partial(lg.log_evidence, LAYERS)
 
 
-EXACT = [linear, eight_pixels]
-
-
-@pytest.mark.parametrize("exact", EXACT)
+@pytest.mark.parametrize("exact", [linear, eight_pixels])
 def test_one_chain_is_unbiased_for_the_evidence_up_and_for_its_inverse_down(exact):
     model, variables, log_evidence = exact()
     # E w / p(x) = 1 and E p(x) / w = 1 over x and w, at temperatures so few that w varies.
@@ -71,9 +70,8 @@ def test_one_chain_is_unbiased_for_the_evidence_up_and_for_its_inverse_down(exac
         assert_mean(ratio, 1.0, comparisons=2)
 
 
-@pytest.mark.parametrize("exact", EXACT)
-def test_the_bounds_close_around_the_evidence(exact):
-    model, variables, log_evidence = exact()
+def test_the_bounds_close_around_the_evidence():
+    model, variables, log_evidence = eight_pixels()
     keys = jax.random.split(jax.random.key(1), 100)
     gaps = []
     for temperatures in (10, 300):
@@ -93,7 +91,7 @@ def test_images_are_draws_of_the_model():
     model, variables, _ = linear()
     keys = jax.random.split(jax.random.key(2), 4000)
     x = evaluation.bidirectional(model, variables, keys, temperatures=2, leapfrog_steps=1).x
-    mean, covariance = lg.marginal_of_x(lg.LADDER)
+    mean, covariance = lg.marginal_of_x(LAYERS)
     limit = threshold(comparisons=3 + 6)  # means, and covariances of three values
     x = np.float64(x)
     assert_within(x.mean(0), mean, limit * np.sqrt(np.diag(covariance) / len(keys)))
