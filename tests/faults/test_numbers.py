@@ -142,7 +142,11 @@ def in_float64(model_class, parameters, samples_have_keys):
         return value_and_error(numbers, variables, roundings=ROUNDINGS, draws=4)
 
 
-CASES = [(LadderVAE, trained), (LadderVAE, large), (VAE, large)]
+CASES = [
+    pytest.param(LadderVAE, trained, marks=pytest.mark.slow),
+    (LadderVAE, large),
+    (VAE, large),
+]
 LEAST_SPREAD = {(LadderVAE, trained): 10, (LadderVAE, large): 100, (VAE, large): 1000}
 """Nats between the largest and the smallest log weight of an image, the image of the most."""
 LARGEST_ERROR = 2e-5
