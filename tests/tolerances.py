@@ -25,7 +25,7 @@ TINY = float(np.finfo(np.float32).tiny)
 FALSE_ALARM = 1e-6
 """The probability that a statistical test fails although the code is right.
 
-The suite has fewer than 100 of them, so it fails by chance less than once in 10,000 runs.
+The suite makes fewer than 200 such checks, so one fails by chance less than once in 5,000 runs.
 """
 
 
