@@ -15,7 +15,7 @@ import lvae_jax
 from experiments import registry
 from experiments.errors import SettingsError, WorkdirError
 from experiments.progress import Progress
-from experiments.run import devices
+from experiments.run import compilation_cache, devices
 from experiments.settings import MOST_SEEDS, choice, setting, whole
 from experiments.show.figures import write_png
 from experiments.store.files import read_json, write_json, writing
@@ -76,6 +76,7 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
     if len(workdirs) != 1:
         raise SettingsError(f"give one run's folder: python -m experiments.{command} RUN")
     path = Path(workdirs[0])
+    compilation_cache.enable("")
     devices.find_devices()
     try:
         model, variables = lvae_jax.load(path)

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import cli, finished
-from experiments.errors import SettingsError
+from experiments.errors import SettingsError, WorkdirError
 from experiments.finished import Finished, UseSettings
 from experiments.settings import TEXT, setting, whole
 from experiments.show import numbers, pictures, uses
@@ -83,27 +83,23 @@ def observed_entries(missing: str, shape: tuple[int, ...], images: int, seed: in
     return ~gone
 
 
-def independent(train_x: np.ndarray, observation: str) -> Bernoulli | Gaussian:
-    """Independent pixels with the training images' mean, or mean and variance; [1, data_dim]."""
-    if observation == "gaussian":
-        return Gaussian(train_x.mean(0)[None], train_x.var(0)[None] + LEAST_VARIANCE)
-    return Bernoulli(_logit(_smoothed_mean(train_x))[None])
-
-
 def of_neighbours(
     x: np.ndarray, observed: np.ndarray, train_x: np.ndarray, number: int, observation: str
 ) -> Bernoulli | Gaussian:
     """Independent pixels with the moments of the nearest training images and one average image.
 
     The nearest images have the smallest squared distance over the observed values. The average
-    image keeps probabilities and variances away from 0.
+    image keeps probabilities and variances away from 0; with number = 0 it is all there is.
     """
+    average = train_x.mean(0)
+    if observation == "gaussian":  # zeros and ones need no centring
+        x, train_x = x - average, train_x - average
     distances = observed @ (train_x**2).T - 2 * np.where(observed, x, 0) @ train_x.T
     nearest = train_x[np.argpartition(distances, number - 1, axis=1)[:, :number]]
     if observation == "gaussian":
-        mean = (nearest.sum(1) + train_x.mean(0)) / (number + 1)
-        square = ((nearest**2).sum(1) + (train_x**2).mean(0)) / (number + 1)
-        return Gaussian(mean, square - mean**2 + LEAST_VARIANCE)
+        mean = nearest.sum(1) / (number + 1)  # the average image is 0, with the variance of all
+        squares = ((nearest - mean[:, None]) ** 2).sum(1) + mean**2 + train_x.var(0)
+        return Gaussian(average + mean, squares / (number + 1) + LEAST_VARIANCE)
     return Bernoulli(_logit((nearest.sum(1) + _smoothed_mean(train_x)) / (number + 1)))
 
 
@@ -111,19 +107,17 @@ def comparisons(
     x: np.ndarray, observed: np.ndarray, train_x: np.ndarray, neighbours: int, observation: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What simple models predict: means [images, data_dim], and nats of the missing values."""
-    number = min(neighbours, len(train_x))
-    models = {
-        f"{number} nearest training images": of_neighbours(
-            x, observed, train_x, number, observation
-        ),
-        "independent pixels": independent(train_x, observation),
-    }
+    nearest = min(neighbours, len(train_x))
     predictions = {}
-    for name, p in models.items():
-        mean = p.mean if isinstance(p, Gaussian) else 1 / (1 + np.exp(-p.logits))
-        full: Any = jax.tree.map(lambda a: jnp.float32(np.broadcast_to(a, x.shape)), p)
-        nats = masked_log_prob(full, jnp.asarray(x), jnp.asarray(~observed))
-        predictions[name] = np.broadcast_to(mean, x.shape), np.asarray(nats)
+    for name, number in (
+        (f"{nearest} nearest training images", nearest),
+        ("independent pixels", 0),
+    ):
+        p = of_neighbours(x, observed, train_x, number, observation)
+        mean = np.asarray(p.mean if isinstance(p, Gaussian) else 1 / (1 + np.exp(-p.logits)))
+        density: Any = jax.tree.map(jnp.float32, p)
+        nats = masked_log_prob(density, jnp.asarray(x), jnp.asarray(~observed))
+        predictions[name] = mean, np.asarray(nats)
     return predictions
 
 
@@ -177,11 +171,21 @@ def draw(
 
 
 def impute(settings: ImputeSettings, *workdirs: str) -> None:
-    """Prints the table, and writes it and the pictures into the run's folder."""
+    """Prints the table, and writes it and the pictures into the run's folder.
+
+    Raises:
+      SettingsError: the number of samples, or what is missing, cannot be used.
+      WorkdirError: the folder holds no model of Bernoulli or Gaussian x.
+    """
     if settings.samples % 32:
         raise SettingsError(f"--samples={settings.samples}; give a multiple of 32")
     run = finished.read(settings, "impute", workdirs)
     observation = run.dataset.observation
+    if observation not in ("bernoulli", "gaussian"):
+        raise WorkdirError(
+            f"{run.path} observes x as {observation}; give a run whose p(x | z_1) is Bernoulli or "
+            "Gaussian"
+        )
     train_x, x = run.train_x(), run.dataset.test_x()[: settings.images]
     observed = observed_entries(settings.missing, run.dataset.image_shape, len(x), settings.seed)
     found, likelihood = draw(run, x, observed, train_x.mean(0), settings)

@@ -141,7 +141,8 @@ def outliers(settings: OutlierSettings, *workdirs: str) -> None:
     """Prints the table, and writes it and the histograms into the run's folder."""
     run = finished.read(settings, "outliers", workdirs)
     x, other_x = run.dataset.test_x()[: settings.images], other_images(run, settings)
-    names = (run.dataset.name, arrays.file_and_key(settings.against)[0].stem)
+    path, array = arrays.file_and_key(settings.against)
+    names = (run.dataset.name, f"{path.stem}-{array}" if array else path.stem)
     inside, outside = scores(run, x, settings, names[0]), scores(run, other_x, settings, names[1])
     counts = [len(x), len(other_x)]
     rng = np.random.default_rng(settings.seed)

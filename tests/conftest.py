@@ -89,7 +89,7 @@ def made_once(tmp_path_factory):
     def folder(name, make):
         with (shared / f"{name}.lock").open("a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not lock.tell():
+            if not lock.seek(0, os.SEEK_END):  # written while this worker waited, perhaps
                 make(shared / name)
                 lock.write("made")
         return shared / name

@@ -31,8 +31,10 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
     """
     from experiments.errors import NonFiniteError
     from experiments.paper.tables import write_tables
+    from experiments.run import compilation_cache
     from experiments.run.loop import run
 
+    compilation_cache.enable("")
     datasets: dict[str, Any] = {}
     left_out: list[str] = []
     for i, planned in enumerate(runs, start=1):

@@ -242,15 +242,17 @@ def _by_model(found: Found) -> dict[tuple[str, int], RunResults]:
 
 def write_figures(paper: PaperSettings) -> None:
     """Writes the figures from the finished runs."""
-    from experiments.store.workdir import read_run
+    from experiments.store.workdir import read_metrics
 
     folder = Path(paper.workdir)
     for item in paper.items:
-        found = [(p, results) for p, results in _found(plan(paper, item)) if results is not None]
+        planned = plan(paper, item)
+        found = [(p, results) for p, results in _found(planned) if results is not None]
         if not found or item.startswith("table"):
             continue
-        runs = {planned.variant: read_run(Path(planned.settings.workdir)) for planned, _ in found}
-        epochs = {name: run.epochs for name, run in runs.items()}
+        folders = {p.variant: Path(p.settings.workdir) for p, _ in found}
+        if item in ("figure2", "figure4"):
+            epochs = {variant: read_metrics(path) for variant, path in folders.items()}
         if item == "figure2":
             figure = figures.learning_curves(epochs)
         elif item == "figure3":
@@ -258,12 +260,13 @@ def write_figures(paper: PaperSettings) -> None:
         elif item == "figure4":
             figure = figures.kl_per_unit(epochs)
         elif item == "figure5":
-            figure = figures.kl_per_layer({planned.variant: results for planned, results in found})
+            figure = figures.kl_per_layer({p.variant: results for p, results in found})
         else:
             file = Path("figures") / "principal_components.png"
-            figure = figures.stacked({name: run.path / file for name, run in runs.items()})
-        title = found[0][1].dataset + (f".{warning}" if (warning := scaled(paper)) else "")
-        figure.suptitle(title, fontsize=10)
+            figure = figures.stacked({variant: path / file for variant, path in folders.items()})
+        part = f", {len(found)} of {len(planned)} runs" if len(found) < len(planned) else ""
+        warning = f".{scaled(paper)}" if scaled(paper) else ""
+        figure.suptitle(f"{found[0][1].dataset}{part}{warning}", fontsize=10)
         figures.write_png(folder / f"{item}.png", figure)
 
 

@@ -123,7 +123,8 @@ def make_mesh(replicas: int, batch_size: int) -> Mesh:
     if used < devices and jax.process_count() > 1:
         raise SettingsError(
             f"--batch_size={batch_size} --replicas={replicas}: cannot be split over {devices} "
-            f"devices of {jax.process_count()} processes; give a multiple of {devices}"
+            f"devices of {jax.process_count()} processes; their product must be a multiple of "
+            f"{devices}"
         )
     return jax.make_mesh(
         (by_replica, by_data),

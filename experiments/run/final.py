@@ -1,5 +1,6 @@
 """The end of a run: evaluates the chosen parameters and writes results, figures and report."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -55,7 +56,7 @@ def evaluate_and_report(
 
     def show() -> None:
         page.write(Run(workdir.path, workdir.config, epochs, results), command)
-        with tensorboard.Events(workdir.path, "figures") as events:
+        with contextlib.closing(tensorboard.Events(workdir.path, "figures")) as events:
             events.add_figures(workdir.path / "figures", settings.epochs)
 
     processes.by_first(show)

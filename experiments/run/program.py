@@ -127,31 +127,21 @@ def _training_program(
     weights = sum(leaf.size for leaf in jax.tree.leaves(like.params))
     multiplications = weights * batch_size * objective.num_samples / mesh.size
     steps = steps_per_call(images.shape[0] // batch_size, multiplications)
-
-    def train(
-        state: TrainState, images: Any, keys: Any, beta: Any, rate: Any, max_nonfinite: Any
-    ) -> tuple[TrainState, Metrics]:
-        return training.train_replicas(
-            model,
-            optimizer,
-            preprocess,
-            state,
-            images,
-            keys,
-            beta,
-            rate,
-            max_nonfinite,
-            batch_size=batch_size,
-            steps=steps,
-            objective=objective,
-        )
-
+    train = functools.partial(
+        training.train_replicas,
+        model,
+        optimizer,
+        preprocess,
+        batch_size=batch_size,
+        steps=steps,
+        objective=objective,
+    )
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return train, steps
     # Set the contexts here: they belong to a thread, and this may not be the run's.
     with jax.set_mesh(mesh), jax.default_matmul_precision(MATMUL_PRECISION[matmul_precision]):
         options = compilation.compiler_options("loop")
-        jitted = jax.jit(train, donate_argnames="state", compiler_options=options)
+        jitted = jax.jit(train, donate_argnums=0, compiler_options=options)
         scalar = jax.ShapeDtypeStruct(keys.shape, np.float32, sharding=keys.sharding)
         return jitted.lower(like, images, keys, scalar, scalar, np.int32(0)).compile(), steps
 

@@ -63,7 +63,8 @@ class Experiment(NamedTuple):
         return (
             f"{self.dataset.name}-{settings.model}{settings.depth}: {len(self.train_images)} "
             f"training images, {len(self.test_x)} test images, {replicas}{parameters:,} "
-            f"parameters, {settings.epochs} epochs of {self.steps_per_epoch} steps, on "
+            f"parameters, {settings.epochs} epoch{'s' * (settings.epochs != 1)} of "
+            f"{self.steps_per_epoch} step{'s' * (self.steps_per_epoch != 1)}, on "
             f"{devices.describe()}" + (f" ({self.mesh.size} of them used)" if unused else "")
         )
 

@@ -22,7 +22,7 @@ _EDGES = np.concatenate([-_EDGES[::-1], [0.0], _EDGES])
 
 
 class Events:
-    """A new file for TensorBoard in a run's folder; a context manager.
+    """A new file for TensorBoard in a run's folder.
 
     The calling thread writes it. tensorboardX's `SummaryWriter` writes in another thread, and after
     a full disk has ended that thread, the next call blocks forever.
@@ -44,12 +44,6 @@ class Events:
             self._writer = EventsWriter(str(folder / "events"), f".{kind}")
         self._file = max(folder.glob(f"*.{kind}"))
         self._flushed = time.monotonic()
-
-    def __enter__(self) -> "Events":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Writes the rest and closes the file.

@@ -326,12 +326,40 @@ def test_neighbours_are_the_nearest_by_what_is_observed():
         candidates = (train_x[distance == distance.min()] + average) / 2
         # A logit and its inverse, of two logarithms and an exponential.
         assert np.abs(candidates - probability[i]).max(1).min() < float32_error(16, 1)
+    independent = impute.of_neighbours(x, observed, train_x, 0, "bernoulli")
+    assert_close(1 / (1 + np.exp(-independent.logits)), np.tile(average, (5, 1)), 16)
     everyone = impute.of_neighbours(x, observed, train_x, 50, "gaussian")
     exact = np.tile(np.float64(train_x), (5, 1, 1))
     mean, variance = exact.mean(1), exact.var(1) + 1e-4
     roundings = np.sqrt(50) + 4  # of sums of 50 images and of one more, which is their mean
     assert_close(everyone.mean, mean, roundings)
     assert_close(everyone.variance, variance, roundings, size=mean + 2 * mean**2)  # x^2 is x
+
+
+def test_neighbours_of_values_far_from_zero_are_those_of_the_centred_ones():
+    rng = np.random.default_rng(0)
+    train_x, x = (np.float32(rng.normal(size=(n, 6))) for n in (40, 3))
+    offset = np.float32(4096)  # float32 keeps 2^-11 there
+    observed = np.arange(18).reshape(3, 6) % 3 > 0
+    rounded = [np.float32(a + offset) for a in (x, train_x)]
+    for number in (0, 1, 5):
+        found = impute.of_neighbours(rounded[0], observed, rounded[1], number, "gaussian")
+        centred = [a - offset for a in rounded]
+        expected = impute.of_neighbours(centred[0], observed, centred[1], number, "gaussian")
+        # The average of 40 values near the offset rounds to a few of its units.
+        error = float32_error(8, float(offset))
+        assert_within(found.mean - offset, expected.mean, error)
+        assert_within(found.variance, expected.variance, 8 * error * 4 + error**2)
+
+
+def test_impute_takes_bernoulli_and_gaussian_x(tmp_path):
+    model = LadderVAE(64, (2,), (8,), observation="discretized_logistic", batch_norm=False)
+    lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
+    grey = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    np.save(tmp_path / "grey.npy", grey)
+    settings = impute.ImputeSettings(data="arrays", train=str(tmp_path / "grey.npy"))
+    with pytest.raises(WorkdirError, match="model observes x as discretized_logistic; give a run"):
+        impute.impute(settings, str(tmp_path / "model"))
 
 
 def test_impute_compares_three_ways(folder, capsys):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import experiments.digits
 from experiments import published, registry
 from experiments.errors import NonFiniteError, WorkdirError
 from experiments.paper import __main__ as paper
-from experiments.paper import claims
+from experiments.paper import claims, tables
 from experiments.paper import plan as paper_plan
 from experiments.paper.plan import PaperSettings, plan, planned_runs
 
@@ -275,6 +276,20 @@ def test_what_is_finished_is_not_made_again_and_what_was_broken_off_is_gone_on_w
     for name, value in json.loads(before).items():
         assert name in times_aside or again[name] == value
     assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_a_figure_of_a_part_of_its_runs_says_so(tiny, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        "experiments.show.figures.write_png",
+        lambda path, figure: titles.append((path.name, figure.get_suptitle().split(".")[0])),
+    )
+    shutil.copytree(tiny.workdir, tmp_path / "paper")
+    copied = dataclasses.replace(tiny, workdir=str(tmp_path / "paper"), only=("figure5",))
+    tables.write_figures(copied)
+    (tmp_path / "paper" / "runs" / "digits-vae-bn-2" / "results.json").unlink()
+    tables.write_figures(copied)
+    assert titles == [("figure5.png", "digits"), ("figure5.png", "digits, 3 of 4 runs")]
 
 
 def test_a_run_that_diverges_is_left_out_and_the_others_are_made(

@@ -214,7 +214,7 @@ def test_processes_that_cannot_share_the_batch_are_refused_in_one_line(tmp_path)
         assert process.returncode == 2
         assert (
             "error: --batch_size=99 --replicas=1: cannot be split over 2 devices of 2 processes; "
-            "give a multiple of 2"
+            "their product must be a multiple of 2"
         ) in errors.splitlines()
     assert not (tmp_path / "run").exists()
 
