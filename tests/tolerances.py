@@ -22,10 +22,10 @@ EPSILON_64 = float(np.finfo(np.float64).eps)
 TINY = float(np.finfo(np.float32).tiny)
 """The smallest normal float32: a processor may take anything below it for zero."""
 
-FALSE_ALARM = 1e-6
+FALSE_ALARM = 5e-7
 """The probability that a statistical test fails although the code is right.
 
-The suite makes fewer than 200 such checks, so one fails by chance less than once in 5,000 runs.
+The suite makes fewer than 200 such checks, so it fails by chance less than once in 10,000 runs.
 """
 
 
