@@ -448,26 +448,42 @@ while True:
 """
 
 
+def stop_while_saving(process: subprocess.Popen, path: Path) -> None:
+    """Stops the process at a moment at which a folder is half written, however short that is."""
+
+    def half_written() -> bool:
+        return any(not folder.name.isdecimal() for folder in path.iterdir())
+
+    while True:
+        while not half_written():
+            assert process.poll() is None
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if half_written():
+            return
+        process.send_signal(signal.SIGCONT)
+
+
 def test_a_process_that_only_saves_is_killed_at_random_moments_and_loses_nothing(tmp_path):
     path, moments = tmp_path / "checkpoints", random.Random(0)
     claimed = 0
-    caught_in_the_act = 0
-    for _ in range(8):
-        process = start(SAVING, path)
-        line = process.stdout.readline()
-        # Everything that was said to be saved is there; at most the one that was begun is more.
-        assert line.startswith("restored "), process.stderr.read()
-        assert claimed <= int(line.split()[1]) <= claimed + 1
-        process.stdout.readline()  # one is saved
-        time.sleep(moments.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        rest, err = process.communicate(timeout=60)
-        assert err == ""
-        names = {p.name for p in path.iterdir()}
-        caught_in_the_act += any(not name.isdecimal() for name in names)
-        lines = [line for line in rest.splitlines() if line.startswith("saved")]
-        claimed = int(line.split()[1]) + 1 + len(lines)
+    for saving in (False, True, False, True):
+        with start(SAVING, path) as process:
+            line = process.stdout.readline()
+            # Everything that was said to be saved is there; at most the one that was begun is more.
+            assert line.startswith("restored "), process.stderr.read()
+            assert claimed <= int(line.split()[1]) <= claimed + 1
+            saved = process.stdout.readline()
+            if saving:
+                stop_while_saving(process, path)
+            else:
+                time.sleep(moments.uniform(0, 0.5))
+            process.send_signal(signal.SIGKILL)
+            *_, saved = [saved, *process.stdout]
+            assert process.stderr.read() == ""
+            assert process.wait(60) == -signal.SIGKILL
+            assert not saving or any(not folder.name.isdecimal() for folder in path.iterdir())
+        claimed = int(saved.removeprefix("saved "))
         state, step = Checkpoints(path).restore(state_of(0))
         assert claimed <= step <= claimed + 1
         assert_is_state_of(step, state)
-    assert caught_in_the_act
