@@ -12,7 +12,9 @@ from absl import flags
 
 from docs import make_flags
 from experiments import cli, registry
+from experiments.errors import WorkdirError
 from experiments.presets import PRESETS, Presets
+from experiments.run.loop import run
 from experiments.settings import Command, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -87,25 +89,21 @@ def test_a_bad_flag_is_refused_in_one_line_with_status_2_and_nothing_created(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--batch_size=1501"],
-            "error: --batch_size=1501: digits has 1500 training images; give at most that\n",
-        ),
-        (
-            ["--init_from=nowhere"],
-            "error: nowhere holds no config.json; give a run's folder\n",
-        ),
-    ],
-)
-def test_what_only_the_data_or_the_disk_can_refuse_is_refused_the_same_way(
-    tmp_path, arguments, message
-):
-    result = digits(*arguments, cwd=tmp_path)
+def test_what_only_the_data_can_refuse_is_refused_the_same_way(tmp_path):
+    result = digits("--batch_size=1501", cwd=tmp_path)
+    message = "error: --batch_size=1501: digits has 1500 training images; give at most that\n"
     assert (result.returncode, result.stderr) == (2, message)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_to_continue_that_is_not_there_is_refused_and_nothing_created(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = registry.experiment("digits")
+    settings = dataclasses.replace(experiment.defaults, init_from="nowhere")
+    with pytest.raises(WorkdirError) as refusal:
+        run(settings, experiment.load(settings))
+    assert str(refusal.value) == "nowhere holds no config.json; give a run's folder"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_lists_every_setting_of_the_experiment_with_its_default(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tolerances import assert_within, float32_error
 from xla_flags import with_cpu_devices
 
@@ -51,13 +52,11 @@ def environment(**variables: str) -> dict[str, str]:
     return os.environ | one_cpu | {"PYTHONPATH": path} | variables
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "tkagg"])
-def test_a_run_ends_well_in_a_batch_script_a_notebook_and_a_container_without_stderr(
-    backend, tmp_path
-):
+def test_a_run_ends_well_in_a_batch_script_a_notebook_and_a_container_without_stderr(tmp_path):
     """All at once: none of them may matter."""
     surroundings = environment(
-        MPLBACKEND=backend,  # what a notebook's !python inherits
+        # What a notebook's !python inherits.
+        MPLBACKEND="module://matplotlib_inline.backend_inline",
         PYTHONIOENCODING="ascii",
         SLURM_JOB_ID="77", SLURM_NTASKS="4", SLURM_PROCID="0", SLURM_LOCALID="0",
     )  # fmt: skip
@@ -70,6 +69,28 @@ def test_a_run_ends_well_in_a_batch_script_a_notebook_and_a_container_without_st
     assert b"test log-likelihood -" in result.stdout
     assert b" ? " in result.stdout  # the plus-minus sign, as far as ASCII goes
     assert finished(tmp_path / "run")["eval_images"] == 5
+
+
+FIGURE = """
+import sys
+from pathlib import Path
+import numpy as np
+from experiments.show import figures
+picture = np.zeros((21, 21), np.uint8)
+figures.write_png(Path(sys.argv[1]), figures.labelled_rows(picture, ["one", "two"]))
+"""
+
+
+def test_a_figure_needs_no_display_whatever_backend_is_asked_for(tmp_path):
+    command = [sys.executable, "-c", FIGURE, str(tmp_path / "figure.png")]
+    surroundings = environment(MPLBACKEND="tkagg")
+    surroundings.pop("DISPLAY", None)
+    result = subprocess.run(
+        command, cwd=ROOT, env=surroundings, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    with Image.open(tmp_path / "figure.png") as image:
+        image.load()
 
 
 def stripes() -> Dataset:
