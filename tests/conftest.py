@@ -148,6 +148,13 @@ def _refusals_are_the_librarys_own(request, monkeypatch):
 
 
 @pytest.fixture
+def without_figures(monkeypatch):
+    """The test's runs draw no picture and write no page, which takes longer than they train."""
+    monkeypatch.setattr("experiments.run.final.drawing.draw_model", lambda *_: None)
+    monkeypatch.setattr("experiments.run.final.page.write", lambda *_: None)
+
+
+@pytest.fixture
 def strict_dtypes():
     """No silent promotion between dtypes either (optax's Adam promotes, so not everywhere)."""
     with jax.numpy_dtype_promotion("strict"):

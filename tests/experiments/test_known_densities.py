@@ -3,12 +3,15 @@
 import json
 
 import numpy as np
+import pytest
 from scipy.stats import logistic
 from tolerances import threshold
 
 from experiments.run.loop import run
 from experiments.settings import Settings
 from lvae_jax.data import Dataset
+
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 DISTANCE = 0.05
 """Nats below the best possible expected log-likelihood, minus the entropy, that a fit may stay."""

@@ -52,6 +52,7 @@ def files_of(workdir: Path) -> tuple:
     return arrays, [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_run_stopped_after_every_single_step_equals_one_that_was_not(
     replicas, tmp_path, monkeypatch, capsys

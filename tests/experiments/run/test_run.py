@@ -284,6 +284,7 @@ def test_metrics_of_epochs_that_no_checkpoint_remembers_are_dropped(tmp_path):
     assert lines_of(workdir.path) == [json.loads(json.dumps(r.to_json())) for r in kept]
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
     ("fresh", "updates", "replicas"), [(False, 15, 1), (True, 3, 1), (False, 15, 2)]
 )
@@ -309,6 +310,7 @@ def test_init_from_starts_from_the_other_runs_parameters(
     assert count.tolist() == [updates] * replicas
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.faults
 def test_continuing_a_run_is_the_longer_run_bit_for_bit_and_resumes_exactly(finished, tmp_path):
     whole = dataclasses.replace(SETTINGS, epochs=6, eval_every=0, workdir=str(tmp_path / "a"))
@@ -340,6 +342,7 @@ def test_continuing_a_run_is_the_longer_run_bit_for_bit_and_resumes_exactly(fini
     assert without_times(one) == without_times(other)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_run_of_another_batch_size_continues_with_a_whole_epoch(finished, tmp_path):
     settings = dataclasses.replace(
         SETTINGS, workdir=str(tmp_path / "run"), init_from=str(finished), batch_size=10, epochs=1
@@ -367,6 +370,7 @@ def test_a_moving_average_is_continued_only_by_an_optimiser_that_keeps_one(finis
     )
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_moving_average_is_evaluated_saved_and_resumed_exactly(tmp_path):
     settings = dataclasses.replace(SETTINGS, ema_decay=0.9, learning_rate=0.05)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -392,6 +396,7 @@ def test_a_moving_average_is_evaluated_saved_and_resumed_exactly(tmp_path):
     assert without_times(resumed) == without_times(results)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_epoch_with_the_best_validation_elbo_is_the_one_evaluated(tmp_path):
     # The learning rate is so large from the third epoch on, where beta is 1, that things get worse.
     settings = dataclasses.replace(
