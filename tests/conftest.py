@@ -98,6 +98,18 @@ def made_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def real_tfds_dir(made_once):
+    """A function of a data set's module: the folder where its real files have been prepared."""
+
+    def folder(module):
+        name = module.__name__.rpartition(".")[2]
+        files = Path(os.environ["LVAE_JAX_TEST_DATA"]) / name
+        return made_once(f"tfds_{name}", lambda path: module.load(files, path))
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def finished_run(made_once):
     """The folder of a finished run of the digits, with the settings `small_runs.SINGLE`."""
     import small_runs

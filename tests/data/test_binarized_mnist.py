@@ -21,19 +21,20 @@ def data_dir(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tfds_dirs(tmp_path_factory):
-    return {kind: tmp_path_factory.mktemp(kind) for kind in SIZES}
+def small_tfds_dir(tmp_path_factory):
+    """So that the small files are prepared once."""
+    return tmp_path_factory.mktemp("small")
 
 
 @pytest.fixture(params=["small", "real"] if DATA else ["small"])
-def files(request, tmp_path_factory, tfds_dirs, monkeypatch):
+def files(request, data_dir, small_tfds_dir, real_tfds_dir, monkeypatch):
     """Which files, the folder that holds them and the data set."""
-    kind = request.param
-    folder = Path(DATA or "") / "binarized_mnist"
-    if kind == "small":
-        folder = write_binarized_mnist(tmp_path_factory.mktemp("original"))
+    if request.param == "real":
+        folder, tfds_dir = Path(DATA) / "binarized_mnist", real_tfds_dir(binarized_mnist)
+    else:
+        folder, tfds_dir = data_dir, small_tfds_dir
         monkeypatch.setattr(binarized_mnist, "SOURCE", small_source(folder, binarized_mnist.SOURCE))
-    return kind, folder, binarized_mnist.load(folder, tfds_dirs[kind])
+    return request.param, folder, binarized_mnist.load(folder, tfds_dir)
 
 
 def first_and_last_rows(folder, split):

@@ -31,8 +31,9 @@ def test_fashion_mnist_is_the_original_files_in_their_order(data_dir, tmp_path, 
 
 
 @pytest.mark.skipif(not DATA, reason="LVAE_JAX_TEST_DATA is not set")
-def test_the_real_files_hold_as_many_images_of_every_class(tmp_path):
-    dataset = fashion_mnist.load(Path(DATA) / "fashion_mnist", tmp_path)
+def test_the_real_files_hold_as_many_images_of_every_class(real_tfds_dir):
+    folder = real_tfds_dir(fashion_mnist)
+    dataset = fashion_mnist.load(Path(DATA) / "fashion_mnist", folder)
     assert np.bincount(dataset.train_labels).tolist() == [6000] * 10
     assert np.bincount(dataset.test_labels).tolist() == [1000] * 10
     # The mean and deviation of a training pixel, as published with the data set.

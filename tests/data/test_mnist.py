@@ -27,19 +27,18 @@ def small_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tfds_dirs(tmp_path_factory):
-    """A folder for each kind of files, so that each is prepared once."""
-    return {kind: tmp_path_factory.mktemp(kind) for kind in COUNTS}
+def small_tfds_dir(tmp_path_factory):
+    """So that the small files are prepared once."""
+    return tmp_path_factory.mktemp("small")
 
 
 @pytest.fixture(params=["small", "real"] if DATA else ["small"])
-def files(request, small_folder, tfds_dirs, monkeypatch):
+def files(request, small_folder, small_tfds_dir, real_tfds_dir, monkeypatch):
     """Which files, the folder that holds them and the folder where they are prepared."""
-    kind = request.param
-    if kind == "real":
-        return kind, Path(DATA) / "mnist", tfds_dirs[kind]
+    if request.param == "real":
+        return "real", Path(DATA) / "mnist", real_tfds_dir(mnist)
     monkeypatch.setattr(mnist, "SOURCE", small_files.small_source(small_folder))
-    return kind, small_folder, tfds_dirs[kind]
+    return "small", small_folder, small_tfds_dir
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Every data set's experiment: from its files to results, and what is said of bad ones."""
 
 import dataclasses
+import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from experiments import arrays, binarized_mnist, digits, fashion_mnist, mnist, n
 from experiments.run.loop import run
 from experiments.settings import Settings
 from lvae_jax import data
-from lvae_jax.data import Dataset
+from lvae_jax.data import DataError, Dataset
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +34,10 @@ TINY = {
 
 
 def run_tiny(experiment, defaults: Settings, workdir: Path, **settings) -> tuple[Dataset, dict]:
-    """Three epochs of one layer on a few of the images; the data set and results.json."""
+    """Three epochs of one layer on a few of the images; the data set and results.json.
+
+    The run was of these images, and its log-likelihood is that of a model of hardly trained bits.
+    """
     settings = dataclasses.replace(defaults, workdir=str(workdir), **TINY, **settings)
     dataset = experiment.load(settings)
     few = dataclasses.replace(
@@ -43,18 +48,36 @@ def run_tiny(experiment, defaults: Settings, workdir: Path, **settings) -> tuple
         test_labels=dataset.test_labels[:50],
     )
     run(settings, few)
-    return dataset, json.loads((workdir / "results.json").read_text())
+    config, results = (
+        json.loads((workdir / f"{name}.json").read_text()) for name in ("config", "results")
+    )
+    images = few.train_images.tobytes() + few.test_images.tobytes()
+    assert config["data_sha256"] == hashlib.sha256(images).hexdigest()
+    if dataset.observation == "bernoulli":
+        # A probability is at most 1, and a model that knows nothing gives each bit one half.
+        bits = results["test_log_likelihood"] / (dataset.data_dim * math.log(2))
+        assert -2 < bits < 0
+    return dataset, results
 
 
-def folders_of(experiment: str, made_from: Path, monkeypatch) -> Path:
-    """A folder with the data set's files: the real ones where at hand, else small ones."""
-    real = Path(os.environ.get("LVAE_JAX_TEST_DATA", "nowhere")) / experiment
-    if real.is_dir():
-        return real
-    module = getattr(data, "small_norb" if experiment == "norb" else experiment)
-    folder = small_files.WRITERS[module](made_from)
-    monkeypatch.setattr(module, "SOURCE", small_files.small_source(folder, module.SOURCE))
-    return folder
+@pytest.fixture
+def folders_of(tmp_path, real_tfds_dir, monkeypatch):
+    """A function of an experiment's name: where its files are, and where they are prepared.
+
+    The files are the real ones where available, else small ones.
+    """
+
+    def folders(experiment: str) -> tuple[Path, Path]:
+        module = getattr(data, "small_norb" if experiment == "norb" else experiment)
+        real = Path(os.environ.get("LVAE_JAX_TEST_DATA", "nowhere")) / experiment
+        if real.is_dir():
+            prepared = module is not data.omniglot  # whose stand-in is read as it is
+            return real, real_tfds_dir(module) if prepared else tmp_path / "tfds"
+        small = small_files.WRITERS[module](tmp_path / "files")
+        monkeypatch.setattr(module, "SOURCE", small_files.small_source(small, module.SOURCE))
+        return small, tmp_path / "tfds"
+
+    return folders
 
 
 @pytest.mark.parametrize(
@@ -68,31 +91,36 @@ def folders_of(experiment: str, made_from: Path, monkeypatch) -> Path:
     ],
 )
 def test_a_data_set_is_prepared_from_its_files_trained_on_and_evaluated(
-    experiment, names, data_dim, tmp_path, monkeypatch
+    experiment, names, data_dim, folders_of, tmp_path, request
 ):
-    folder = folders_of(experiment.__name__.split(".")[-1], tmp_path / "files", monkeypatch)
+    if experiment not in (mnist, norb):  # the pictures of the others are like theirs
+        request.getfixturevalue("without_figures")
+    folder, tfds_dir = folders_of(experiment.__name__.split(".")[-1])
     defaults = getattr(experiment, "DEFAULTS", Settings())
+    nowhere = {"data_dir": str(tmp_path / "no files"), "tfds_dir": str(tmp_path / "none prepared")}
+    with pytest.raises(DataError, match="no files is not a folder"):
+        experiment.load(dataclasses.replace(defaults, **nowhere))
     dataset, results = run_tiny(
         experiment,
         defaults,
         tmp_path / "run",
         data_dir=str(folder),
-        tfds_dir=str(tmp_path / "tfds"),
+        tfds_dir=str(tfds_dir),
     )
     assert dataset.data_dim == data_dim
     assert results["dataset"] in names
     assert ("standin" in results["dataset"]) == (folder / "chardata_standin.mat").exists()
-    assert np.isfinite([results["test_elbo"], results["test_log_likelihood"]]).all()
 
 
-def test_fashion_mnist_is_trained_on_as_grey_values(tmp_path, monkeypatch):
-    folder = folders_of("fashion_mnist", tmp_path / "files", monkeypatch)
+@pytest.mark.usefixtures("without_figures")
+def test_fashion_mnist_is_trained_on_as_grey_values(tmp_path, folders_of):
+    folder, tfds_dir = folders_of("fashion_mnist")
     dataset, results = run_tiny(
         fashion_mnist,
         fashion_mnist.DEFAULTS,
         tmp_path / "run",
         data_dir=str(folder),
-        tfds_dir=str(tmp_path / "tfds"),
+        tfds_dir=str(tfds_dir),
         observation="discretized_logistic",
     )
     assert (dataset.observation, dataset.binarisation) == ("discretized_logistic", "none")
@@ -100,28 +128,25 @@ def test_fashion_mnist_is_trained_on_as_grey_values(tmp_path, monkeypatch):
     assert -784 * 20 < results["test_log_likelihood"] < 0
 
 
-@pytest.mark.parametrize("continuous", [False, True])
-def test_digits_are_trained_on_as_binary_and_as_continuous_values(continuous, tmp_path):
-    dataset, results = run_tiny(digits, digits.DEFAULTS, tmp_path / "run", continuous=continuous)
-    assert results["dataset"] == dataset.name == "digits" + "-continuous" * continuous
-    assert np.isfinite([results["test_elbo"], results["test_log_likelihood"]]).all()
+def test_digits_are_trained_on_as_continuous_values(tmp_path):
+    dataset, results = run_tiny(digits, digits.DEFAULTS, tmp_path / "run", continuous=True)
+    assert results["dataset"] == dataset.name == "digits-continuous"
+    assert (dataset.observation, dataset.binarisation) == ("gaussian", "none")
 
 
-@pytest.mark.parametrize("observation", ["bernoulli", "gaussian"])
-def test_own_arrays_of_any_shape_are_trained_on(observation, tmp_path):
+def test_own_arrays_of_any_shape_are_trained_on(tmp_path):
     generator = np.random.default_rng(0)
     np.save(tmp_path / "volumes.npy", generator.random((40, 2, 3, 4)))
-    dataset, results = run_tiny(
+    dataset, _ = run_tiny(
         arrays,
         arrays.DEFAULTS,
         tmp_path / "run",
         train=str(tmp_path / "volumes.npy"),
-        observation=observation,
+        observation="gaussian",
         holdout=0.25,
     )
     assert (dataset.name, dataset.image_shape) == ("volumes", (2, 3, 4))
     assert (len(dataset.train_images), len(dataset.test_images)) == (30, 10)
-    assert np.isfinite([results["test_elbo"], results["test_log_likelihood"]]).all()
 
 
 def test_bad_arrays_end_in_one_line_with_status_2_and_nothing_created(tmp_path):
