@@ -59,15 +59,7 @@ def init(
       A nested dict. `params["up"][i]`, i = 1, ..., L, holds the network of d_i and the heads of
       the likelihood N(mu_hat_i, var_hat_i); `params["down"][i]`, i = 1, ..., L - 1, that of
       p(z_i | z_{i+1}), and `params["down"][0]` that of p(x | z_1).
-
-    Raises:
-      ValueError: if `latent_sizes` and `hidden_sizes` differ in length or are empty.
     """
-    if not latent_sizes or len(latent_sizes) != len(hidden_sizes):
-        raise ValueError(
-            "latent_sizes and hidden_sizes need one entry per layer, "
-            f"but are {latent_sizes} and {hidden_sizes}"
-        )
     depth = len(latent_sizes)
     keys = jax.random.split(key, (2, depth))
     up, down = {}, {}
@@ -246,11 +238,6 @@ def make_epoch(optimizer: optax.GradientTransformation, batch_size: int) -> Epoc
         beta: jax.Array | float,
     ) -> tuple[Params, optax.OptState, jax.Array]:
         steps = images.shape[0] // batch_size
-        if steps == 0:
-            raise ValueError(
-                f"{images.shape[0]} images do not fill one batch of {batch_size}; "
-                "use more images or a smaller batch_size"
-            )
         shuffle_key, steps_key = jax.random.split(key)
         permutation = jax.random.permutation(shuffle_key, images.shape[0])
         batches = permutation[: steps * batch_size].reshape(steps, batch_size)

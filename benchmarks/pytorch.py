@@ -198,16 +198,6 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def initialise(sizes: Sizes) -> Ladder:
-    """A model with Glorot-normal weights, gain sqrt 2 in the MLPs."""
-    model = Ladder(sizes)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2:
-            nn.init.xavier_normal_(parameter, gain=math.sqrt(2) if "mlps" in name else 1.0)
-    nn.init.zeros_(model.logits.bias)
-    return model.to(device())
-
-
 def make_epoch(
     sizes: Sizes, images: np.ndarray, batch_size: int, compiled: bool
 ) -> Callable[[], Any]:
@@ -222,7 +212,7 @@ def make_epoch(
     Returns:
       A function that trains for an epoch and returns the mean training ELBO.
     """
-    model = initialise(sizes).train()
+    model = Ladder(sizes).to(device()).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     stored = torch.from_numpy(images).to(device())
 

@@ -58,13 +58,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run(sections: list[str], quick: bool, data_dir: Path | None) -> dict[str, Any]:
+def run(sections: list[str], quick: bool) -> dict[str, Any]:
     """Runs sections and prints the tables of each as soon as they are measured.
 
     Args:
       sections: names in `SECTIONS`.
       quick: small models and few rounds.
-      data_dir: folder of original files, with one folder per data set; or None.
 
     Returns:
       Every figure, by section.
@@ -76,8 +75,6 @@ def run(sections: list[str], quick: bool, data_dir: Path | None) -> dict[str, An
         print(f"\n## {name}\n", flush=True)
         module = SECTIONS[name]
         plan = module.QUICK if quick else module.FULL
-        if name == "startup":
-            plan = plan._replace(data_dir=data_dir)
         result[name] = module.measure(plan)
         for caption, rows in result[name]["tables"].items():
             print(f"{caption}\n\n{markdown(rows)}" if rows else caption, flush=True)
@@ -96,12 +93,9 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="two layers and few rounds, for a quick check"
     )
-    parser.add_argument(
-        "--data_dir", type=Path, help="folder of original files, in folders such as mnist"
-    )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
-    result = run(arguments.only, arguments.quick, arguments.data_dir)
+    result = run(arguments.only, arguments.quick)
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""Times what a user waits for before training: imports, data, compilation, resuming.
+"""Times what a user waits for before training: imports, compilation, resuming.
 
 Each command is timed in a separate process, started as a user would start it.
 """
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.sizes import PAPER, Sizes
-from benchmarks.timing import Row, seconds, spread
+from benchmarks.timing import Row, spread
 from benchmarks.training_step import random_images
 from lvae_jax.data import mnist
 from lvae_jax.data.array_file import write_arrays
@@ -28,10 +28,8 @@ class Plan(NamedTuple):
     sizes: Sizes = PAPER
     rounds: int = 3
     train_images: int = 60_000
-    """Number of random images that replace MNIST if its files are not given."""
+    """Number of random images, which replace MNIST."""
     test_images: int = 10_000
-    data_dir: Path | None = None
-    """Holds MNIST's original files in mnist/; None for random images."""
 
 
 FULL = Plan()
@@ -47,15 +45,11 @@ FIRST_STEPS = re.compile(r"the first \d+ steps? took until")
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Times first steps, imports and loading."""
+    """Times first steps and imports."""
     times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         tfds_dir = Path(folder) / "data"
-        if plan.data_dir is None:
-            write_random_images(tfds_dir, plan.train_images, plan.test_images)
-        else:
-            original = plan.data_dir / "mnist"
-            times["MNIST, first load"] = [seconds(lambda: mnist.load(original, tfds_dir))[0]]
+        write_random_images(tfds_dir, plan.train_images, plan.test_images)
         for i in range(plan.rounds):
             cache = Path(folder) / f"cache{i}"
             # The second run uses the programs that the first compiled; the third resumes it.
@@ -74,12 +68,9 @@ def measure(plan: Plan) -> dict[str, Any]:
                 start = time.perf_counter()
                 subprocess.run(process, capture_output=True, check=True)
                 times.setdefault(name, []).append(time.perf_counter() - start)
-            loading, _ = seconds(lambda: mnist.load(None, tfds_dir))
-            times.setdefault("MNIST, later loads", []).append(loading)
     rows: list[Row] = [{"": name, "seconds": spread(values)} for name, values in times.items()]
     caption = f"From the shell command on; {plan.rounds} rounds, median (min to max)."
-    notes = ["random images were used instead of MNIST (--data_dir is not given)"]
-    return {"tables": {caption: rows}, "notes": [] if plan.data_dir else notes}
+    return {"tables": {caption: rows}, "notes": []}
 
 
 def training_command(sizes: Sizes, tfds_dir: Path, workdir: Path, cache: Path) -> list[str]:
@@ -128,7 +119,7 @@ def write_random_images(tfds_dir: Path, train_images: int, test_images: int) -> 
     """Writes random images in place of a prepared MNIST."""
     folder = tfds_dir / mnist.SOURCE.name / mnist.SOURCE.version
     folder.mkdir(parents=True)
-    images = random_images(train_images + test_images, 784).reshape(-1, 28, 28, 1)
+    images = random_images(train_images + test_images, 784).reshape(-1, *mnist.SOURCE.image_shape)
     labels = np.zeros(len(images), np.int32)
     arrays = {
         "train_images": images[:train_images],

@@ -61,11 +61,6 @@ def test_parameters_are_strongly_typed_float32(params):
         assert not leaf.weak_type
 
 
-def test_init_refuses_sizes_of_different_length():
-    with pytest.raises(ValueError, match="one entry per layer"):
-        plain_jax.init(jax.random.key(0), latent_sizes=(4, 2), hidden_sizes=(8,))
-
-
 def test_normalised_linear_gives_each_unit_the_mean_shift_and_the_deviation_scale(x):
     layer = {
         "kernel": jax.random.normal(jax.random.key(1), (DATA_DIM, 5), jnp.float32),
@@ -209,11 +204,3 @@ def test_an_epoch_lowers_the_loss_and_compiles_once(params):
     assert loss(trained, jax.random.key(8), x, 1.0) < before
     assert int(opt_state[0].count) == 2 * (330 // 16)
     assert epoch._cache_size() == 1
-
-
-def test_an_epoch_refuses_fewer_images_than_a_batch(params):
-    optimizer = optax.adam(1e-3)
-    epoch = plain_jax.make_epoch(optimizer, batch_size=16)
-    images = jnp.zeros((15, DATA_DIM), jnp.uint8)
-    with pytest.raises(ValueError, match="do not fill one batch"):
-        epoch(params, optimizer.init(params), images, jax.random.key(0), 1.0)

@@ -43,8 +43,8 @@ def test_a_run_that_ends_says_why(tmp_path):
 def test_random_images_are_loaded_as_mnist(tmp_path):
     startup.write_random_images(tmp_path, 20, 10)
     dataset = mnist.load(None, tmp_path)
-    assert dataset.train_images.shape == (20, 28, 28, 1)
-    assert dataset.test_images.shape == (10, 28, 28, 1)
+    assert dataset.train_images.shape == (20, 28, 28)
+    assert dataset.test_images.shape == (10, 28, 28)
     assert dataset.train_images.dtype == np.uint8
 
 
