@@ -98,7 +98,7 @@ def plain_replicas(keys):
     return value_and_error(functools.partial(replicas, keys), params, roundings=ROUNDINGS)
 
 
-# Maps over devices
+# Maps over devices; `jax.pmap` is `jax.shard_map` without check_vma
 
 
 def test_an_epoch_within_pmap_is_the_plain_one():
@@ -106,8 +106,7 @@ def test_an_epoch_within_pmap_is_the_plain_one():
     assert_trees_within(found, *map(lead, plain_epoch()))
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
-def test_an_epoch_within_shard_map_is_the_plain_one(check_vma):
+def test_an_epoch_within_shard_map_is_the_plain_one():
     mesh = jax.make_mesh((1,), ("theirs",), axis_types=(AxisType.Auto,))
     start = state()
 
@@ -115,7 +114,7 @@ def test_an_epoch_within_shard_map_is_the_plain_one(check_vma):
         return lead(epoch(start, key[0]))
 
     axes = PartitionSpec("theirs")
-    mapped = jax.shard_map(one_each, mesh=mesh, in_specs=axes, out_specs=axes, check_vma=check_vma)
+    mapped = jax.shard_map(one_each, mesh=mesh, in_specs=axes, out_specs=axes)
     assert_trees_within(jax.jit(mapped)(KEY[None]), *map(lead, plain_epoch()))
 
 
@@ -173,13 +172,12 @@ def test_within_shard_map_gradients_of_shared_parameters_are_the_sum_over_device
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", ["theirs", "data"])
-def test_an_epoch_under_a_mesh_of_other_axes_is_the_plain_one(name, axis_type):
-    mesh = jax.make_mesh((1,), (name,), axis_types=(axis_type,))
+def test_an_epoch_under_a_mesh_whose_axis_has_the_librarys_name_is_the_plain_one(axis_type):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(axis_type,))
     start = jax.device_get(state())
     with jax.set_mesh(mesh):
         on_mesh = functools.partial(jax.device_put, device=NamedSharding(mesh, PartitionSpec()))
-        split = jax.device_put(np.asarray(IMAGES), NamedSharding(mesh, PartitionSpec(name)))
+        split = jax.device_put(np.asarray(IMAGES), NamedSharding(mesh, PartitionSpec("data")))
         found = epoch(on_mesh(start), KEY, split)
     assert_trees_within(jax.device_get(found), *plain_epoch())
 
@@ -222,7 +220,7 @@ def plain_estimate(estimate):
 
 
 @pytest.mark.parametrize("estimate", [log_likelihood, elbo])
-@pytest.mark.parametrize("over", ["pmap", "vmap", "shard_map", "shard_map without check_vma"])
+@pytest.mark.parametrize("over", ["pmap", "vmap", "shard_map"])
 def test_an_estimate_within_a_map_is_the_plain_one(over, estimate):
     given = (variables(), X, KEY)
     if over == "pmap":
@@ -236,9 +234,7 @@ def test_an_estimate_within_a_map_is_the_plain_one(over, estimate):
             return estimate(*jax.tree.map(lambda leaf: leaf[0], (variables, x, key)))[None]
 
         split = PartitionSpec("theirs")
-        mapped = jax.shard_map(
-            one_each, mesh=mesh, in_specs=split, out_specs=split, check_vma=over == "shard_map"
-        )
+        mapped = jax.shard_map(one_each, mesh=mesh, in_specs=split, out_specs=split)
         found = jax.jit(mapped)(*map(lead, given))
     assert_within(found[0], *plain_estimate(estimate))
 
@@ -344,7 +340,7 @@ def test_what_is_no_key_is_refused(given, message):
 
 
 # Not float16: XLA compiles no conversion of it for a processor without instructions for it.
-@pytest.mark.parametrize("dtype", [bool, np.int8, np.int32, np.uint8, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [bool, np.uint8, jnp.bfloat16])
 def test_zeros_and_ones_of_any_dtype_are_those_of_float32(dtype):
     assert_trees_within(step(np.asarray(X).astype(dtype)), *plain_step())
 
@@ -381,11 +377,11 @@ def test_a_batch_of_more_images_than_there_are_is_refused():
 @pytest.mark.parametrize(
     "optimizer",
     [
-        optax.adam(0.01, eps=1e-3),  # with 1e-8 the sign of a rounding error would be a whole step
+        # With an epsilon of 1e-8 the sign of a rounding error would be a whole step.
         optax.adamw(0.01, eps=1e-3, weight_decay=0.1),
         optax.sgd(0.1, momentum=0.9),
     ],
-    ids=["adam", "adamw", "sgd"],
+    ids=["adamw", "sgd"],
 )
 def test_a_step_adds_the_updates_of_any_optimiser(optimizer):
     params = state().params
