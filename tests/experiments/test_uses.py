@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_parameters import random_params
@@ -24,7 +26,7 @@ from tolerances import (
 import lvae_jax
 from experiments import certify, finished, impute, outliers, probe
 from experiments.errors import SettingsError, WorkdirError
-from lvae_jax import LadderVAE
+from lvae_jax import LadderVAE, evaluation
 from lvae_jax.data import DataError, digits
 
 ROOT = Path(__file__).parents[2]
@@ -223,7 +225,20 @@ def test_detection_is_that_of_pairs_of_images():
     assert least < (stated / expected) ** 2 < most
 
 
-def test_outliers_tell_noise_from_digits(folder, tmp_path, capsys):
+def keys_of(images):
+    """As documented: the key of image i is the fold of i into that of the seed."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(images))
+
+
+def assert_states(stated, values):
+    """A JSON's number of a score is its mean over images, with the standard error."""
+    values = np.float64(values)
+    size = np.abs(values).max()
+    assert_close(stated["mean"], values.mean(), 8, size, epsilon=EPSILON_64)
+    assert_close(stated["standard_error"], stats.sem(values), 16, size, epsilon=EPSILON_64)
+
+
+def test_outliers_compares_the_scores_of_both_sets(folder, tmp_path, capsys):
     noise = np.random.default_rng(0).integers(0, 17, (40, 8, 8)).astype(np.uint8) * 15
     np.save(tmp_path / "noise.npy", noise)
     settings = outliers.OutlierSettings(
@@ -234,6 +249,23 @@ def test_outliers_tell_noise_from_digits(folder, tmp_path, capsys):
     assert list(found["scores"]) == ["L_8", "ELBO", "L - L^>1"]
     assert found["images"] == [30, 30]
     assert "| ELBO " in capsys.readouterr().out
+    model, variables = lvae_jax.load(folder)
+    run = finished.read(finished.UseSettings(data="digits"), "outliers", [str(folder)])
+    sets = {"digits": run.dataset.test_x()[:30], "other": outliers.other_images(run, settings)}
+    score = {"L_8": {}, "ELBO": {}}
+    for name, x in sets.items():
+        likelihood = evaluation.log_likelihood_program()(model, variables, x, keys_of(30), 8)
+        score["L_8"][name] = np.float64(likelihood.log_likelihood)
+        ratio = evaluation.likelihood_ratio(
+            model, variables, jnp.asarray(x), jax.random.key(0), above=1, num_samples=2
+        )
+        score["ELBO"][name] = np.float64(ratio.elbo)
+    for name, of in score.items():
+        for images in sets:
+            assert_states(found["scores"][name][images], of[images])
+        auroc = np.mean(of["other"][:, None] < of["digits"])
+        stated = found["scores"][name]["auroc"]["mean"]
+        assert_close(stated, auroc, np.sqrt(60), epsilon=EPSILON_64)
 
 
 @pytest.mark.parametrize(
@@ -388,12 +420,28 @@ def test_impute_compares_three_ways(folder, capsys):
 
 
 def test_certify_states_both_bounds(folder, capsys):
-    settings = certify.CertifySettings(
-        data="digits", images=6, samples=10, temperatures=20, leapfrog_steps=2, batch=4
-    )
+    effort = {"temperatures": 20, "leapfrog_steps": 2}
+    settings = certify.CertifySettings(data="digits", images=6, samples=10, batch=3, **effort)
     certify.certify(settings, str(folder))
     nats = results(folder, "certify")["nats"]
-    upper, lower = nats["upper bound of log p(x)"]["mean"], nats["L_10"]["mean"]
-    found, size = nats["upper bound less L_10"]["mean"], abs(upper) + abs(lower)
-    assert_close(found, upper - lower, 4, size)  # means of six images, and differences
+    model, variables = lvae_jax.load(folder)
+    batches = []
+    for keys in (keys_of(6)[:3], keys_of(6)[3:]):
+        drawn = evaluation.bidirectional(model, variables, keys, **effort)
+        estimate = evaluation.log_likelihood_program()(model, variables, drawn.x, keys, 10)
+        batches.append([drawn.lower, drawn.upper, estimate.log_likelihood])
+    lower, upper, likelihood = np.concatenate(np.float64(batches), axis=1)
+    by_name = {
+        "lower bound of log p(x)": lower,
+        "upper bound of log p(x)": upper,
+        "upper less lower bound": upper - lower,
+        "L_10": likelihood,
+        "lower bound less L_10": lower - likelihood,
+        "upper bound less L_10": upper - likelihood,
+    }
+    assert nats.keys() == by_name.keys()
+    for name, values in by_name.items():
+        assert_states(nats[name], values)
+    gap = nats["upper less lower bound"]
+    assert gap["mean"] > -threshold(degrees=5) * gap["standard_error"]
     assert re.search(r"L_10 is at most .* nats below log p\(x\)", capsys.readouterr().out)
