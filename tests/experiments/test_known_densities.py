@@ -68,7 +68,9 @@ def test_a_ladder_fitted_to_draws_from_a_gaussian_comes_close_to_its_entropy(tmp
 
     assert results["test_log_likelihood"] < np.mean(truth) + by_chance(DISTANCE)
     assert results["test_log_likelihood"] > np.mean(truth) - DISTANCE
-    assert results["test_elbo"] < results["test_log_likelihood"]
+    # The mean log weight of 1,000 images has about the relative deviation of a mean weight.
+    error = np.sqrt((500 / results["effective_sample_size"] - 1) / 1000)
+    assert results["test_elbo"] < results["test_log_likelihood"] + threshold() * error
 
 
 def test_a_ladder_fitted_to_grey_values_comes_close_to_their_entropy(tmp_path):
