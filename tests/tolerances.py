@@ -3,7 +3,7 @@
 A tolerance is derived, never tuned to the machine that a test was written on. It follows from
 
 - rounding: `float32_error` and `assert_close`, from how often a value is rounded on its way into
-  the result and from the size of what is added up;
+  the result and from the size of what is added up, as `size_of_log_weights` finds it;
 - the condition of a whole network: `value_and_error`, from what the same computation in float64
   does when its inputs change by a rounding;
 - chance: `threshold`, `assert_mean` and `assert_plausible`, from `FALSE_ALARM`.
@@ -45,6 +45,27 @@ def float32_error(roundings, size):
       roundings * EPSILON * |size|.
     """
     return roundings * EPSILON * np.abs(np.asarray(size, np.float64))
+
+
+def size_of_log_weights(terms):
+    """What the log weight of every sample adds up, in nats: the size of its rounding.
+
+    The parameters are rounded, and a deviation is the difference of a sample and a mean: it has the
+    errors of both.
+
+    Args:
+      terms: of a model, `bounds.Terms`.
+
+    Returns:
+      [..., samples, batch].
+    """
+    size = np.abs(np.float64(terms.log_px))
+    for z, q, p in zip(terms.z, terms.posterior, terms.prior, strict=True):
+        for g in (q, p):
+            mean, variance, sample = np.float64(g.mean), np.float64(g.variance), np.float64(z)
+            deviation = np.abs(sample - mean) * (np.abs(sample) + np.abs(mean) + 1) / variance
+            size = size + (np.abs(np.log(2 * np.pi * variance)) + deviation).sum(-1)
+    return size
 
 
 def assert_close(actual, expected, roundings, size=None, epsilon=EPSILON):
