@@ -19,6 +19,7 @@ from experiments.errors import SettingsError
 from experiments.run import devices, setup
 from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints
+from lvae_jax import LadderVAE, objective, training
 
 pytestmark = pytest.mark.faults
 
@@ -42,7 +43,7 @@ from lvae_jax.data import binarise
 from tolerances import value_and_error
 
 assert jax.device_count() == 8
-model, optimizer = LadderVAE(20, (4, 2), (16, 8)), training.make_optimizer(1.0, adam_epsilon=1e-3)
+model, optimizer = LadderVAE(20, (4,), (16,)), training.make_optimizer(1.0, adam_epsilon=1e-3)
 images = np.random.default_rng(0).integers(0, 256, (480, 20), np.uint8)
 root = jnp.stack([jax.random.key(0), jax.random.key(1)])
 results = {}
@@ -89,8 +90,8 @@ With an epsilon of one Adam hardly divides them, and a step makes the difference
 at most a tenth: three times in all.
 """
 
-SUM_OF_GRADIENT = 100
-"""By how much a bound, in nats, changes by parameters that change by one each."""
+SUM_OF_GRADIENT = 200
+"""By how much a bound, in nats, changes by parameters that change by one each, at most."""
 
 
 def environment(virtual_devices: int) -> dict[str, str]:
@@ -129,6 +130,19 @@ def test_a_batch_is_split_and_only_over_data_is_anything_reduced(on_meshes, mesh
     # No device computes on more than its part of the 160 examples of 20 pixels.
     assert on_meshes[mesh]["largest_batch"] == 160 // data
     assert (on_meshes[mesh]["all_reduces"] > 0) == (data > 1)
+
+
+def test_gradients_of_the_runs_below_are_as_large_as_their_tolerances_assume():
+    model = LadderVAE(64, (4,), (16,))
+    grey = digits.load(digits.DEFAULTS).train_images[:480].reshape(480, 64)
+    x = jax.random.bernoulli(jax.random.key(0), grey)
+    state = training.init_state(model, training.make_optimizer(), jax.random.key(1))
+    gradients = jax.jit(objective.loss_and_gradients, static_argnums=0)(
+        model, state.params, x, jax.random.key(2)
+    )[2]
+    sizes = np.concatenate([np.abs(leaf).ravel() for leaf in jax.tree.leaves(gradients)])
+    assert sizes.max() < 1.5
+    assert sizes.sum() < SUM_OF_GRADIENT
 
 
 def free_port() -> int:
