@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 import pytest
 from xla_flags import with_cpu_devices
 
+from experiments.report import report
 from experiments.store.checkpoints import Checkpoints
 from experiments.store.manifests import verify
 
@@ -301,6 +302,7 @@ def test_a_signal_while_modules_are_imported_ends_the_process_without_a_run(afte
         time.sleep(after)  # before, in or after the imports, as fast as the machine may be
         assert command.send(number) in (-number, 128 + number), command.said()
         assert "Fatal" not in command.said()
+        assert not (workdir / "results.json").exists()
 
 
 def both_processes(workdir: Path, *flags: str) -> list[Command]:
@@ -387,8 +389,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(tmp_p
     assert "NaN" not in (workdir / "metrics.jsonl").read_text()
     assert [line["train_elbo"] is None for line in lines] == [False, True, True]
     assert lines[1]["kl_per_layer"] == [None]
-    report = [sys.executable, "-m", "experiments.report", str(workdir)]
-    assert subprocess.run(report, cwd=ROOT, env=os.environ).returncode == 0
+    report(workdir)
     assert "Every update of the last one was skipped" in (workdir / "report.html").read_text()
     # Nothing but the counts has changed since the first epoch.
     arrays = {step: arrays_of_step(workdir, step) for step in (STEPS, 3 * STEPS)}
@@ -463,8 +464,10 @@ def test_a_second_command_is_refused_until_the_first_is_killed(tmp_path):
     endless = training(workdir, OFTEN, "--epochs=1000000")
     first = Command(workdir, endless)
     first.wait_until(lambda: first.epochs() >= 3)
+    first.process.send_signal(signal.SIGSTOP)  # which takes no lock from it, but no time either
     second = Command(workdir, endless, name=".second")
     assert second.process.wait(PATIENCE) == 2, second.said()
+    first.process.send_signal(signal.SIGCONT)
     assert second.said() == (
         f"error: {workdir} is in use by process {first.process.pid} on {socket.gethostname()}; "
         "wait for it, stop it, or give another --workdir\n"
