@@ -305,43 +305,6 @@ def test_a_signal_while_modules_are_imported_ends_the_process_without_a_run(afte
         assert not (workdir / "results.json").exists()
 
 
-def both_processes(workdir: Path, *flags: str) -> list[Command]:
-    """One run of two processes with a device each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    together = [f"--coordinator_address={address}", "--num_processes=2"]
-    return [
-        Command(
-            workdir,
-            training(workdir, *together, f"--process_id={i}", *flags),
-            name=f".{i}",
-        )
-        for i in (0, 1)
-    ]
-
-
-def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(tmp_path):
-    workdir, few = tmp_path / "run", ["--epochs=6", "--validation=0", "--checkpoint_seconds=0"]
-    first, second = both_processes(workdir, *few)
-    first.wait_until(first.trains)
-    second.process.send_signal(signal.SIGTERM)
-    steps = set()
-    for command in (first, second):
-        assert command.process.wait(PATIENCE) == 128 + signal.SIGTERM, command.said()
-        said = re.search(r"error: SIGTERM: stopped after step (\d+), which is", command.said())
-        assert said, command.said()
-        steps.add(int(said[1]))
-    (step,) = steps
-    assert verify(workdir / "checkpoints" / str(step), step) is None
-    both = both_processes(workdir, *few)
-    for command in both:
-        assert command.process.wait(PATIENCE) == 0, command.said()
-    assert f"resuming after epoch {step // STEPS}" in both[0].said()
-    assert [line["epoch"] for line in lines_of(workdir)] == list(range(6))
-    assert (workdir / "results.json").exists()
-
-
 OVERFLOWS = ["--beta=1e38", "--warmup_epochs=2", "--validation=0", "--eval_every=0"]
 """Without the KL in the first epoch; from then on its weight makes the loss overflow."""
 

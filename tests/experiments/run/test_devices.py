@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from experiments.errors import SettingsError
 from experiments.run import devices, setup
 from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints
+from experiments.store.manifests import verify
 from lvae_jax import LadderVAE, objective, training
 
 pytestmark = pytest.mark.faults
@@ -82,12 +84,12 @@ print(json.dumps(results))
 """
 
 
-LEARNING_RATE, STEPS = 0.01, 12
+EPOCHS, STEPS, LEARNING_RATE = 6, 18, 1 / 150
 OF_TRAINING = 3 * STEPS * LEARNING_RATE * float32_error(32, 1.0)
 """Of a parameter of two runs whose gradients, of elements up to about one, round differently.
 
 With an epsilon of one Adam hardly divides them, and a step makes the difference before it larger by
-at most a tenth: three times in all.
+at most a fifteenth: three times in all.
 """
 
 SUM_OF_GRADIENT = 200
@@ -153,8 +155,8 @@ def free_port() -> int:
 
 def start(workdir: Path, *flags: str, virtual_devices: int = 1) -> subprocess.Popen:
     arguments = [
-        "--latent_sizes=4", "--hidden_sizes=16", "--epochs=2", "--warmup_epochs=2",
-        "--eval_every=2", "--eval_samples=20", "--batch_size=480",
+        "--latent_sizes=4", "--hidden_sizes=16", f"--epochs={EPOCHS}", "--warmup_epochs=2",
+        "--eval_every=2", "--eval_samples=20", "--batch_size=480", "--checkpoint_seconds=0",
         f"--learning_rate={LEARNING_RATE}", "--adam_epsilon=1",
         f"--workdir={workdir}", *flags,
     ]  # fmt: skip
@@ -177,7 +179,7 @@ def finish(process: subprocess.Popen) -> tuple[str, str]:
 def numbers_of(workdir: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """What a run found: its parameters; and its metrics and results, in nats."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [0, 1]
+    assert [line["epoch"] for line in lines] == list(range(EPOCHS))
     results = json.loads((workdir / "results.json").read_text())
     checkpoints = Checkpoints(workdir / "checkpoints")
     params, _ = checkpoints.read("params")
@@ -192,15 +194,37 @@ def numbers_of(workdir: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_two_processes_with_two_devices_each_find_what_one_finds(tmp_path, replicas):
+def test_a_signal_to_one_of_two_processes_ends_both_and_they_resume_to_find_what_one_finds(
+    replicas, tmp_path
+):
     flags = [f"--replicas={replicas}"]
     finish(start(tmp_path / "alone", *flags))
-    flags += [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
-    together = [
-        start(tmp_path / "together", *flags, f"--process_id={i}", virtual_devices=2)
-        for i in range(2)
-    ]
-    (out, errors), (other_out, other_errors) = map(finish, together)
+    workdir = tmp_path / "together"
+
+    def start_both() -> list[subprocess.Popen]:
+        """Two processes with two devices each."""
+        connect = [f"--coordinator_address=localhost:{free_port()}", "--num_processes=2"]
+        return [
+            start(workdir, *flags, *connect, f"--process_id={i}", virtual_devices=2)
+            for i in range(2)
+        ]
+
+    # Both end after the same step.
+    first, second = start_both()
+    assert any(" took until " in line for line in first.stderr)  # the first steps
+    second.send_signal(signal.SIGTERM)
+    steps = set()
+    for process in (first, second):
+        _, errors = process.communicate()
+        assert process.returncode == 128 + signal.SIGTERM, errors
+        said = re.search(r"error: SIGTERM: stopped after step (\d+), which is", errors)
+        assert said, errors
+        steps.add(int(said[1]))
+    (step,) = steps
+    assert verify(workdir / "checkpoints" / str(step), step) is None
+
+    (out, errors), (other_out, other_errors) = map(finish, start_both())
+    assert f"resuming after epoch {EPOCHS * step // STEPS}" in errors
     assert "4 x cpu" in errors
     assert "in 2 processes" in errors
     assert "is finished" in out
