@@ -33,7 +33,8 @@ def test_a_missing_file_is_named(path):
     with pytest.raises(DataError) as caught:
         read_idx(path)
     assert str(caught.value) == (
-        f"{path} cannot be read ([Errno 2] No such file or directory: '{path}'); download it again"
+        f"{path} cannot be read ([Errno 2] No such file or directory: '{path}'); give one that can "
+        "be read"
     )
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 

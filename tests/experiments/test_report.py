@@ -35,7 +35,8 @@ def finished(finished_run) -> Path:
 @pytest.fixture(scope="module")
 def broken_off(tmp_path_factory) -> Path:
     """A run that was interrupted after the second of its three epochs."""
-    return break_off(tmp_path_factory.mktemp("runs") / "broken off", SINGLE)
+    saved_at_every_step = dataclasses.replace(SINGLE, checkpoint_seconds=0.0)
+    return break_off(tmp_path_factory.mktemp("runs") / "broken off", saved_at_every_step)
 
 
 def copy_of(workdir: Path, folder: Path, **changes) -> Path:
