@@ -60,6 +60,13 @@ def images(tmp_path_factory) -> None:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def heeds_sigint() -> None:
+    """Commands do not inherit that SIGINT is ignored, as it is in the background of a script."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Command:
     """A command that was started, and what it has said and written so far."""
 
@@ -71,8 +78,6 @@ class Command:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=file,
                 env=os.environ | {"XLA_FLAGS": ONE_DEVICE, "JAX_PLATFORMS": "cpu"} | variables,
-                # Processes in the background of a script, as the tests may be, ignore SIGINT.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
 
     def said(self) -> str:
