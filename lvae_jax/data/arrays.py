@@ -79,7 +79,8 @@ def load(
             f"{test_images.dtype}, which may be on another scale; save both with the same dtype"
         )
     if observation != "gaussian" and not is_binary:
-        _refuse_other_integers(train, *images)
+        _refuse_other_integers(train, train_images)
+        _refuse_other_integers(test or train, test_images)
     if observation == "discretized_logistic" and all(map(_is_zeros_and_ones, images)):
         raise DataError(
             f"{os.fspath(train)} holds zeros and ones, and a discretized_logistic observation "
@@ -213,11 +214,9 @@ def load_array(given: str | os.PathLike[str]) -> np.ndarray:
             "file; write it with numpy.save or numpy.savez"
         )
     try:
-        if start.startswith(_NPZ):
-            key = _member(path, key)
         with path.open("rb") as file:
             if start.startswith(_NPZ):
-                array = read_member(file, key)
+                array = read_member(file, _member(path, key))
             else:
                 array = np.load(file, allow_pickle=False)
                 if file.read(1):
@@ -276,19 +275,14 @@ def _is_whole(images: np.ndarray) -> bool:
     return images.dtype.kind in "biu" or np.array_equal(images, np.rint(images))
 
 
-def _refuse_other_integers(given: str | os.PathLike[str], *parts: np.ndarray) -> None:
+def _refuse_other_integers(given: str | os.PathLike[str], images: np.ndarray) -> None:
     """Refuses integers that are grey values but for their dtype."""
-    for images in parts:
-        if (
-            images.dtype.kind in "iu"
-            and images.dtype != np.uint8
-            and images.min() >= 0
-            and 1 < images.max() <= 255
-        ):
-            raise DataError(
-                f"{os.fspath(given)} holds {images.dtype} from {shown_range(images)}; save grey "
-                "values 0..255 as uint8"
-            )
+    is_other = images.dtype.kind in "iu" and images.dtype != np.uint8
+    if is_other and images.min() >= 0 and 1 < images.max() <= 255:
+        raise DataError(
+            f"{os.fspath(given)} holds {images.dtype} from {shown_range(images)}; save grey values "
+            "0..255 as uint8"
+        )
 
 
 def _float32(given: str | os.PathLike[str], images: np.ndarray) -> np.ndarray:
@@ -299,14 +293,15 @@ def _float32(given: str | os.PathLike[str], images: np.ndarray) -> np.ndarray:
             raise DataError(
                 f"{os.fspath(given)} runs from {shown_range(images)}, beyond float32; rescale it"
             )
-        if np.spacing(np.float32(largest)) > 1e-3 * images.std(dtype=np.float64) > 0:
+        step, deviation = np.spacing(np.float32(largest)), images.std(dtype=np.float64)
+        if step > 1e-3 * deviation > 0:
             _logger.warning(
                 "%s: near %g float32 resolves only steps of %g, and the standard deviation is %g; "
                 "subtract the mean and divide by the standard deviation",
                 os.fspath(given),
                 largest,
-                np.spacing(np.float32(largest)),
-                images.std(dtype=np.float64),
+                step,
+                deviation,
             )
     with np.errstate(over="ignore"):  # beside values that are not finite, which are refused
         return images.astype(np.float32)

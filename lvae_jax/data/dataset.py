@@ -153,8 +153,8 @@ class Dataset:
                 f"test_images are {test.dtype} {list(test.shape[1:])}; both must have the same "
                 "dtype and image shape"
             )
-        largest = max(train.max(), test.max())
-        if self.observation == "bernoulli" and train.dtype == np.uint8 and largest == 1:
+        is_grey = self.observation == "bernoulli" and train.dtype == np.uint8
+        if is_grey and max(train.max(), test.max()) == 1:
             raise DataError(
                 f"{self.name}: images are zeros and ones in uint8, where 255 is full; give them as "
                 "float32 with binarisation='fixed'"

@@ -81,7 +81,9 @@ class Source:
             with path.open("rb") if file.of_packed else open_content(path) as content:
                 found = hashlib.file_digest(content, algorithm).hexdigest()
         except OSError as error:
-            raise DataError(f"{self.name}: {path} cannot be read ({error.strerror})") from error
+            raise DataError(
+                f"{self.name}: {path} cannot be read ({error.strerror}); give one that can be read"
+            ) from error
         if found != expected:
             packed = " of the packed file" if file.of_packed else ""
             raise DataError(

@@ -478,6 +478,8 @@ def test_grey_values_of_another_integer_dtype_are_refused(save, observation):
     assert failure(path, observation=observation) == (
         f"{path} holds int32 from 3 to 250; save grey values 0..255 as uint8"
     )
+    other = save(UNIT, "b.npy")
+    assert failure(other, path, observation=observation).startswith(f"{path} holds int32 from 3")
 
 
 def test_a_discretised_logistic_of_zeros_and_ones_is_refused(save):
