@@ -1,7 +1,7 @@
 """Finds why a step made no update: the first quantity that is not finite, by name and layer."""
 
 import functools
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -11,15 +11,6 @@ from lvae_jax import bounds
 from lvae_jax.bounds import PerLayer, Terms
 from lvae_jax.models import Condition, HierarchicalVAE, LadderVAE, given
 from lvae_jax.objective import ELBO, Objective, loss_and_gradients
-
-
-class _Step(NamedTuple):
-    """What a step computes before it updates the parameters."""
-
-    terms: Terms
-    kl: PerLayer
-    loss: Array
-    gradients: Any
 
 
 def first_nonfinite(
@@ -83,13 +74,13 @@ def _step(
     beta: float | Float[Array, ""],
     objective: Objective,
     condition: Condition,
-) -> _Step:
-    """A step's quantities as one program: one by one they take seconds to compile."""
+) -> tuple[Terms, PerLayer, Array, Any]:
+    """Terms, KL, loss and gradients as one program: one by one they take seconds to compile."""
     samples, rngs = objective.num_samples, {"sample": key}
     training = {"train": True, **given(condition)}
     terms = cast(Terms, model.apply({"params": params}, x, samples, rngs=rngs, **training))
     loss, _, gradients = loss_and_gradients(model, params, x, key, beta, objective, condition)
-    return _Step(terms, bounds.kl_per_unit(terms), loss, gradients)
+    return terms, bounds.kl_per_unit(terms), loss, gradients
 
 
 def _gaussian(which: str, terms: Terms, i: int) -> list[tuple[str, Any]]:

@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What is imported stays, and is looked through for garbage no more; nor is the rest often.
+    """Garbage is not collected among what has been imported, and seldom among the rest.
 
     JAX's modules and what they import are a quarter of a million objects, and tracing makes many
     more: at Python's own thresholds, collecting garbage takes 8 % of a run's CPU time.

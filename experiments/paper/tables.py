@@ -20,7 +20,7 @@ from experiments.paper.plan import (
     scaled,
 )
 from experiments.published import VARIANTS
-from experiments.results import RunResults
+from experiments.results import EpochRecord, RunResults
 from experiments.show import figures
 from experiments.show.numbers import log_likelihood, markdown, number
 
@@ -242,8 +242,6 @@ def _by_model(found: Found) -> dict[tuple[str, int], RunResults]:
 
 def write_figures(paper: PaperSettings) -> None:
     """Writes the figures from the finished runs."""
-    from experiments.store.workdir import read_metrics
-
     folder = Path(paper.workdir)
     for item in paper.items:
         planned = plan(paper, item)
@@ -251,14 +249,12 @@ def write_figures(paper: PaperSettings) -> None:
         if not found or item.startswith("table"):
             continue
         folders = {p.variant: Path(p.settings.workdir) for p, _ in found}
-        if item in ("figure2", "figure4"):
-            epochs = {variant: read_metrics(path) for variant, path in folders.items()}
         if item == "figure2":
-            figure = figures.learning_curves(epochs)
+            figure = figures.learning_curves(_epochs(folders))
         elif item == "figure3":
             figure = figures.by_depth(*_by_depth(found))
         elif item == "figure4":
-            figure = figures.kl_per_unit(epochs)
+            figure = figures.kl_per_unit(_epochs(folders))
         elif item == "figure5":
             figure = figures.kl_per_layer({p.variant: results for p, results in found})
         else:
@@ -268,6 +264,12 @@ def write_figures(paper: PaperSettings) -> None:
         warning = f".{scaled(paper)}" if scaled(paper) else ""
         figure.suptitle(f"{found[0][1].dataset}{part}{warning}", fontsize=10)
         figures.write_png(folder / f"{item}.png", figure)
+
+
+def _epochs(folders: Mapping[str, Path]) -> dict[str, list[EpochRecord]]:
+    from experiments.store.workdir import read_metrics
+
+    return {variant: read_metrics(path) for variant, path in folders.items()}
 
 
 def _by_depth(

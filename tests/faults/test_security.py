@@ -149,7 +149,7 @@ def test_a_run_and_its_checkpoints_are_read_and_written_without_a_pickle(
 ):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
-    train(tmp_path / "run", SINGLE)  # goes on from the checkpoint
+    train(tmp_path / "run", SINGLE)  # resumes from the checkpoint
     report.report(tmp_path / "run")
     read_trained(tmp_path / "run")
     assert unpickled == []
