@@ -93,7 +93,7 @@ class DiscretizedLogistic:
       values: n, how many grey values there are.
 
     Example:
-      >>> head = (jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+      >>> head = (jnp.zeros((256, 1)), jnp.zeros((256, 1)))
       >>> x = jnp.arange(256.0)[:, None] / 255
       >>> round(float(jnp.sum(jnp.exp(DiscretizedLogistic().log_prob(head, x)))), 4)
       1.0

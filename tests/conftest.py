@@ -19,11 +19,9 @@ import jax
 import jaxtyping
 import pytest
 
-# For .ci/run: the types and shapes of the library's annotations are enforced (an int is a float).
-ENFORCED = os.environ.get("LVAE_JAX_TEST_ANNOTATIONS") == "1"
-if ENFORCED:
-    beartype = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-    jaxtyping.install_import_hook("lvae_jax", beartype)
+# The types and shapes of the library's annotations are enforced (an int is a float).
+beartype = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook("lvae_jax", beartype)
 
 FEW_OPTIMISATIONS = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
 jax.config.update("jax_disable_most_optimizations", FEW_OPTIMISATIONS)
@@ -152,11 +150,10 @@ def _compiled_programs_are_dropped(request):
 
 @pytest.fixture(autouse=True)
 def _refusals_are_the_librarys_own(request, monkeypatch):
-    """Where annotations are enforced, a test of an error may still give what they exclude."""
-    if ENFORCED:
-        function = getattr(request.node, "function", None)  # a doctest has none
-        if function and "pytest.raises" in inspect.getsource(function):
-            monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    """A test of an error may give what the annotations exclude."""
+    function = getattr(request.node, "function", None)  # a doctest has none
+    if function and "pytest.raises" in inspect.getsource(function):
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

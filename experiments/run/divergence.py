@@ -1,5 +1,6 @@
 """Stops a run that diverges, and reports the first quantity that is not finite."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import NonFiniteError
@@ -27,7 +28,7 @@ def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, ep
     key = training_key(settings, replica)
     images, step = experiment.dataset.train_images, int(stopped.step)
     position, batches = training.epoch_batches(key, step, len(images), settings.batch_size)
-    batch = images[np.asarray(batches[position])]
+    batch = jnp.asarray(images[np.asarray(batches[position])])
     of_this_run = epoch * experiment.steps_per_epoch + int(position)
     x, sample_key = training.step_inputs(experiment.preprocess, batch, key, step)
     quantity = diagnosis.first_nonfinite(

@@ -4,7 +4,7 @@ tensorflow-datasets (tfds) has builders of some of these data sets, but they unp
 TensorFlow. These need gzip, NumPy and SciPy. Importing this module imports tfds.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class _SourceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  
         return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
 
     def _generate_examples(
-        self, images: Iterable[np.ndarray], labels: Iterable[int]
+        self, images: np.ndarray, labels: np.ndarray
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {"image": image, "label": int(label)}

@@ -108,22 +108,23 @@ def in_float64(model_class, parameters, samples_have_keys):
     model, variables, x = case(model_class, parameters)
     root = jax.random.key(3)
 
-    def terms_of(variables, x, i):
+    def estimate(variables, x, key, num_samples):
+        terms = model.apply(variables, x[None], num_samples, rngs={"sample": key})
+        kl = bounds.sum_layers(bounds.kl_per_unit(terms))
+        return terms.log_px, kl, bounds.log_weights(terms)
+
+    def estimates_of(variables, x, i):
         key = jax.random.fold_in(root, i)
         if not samples_have_keys:
-            rngs = {"sample": named(key, "sample")}
-            return model.apply(variables, x[None], SAMPLES, rngs=rngs)
-        sample = lambda k: model.apply(  # noqa: E731
-            variables, x[None], rngs={"sample": jax.random.fold_in(key, k)}
-        )
+            return estimate(variables, x, named(key, "sample"), SAMPLES)
+        sample = lambda k: estimate(variables, x, jax.random.fold_in(key, k), 1)  # noqa: E731
         return jax.vmap(sample)(jnp.arange(SAMPLES, dtype=jnp.int32))
 
     @jax.jit
     def arrays(variables, x):
         indices = jnp.arange(IMAGES, dtype=jnp.int32)
-        terms = jax.vmap(terms_of, (None, 0, 0))(variables, x, indices)
-        kl = bounds.sum_layers(bounds.kl_per_unit(terms))
-        return [a.reshape(IMAGES, SAMPLES) for a in (terms.log_px, kl, bounds.log_weights(terms))]
+        found = jax.vmap(estimates_of, (None, 0, 0))(variables, x, indices)
+        return [a.reshape(IMAGES, SAMPLES) for a in found]
 
     def numbers(variables):
         found = arrays(variables, np.float64(x))
@@ -208,6 +209,9 @@ class Weights(nn.Module):
     spread: float
     data_dim: int = 1
     depth: int = 1
+
+    def __call__(self, x):
+        return self.infer(x, self.encode(x))
 
     def encode(self, x):
         return x

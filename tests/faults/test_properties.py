@@ -186,7 +186,7 @@ def test_a_shift_of_all_weights_shifts_the_bound_and_their_order_is_nothing(log_
 
 @given(LOG_WEIGHTS)
 def test_an_effective_sample_size_lies_between_one_and_all_and_is_that_of_float64(log_w):
-    size = np.asarray(jax.jit(bounds.effective_sample_size)(log_w))
+    size = jax.jit(bounds.effective_sample_size)(log_w)
     w = special.softmax(np.float64(log_w), axis=0)
     assert np.all(size >= 1 - 8 * EPSILON)
     assert np.all(size <= K * (1 + 8 * EPSILON))
