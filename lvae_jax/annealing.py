@@ -95,7 +95,7 @@ def bidirectional(
 
     Example:
       >>> from lvae_jax import LadderVAE
-      >>> model = LadderVAE(4, (3, 2), (8, 8), batch_norm=False)
+      >>> model = LadderVAE(4, (3,), (8,), batch_norm=False)
       >>> key = jax.random.key(0)
       >>> variables = jax.jit(model.init)({"params": key, "sample": key}, jnp.ones((1, 4)))
       >>> keys = jax.random.split(key, 5)
@@ -131,14 +131,22 @@ def bidirectional(
         def log_px(eps: Array) -> Array:
             return distributions.sum_log_prob(observe(eps), x)
 
-        def start(eps: Array) -> _State:
+        @jax.jit  # traced once for all its uses
+        def state_at(eps: Array) -> _State:
             return _State(eps, *jax.value_and_grad(log_px)(eps))
 
-        def from_prior(key: Key[Array, ""]) -> _State:
-            key = jax.random.fold_in(key, 0)
-            return jax.vmap(start)(jax.random.normal(key, (chains, units), jnp.float32))
+        def noise(key: Key[Array, ""]) -> Array:
+            return jax.random.normal(jax.random.fold_in(key, 0), (chains, units), jnp.float32)
 
-        over_chains = jax.vmap(functools.partial(_step, log_px, leapfrog_steps), (0, 0, None, None))
+        # The pilot and the way up start from the prior, the way down from the exact sample.
+        exacts = jnp.broadcast_to(exact, (chains, units))
+        starts = jax.vmap(jax.vmap(state_at))(jnp.stack([noise(pilot_key), noise(up_key), exacts]))
+        pilots = jax.tree.map(lambda a: a[0], starts)
+        up_and_down = jax.tree.map(lambda a: a[1:], starts)
+
+        over_chains = jax.vmap(
+            functools.partial(_step, state_at, leapfrog_steps), (0, 0, None, None)
+        )
 
         def step(key: Array, t: Array, state: _State, size: Array) -> tuple[_State, Array]:
             keys = jax.random.split(jax.random.fold_in(key, t), chains)
@@ -151,7 +159,7 @@ def bidirectional(
             return (state, size * larger), size
 
         between = jnp.arange(1, temperatures)
-        first = vary_alike((from_prior(pilot_key), jnp.float32(0.2)))
+        first = vary_alike((pilots, jnp.float32(0.2)))
         _, sizes = jax.lax.scan(pilot, first, between)
 
         def anneal(
@@ -170,15 +178,19 @@ def bidirectional(
             (_, log_w), accepted = jax.lax.scan(next_factor, carry, (order, exponents[1:]))
             return log_w, accepted
 
+        # Both directions side by side.
         exponents = jnp.diff(betas)
-        up, accepted_up = anneal(up_key, from_prior(up_key), between, exponents)
-        exacts = jax.vmap(start)(jnp.broadcast_to(exact, (chains, units)))
-        down, accepted_down = anneal(down_key, exacts, between[::-1], exponents[::-1])
+        (up, down), accepted = jax.vmap(anneal)(
+            jnp.stack([up_key, down_key]),
+            up_and_down,
+            jnp.stack([between, between[::-1]]),
+            jnp.stack([exponents, exponents[::-1]]),
+        )
         return Bidirectional(
             x,
             lower=bounds.log_mean_exp(up),
             upper=-bounds.log_mean_exp(-down),
-            acceptance=jnp.mean(jnp.stack([accepted_up, accepted_down])),
+            acceptance=jnp.mean(accepted),
         )
 
     return jax.vmap(of_image)(keys, condition)
@@ -203,7 +215,7 @@ def _observe(
 
 
 def _step(
-    log_px: Callable[[Array], Array],
+    state_at: Callable[[Array], _State],
     leapfrog_steps: int,
     key: Key[Array, ""],
     state: _State,
@@ -228,7 +240,7 @@ def _step(
         state, momentum = carry
         momentum = momentum + 0.5 * size * force(state)
         eps = state.eps + size * momentum
-        state = _State(eps, *jax.value_and_grad(log_px)(eps))
+        state = state_at(eps)
         return state, momentum + 0.5 * size * force(state)
 
     proposal, last = jax.lax.fori_loop(0, leapfrog_steps, leapfrog, (state, momentum))

@@ -41,8 +41,9 @@ def eight_pixels():
     log_weights = np.log(np.outer(weights, weights)).reshape(-1)
 
     def log_evidence(x):
-        log_px = x @ logits.T - np.logaddexp(logits, 0).sum(-1)
-        return special.logsumexp(log_px + log_weights, axis=1)
+        images, rows = np.unique(x, axis=0, return_inverse=True)  # there are only 256
+        log_px = images @ logits.T - np.logaddexp(logits, 0).sum(-1)
+        return special.logsumexp(log_px + log_weights, axis=1)[rows.reshape(-1)]
 
     return model, {"params": params}, log_evidence
 
