@@ -213,6 +213,7 @@ def _given_observed(
     """
     x = jnp.where(observed, x, filling)  # a missing value may be NaN
 
+    @jax.jit  # traced once for both of its uses
     def weigh(key: Array, fillings: Array) -> _Posterior:
         return _weighted(apply, x, observed, fillings, effort.num_samples, key)
 
@@ -282,7 +283,7 @@ def impute(
 
     Example:
       >>> from lvae_jax import LadderVAE
-      >>> model = LadderVAE(4, (3, 2), (8, 8), batch_norm=False)
+      >>> model = LadderVAE(4, (3,), (8,), batch_norm=False)
       >>> x, key = jnp.ones((5, 4)), jax.random.key(0)
       >>> variables = jax.jit(model.init)({"params": key, "sample": key}, x)
       >>> observed = jnp.arange(4) < 2  # the first half
