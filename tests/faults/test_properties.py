@@ -111,11 +111,13 @@ def test_a_likelihood_that_knows_nothing_leaves_the_prior(prior, mean):
     assert_within(product.mean, prior.mean, float32_error(4, prior.mean) + 1e-10 * np.abs(mean))
 
 
+# Once, not in every example: JAX keeps what it has traced by function.
+log_prob_and_gradients = jax.jit(jax.vmap(jax.value_and_grad(distributions.log_prob, (0, 1))))
+
+
 @given(gaussians(), arrays(MEANS))
 def test_a_gaussian_log_prob_is_that_of_scipy_and_its_gradients_finite(p, x):
-    log_prob, gradients = jax.jit(jax.vmap(jax.value_and_grad(distributions.log_prob, (0, 1))))(
-        p, x
-    )
+    log_prob, gradients = log_prob_and_gradients(p, x)
     wide = in_float64(p)
     expected = stats.norm.logpdf(np.float64(x), wide.mean, np.sqrt(wide.variance))
     quadratic = (np.float64(x) - wide.mean) ** 2 / wide.variance
@@ -127,9 +129,7 @@ def test_a_gaussian_log_prob_is_that_of_scipy_and_its_gradients_finite(p, x):
 
 @given(arrays(floats(-1e30, 1e30)), arrays(st.sampled_from([0.0, 1.0])))
 def test_a_bernoulli_log_prob_is_that_of_float64_and_its_gradient_finite(logits, x):
-    log_prob, gradient = jax.jit(jax.vmap(jax.value_and_grad(distributions.log_prob)))(
-        Bernoulli(logits), x
-    )
+    log_prob, (gradient, _) = log_prob_and_gradients(Bernoulli(logits), x)
     wide = np.where(x == 1, np.float64(logits), -np.float64(logits))
     # Its smallest values are exp(-|l|), with the rounding of an l of up to 88.
     assert_close(log_prob, -np.logaddexp(0, -wide), roundings=96)
@@ -252,10 +252,15 @@ ROWS = arrays(floats(-1e15, 1e15), (BATCH, UNITS))
 SCALES = arrays(floats(-10, 10))
 
 
+@jax.jit
+def normalized_and_gradients(y, scale, shift):
+    z, pull_back = jax.vjp(normalization.batch_normalize, y, scale, shift)
+    return z, pull_back(jnp.ones_like(z))
+
+
 @given(ROWS, SCALES, SCALES)
 def test_batch_normalisation_is_finite_and_bounded_for_any_data(y, scale, shift):
-    normalized = jax.jit(normalization.batch_normalize)
-    z, pull_back = jax.vjp(normalized, y, scale, shift)
+    z, gradients = normalized_and_gradients(y, scale, shift)
     # No value of n is further from their mean than sqrt(n - 1) deviations, nor from any number than
     # sqrt(n) times the root mean square of the distances from it. The mean found is off by a few
     # roundings, which are deviations where the values nearly agree.
@@ -265,7 +270,7 @@ def test_batch_normalisation_is_finite_and_bounded_for_any_data(y, scale, shift)
     largest = np.minimum(np.sqrt(BATCH - 1) + off / deviations, np.sqrt(BATCH))
     bound = np.abs(scale) * largest + np.abs(shift)
     assert np.all(np.abs(z) <= bound + float32_error(8, bound))
-    for gradient in pull_back(np.ones_like(z)):
+    for gradient in gradients:
         assert np.all(np.isfinite(gradient))
 
 
@@ -281,9 +286,14 @@ def test_moments_are_those_of_float64(y):
     assert_within(found.variance, variance, slack + SMALLEST**2)
 
 
+@jax.jit
+def pooled_moments(batches):
+    return normalization.pool(jax.vmap(normalization.moments)(batches))
+
+
 @given(arrays(floats(-1e6, 1e6), (3, BATCH, UNITS)))
 def test_pooled_moments_are_those_of_all_rows(batches):
-    pooled = jax.jit(normalization.pool)(jax.vmap(normalization.moments)(batches))
+    pooled = pooled_moments(batches)
     wide = np.float64(batches).reshape(-1, UNITS)
     size = np.abs(wide).max(0)
     assert_close(pooled.mean, wide.mean(0), roundings=8, size=size)
