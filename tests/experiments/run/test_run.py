@@ -20,6 +20,7 @@ from tolerances import EPSILON_64, assert_close, threshold
 
 from experiments.errors import NonFiniteError, SettingsError, WorkdirError
 from experiments.run.loop import run
+from experiments.run.setup import continued, make_experiment
 from experiments.settings import Settings
 from experiments.show.console import describe
 from experiments.store.workdir import Workdir, read_trained
@@ -289,29 +290,38 @@ def test_metrics_of_epochs_that_no_checkpoint_remembers_are_dropped(tmp_path):
 
 
 @pytest.mark.usefixtures("without_figures")
-@pytest.mark.parametrize(
-    ("fresh", "updates", "replicas"), [(False, 15, 1), (True, 3, 1), (False, 15, 2)]
-)
-def test_init_from_starts_from_the_other_runs_parameters(
-    finished, tmp_path, fresh, updates, replicas
-):
+@pytest.mark.parametrize(("fresh", "updates"), [(False, 15), (True, 3)])
+def test_init_from_starts_from_the_other_runs_parameters(finished, tmp_path, fresh, updates):
     settings = dataclasses.replace(
         SETTINGS, workdir=str(tmp_path / "tuned"), init_from=str(finished), epochs=1,
         warmup_epochs=0, learning_rate=1e-30, eval_every=0, fresh_optimizer=fresh,
-        replicas=replicas,
     )  # fmt: skip
     run(settings, stripes())
     before, after = checkpoint_of(finished), checkpoint_of(tmp_path / "tuned")
     params = [path for path in before if path.startswith("['params']")]
     assert params
     for path in params:
-        assert len(after[path]) == replicas
-        for replica in after[path]:
-            np.testing.assert_array_equal(before[path][0], replica)
+        np.testing.assert_array_equal(before[path], after[path])
     # Draws carry on after the four epochs of three steps; Adam's state does unless it is new.
-    assert after["['step']"].tolist() == [15] * replicas
+    assert after["['step']"].tolist() == [15]
     (count,) = (leaf for path, leaf in after.items() if "count" in path)
-    assert count.tolist() == [updates] * replicas
+    assert count.tolist() == [updates]
+
+
+def test_init_from_one_starts_every_replica_from_its_parameters(finished, tmp_path):
+    settings = dataclasses.replace(SETTINGS, init_from=str(finished), replicas=2)
+    fields = continued(make_experiment(settings, stripes()), tmp_path / "tuned")
+    leaves = {jax.tree_util.keystr(path): leaf
+              for path, leaf in jax.tree_util.tree_leaves_with_path(fields)}  # fmt: skip
+    before = {name: leaf for name, leaf in checkpoint_of(finished).items() if "params" in name}
+    assert before
+    for name, leaf in before.items():
+        assert len(leaves[name]) == 2
+        for replica in leaves[name]:
+            np.testing.assert_array_equal(leaf[0], replica)
+    assert leaves["['step']"].tolist() == [12, 12]
+    (count,) = (leaf for name, leaf in leaves.items() if "count" in name)
+    assert count.tolist() == [12, 12]
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -349,8 +359,9 @@ def test_continuing_a_run_is_the_longer_run_bit_for_bit_and_resumes_exactly(fini
 @pytest.mark.usefixtures("without_figures")
 def test_a_run_of_another_batch_size_continues_with_a_whole_epoch(finished, tmp_path):
     settings = dataclasses.replace(
-        SETTINGS, workdir=str(tmp_path / "run"), init_from=str(finished), batch_size=10, epochs=1
-    )
+        SETTINGS, workdir=str(tmp_path / "run"), init_from=str(finished), epochs=1, batch_size=8,
+        validation=10,
+    )  # fmt: skip
     run(settings, stripes())
     # Twelve steps there, and five an epoch here: those after the fifteenth.
     assert checkpoint_of(tmp_path / "run")["['step']"] == 20
@@ -404,11 +415,12 @@ def test_a_moving_average_is_evaluated_saved_and_resumed_exactly(tmp_path):
 def test_the_epoch_with_the_best_validation_elbo_is_the_one_evaluated(tmp_path):
     # The learning rate is so large from the third epoch on, where beta is 1, that things get worse.
     settings = dataclasses.replace(
-        SETTINGS, workdir=str(tmp_path / "run"), validation=10, eval_every=1, learning_rate=0.3
-    )
+        SETTINGS, workdir=str(tmp_path / "run"), batch_size=8, validation=10, eval_every=1,
+        learning_rate=0.3,
+    )  # fmt: skip
     run(settings, stripes())
     lines = lines_of(tmp_path / "run")
-    assert lines[0]["step"] == 2  # 40 images are left to train on
+    assert lines[0]["step"] == 5  # 40 images are left to train on
     elbos = [line["validation_elbo"] for line in lines]
     assert len(set(elbos)) == 4
     results = json.loads((tmp_path / "run" / "results.json").read_text())
