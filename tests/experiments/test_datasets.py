@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import small_files
 
-from experiments import arrays, binarized_mnist, digits, fashion_mnist, mnist, norb, omniglot
+from experiments import arrays, binarized_mnist, cli, digits, fashion_mnist, mnist, norb, omniglot
 from experiments.run.loop import run
 from experiments.settings import Settings
 from lvae_jax import data
@@ -81,19 +81,19 @@ def folders_of(tmp_path, real_tfds_dir, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("experiment", "names", "data_dim"),
+    ("experiment", "names", "data_dim", "given"),
     [
-        (mnist, ["mnist"], 784),
-        (fashion_mnist, ["fashion_mnist"], 784),
-        (binarized_mnist, ["binarized_mnist"], 784),
-        (omniglot, ["omniglot", "omniglot-standin"], 784),
-        (norb, ["small_norb"], 1024),
+        (mnist, ["mnist"], 784, {}),
+        (fashion_mnist, ["fashion_mnist"], 784, {"observation": "discretized_logistic"}),
+        (binarized_mnist, ["binarized_mnist"], 784, {}),
+        (omniglot, ["omniglot", "omniglot-standin"], 784, {}),
+        (norb, ["small_norb"], 1024, {}),
     ],
 )
 def test_a_data_set_is_prepared_from_its_files_trained_on_and_evaluated(
-    experiment, names, data_dim, folders_of, tmp_path, request
+    experiment, names, data_dim, given, folders_of, tmp_path, request
 ):
-    if experiment not in (mnist, norb):  # the pictures of the others are like theirs
+    if experiment is not mnist:  # the pictures of the others are like its, or those of the digits
         request.getfixturevalue("without_figures")
     folder, tfds_dir = folders_of(experiment.__name__.split(".")[-1])
     defaults = getattr(experiment, "DEFAULTS", Settings())
@@ -106,26 +106,16 @@ def test_a_data_set_is_prepared_from_its_files_trained_on_and_evaluated(
         tmp_path / "run",
         data_dir=str(folder),
         tfds_dir=str(tfds_dir),
+        **given,
     )
     assert dataset.data_dim == data_dim
     assert results["dataset"] in names
     assert ("standin" in results["dataset"]) == (folder / "chardata_standin.mat").exists()
-
-
-@pytest.mark.usefixtures("without_figures")
-def test_fashion_mnist_is_trained_on_as_grey_values(tmp_path, folders_of):
-    folder, tfds_dir = folders_of("fashion_mnist")
-    dataset, results = run_tiny(
-        fashion_mnist,
-        fashion_mnist.DEFAULTS,
-        tmp_path / "run",
-        data_dir=str(folder),
-        tfds_dir=str(tfds_dir),
-        observation="discretized_logistic",
-    )
-    assert (dataset.observation, dataset.binarisation) == ("discretized_logistic", "none")
-    # Of 784 pixels with 256 values each no model gives a mass above 1, and none need be this bad.
-    assert -784 * 20 < results["test_log_likelihood"] < 0
+    if given:
+        assert (dataset.observation, dataset.binarisation) == ("discretized_logistic", "none")
+        # Of 784 pixels with 256 values each no model gives a mass above 1, and none need be this
+        # bad.
+        assert -784 * 20 < results["test_log_likelihood"] < 0
 
 
 def test_digits_are_trained_on_as_continuous_values(tmp_path):
@@ -136,30 +126,39 @@ def test_digits_are_trained_on_as_continuous_values(tmp_path):
 
 def test_own_arrays_of_any_shape_are_trained_on(tmp_path):
     generator = np.random.default_rng(0)
-    np.save(tmp_path / "volumes.npy", generator.random((40, 2, 3, 4)))
+    np.save(tmp_path / "volumes.npy", generator.random((150, 4, 2, 8)))
     dataset, _ = run_tiny(
         arrays,
         arrays.DEFAULTS,
         tmp_path / "run",
         train=str(tmp_path / "volumes.npy"),
         observation="gaussian",
-        holdout=0.25,
+        holdout=1 / 3,
     )
-    assert (dataset.name, dataset.image_shape) == ("volumes", (2, 3, 4))
-    assert (len(dataset.train_images), len(dataset.test_images)) == (30, 10)
+    assert (dataset.name, dataset.image_shape) == ("volumes", (4, 2, 8))
+    assert (len(dataset.train_images), len(dataset.test_images)) == (100, 50)
 
 
-def test_bad_arrays_end_in_one_line_with_status_2_and_nothing_created(tmp_path):
+def test_bad_arrays_end_in_one_line_with_status_2_and_nothing_created(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "bad.npy", np.array([[1.0, np.nan], [0.0, 1.0]]))
     np.save(tmp_path / "unit.npy", np.linspace(0, 1, 40).reshape(20, 2))
     np.save(tmp_path / "grey.npy", np.linspace(0, 255, 40).reshape(20, 2))
     before = sorted(tmp_path.iterdir())
+    unit_and_grey = {"train": "unit.npy", "test": "grey.npy", "observation": "gaussian"}
+    for given, message in (
+        (unit_and_grey, "unit.npy runs from 0 to 1 but grey.npy from 0 to 255: they are on"),
+        ({}, "--train is not given; name a .npy or .npz file of images"),
+    ):
+        with pytest.raises(SystemExit) as stopped, cli.errors_in_one_line():
+            arrays.load(dataclasses.replace(arrays.DEFAULTS, **given))
+        assert stopped.value.code == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"error: {message}")
+        assert line.count("\n") == 1
     for arguments, message in (
-        (
-            ["--train=unit.npy", "--test=grey.npy", "--observation=gaussian"],
-            "unit.npy runs from 0 to 1 but grey.npy from 0 to 255: they are on different scales",
-        ),
-        ([], "error: --train is not given; name a .npy or .npz file of images\n"),
         (
             ["--train=bad.npy", "--test=bad.npy"],
             "bad: train_images hold values that are not finite",
@@ -177,7 +176,7 @@ def test_bad_arrays_end_in_one_line_with_status_2_and_nothing_created(tmp_path):
         assert result.returncode == 2
         assert result.stderr.count("\n") == 1
         assert message in result.stderr
-        assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_without_network_or_files_one_line_says_where_it_looked_and_what_to_do(tmp_path):
@@ -199,17 +198,13 @@ def test_without_network_or_files_one_line_says_where_it_looked_and_what_to_do(t
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_file_that_is_not_the_original_is_refused_by_its_name(tmp_path):
+def test_a_file_that_is_not_the_original_is_refused_by_its_name(tmp_path, capsys):
     folder = small_files.write_mnist(tmp_path / "files")
-    result = subprocess.run(
-        [
-            sys.executable, "-m", "experiments.mnist",
-            f"--data_dir={folder}", f"--tfds_dir={tmp_path / 'tfds'}",
-        ],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert "-ubyte.gz" in result.stderr
-    assert "is not the original file: its sha256 is " in result.stderr
+    settings = Settings(data_dir=str(folder), tfds_dir=str(tmp_path / "tfds"))
+    with pytest.raises(SystemExit) as stopped, cli.errors_in_one_line():
+        mnist.load(settings)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "-ubyte.gz" in line
+    assert "is not the original file: its sha256 is " in line
