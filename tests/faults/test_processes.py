@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -178,10 +177,21 @@ def whole(tmp_path_factory) -> Path:
     return workdir
 
 
+def refuse_another(first: Command, *flags: str) -> None:
+    """A second command on the folder of one that was stopped, which keeps its lock."""
+    second = Command(first.workdir, training(first.workdir, *flags), name=".second")
+    assert second.process.wait(PATIENCE) == 2, second.said()
+    assert second.said() == (
+        f"error: {first.workdir} is in use by process {first.process.pid} on "
+        f"{socket.gethostname()}; wait for it, stop it, or give another --workdir\n"
+    )
+
+
 def killed(workdir: Path, moments: random.Random, kinds: list[str], *flags: str) -> list[str]:
     """Starts one run again and again, kills each start, and lets the last one finish.
 
-    The moments in training are uniform over its epochs.
+    The moments in training are uniform over its epochs. While the first start that saves a
+    checkpoint is there, a second command is refused.
 
     Returns:
       What each start was about when it was killed.
@@ -209,6 +219,8 @@ def killed(workdir: Path, moments: random.Random, kinds: list[str], *flags: str)
             command.wait_until(
                 lambda: picture.exists() and picture.stat().st_mtime > begun  # noqa: B023
             )
+        if kind == "checkpoints" and kind not in caught:
+            refuse_another(command, *flags)
         assert command.send(signal.SIGKILL) == -signal.SIGKILL, command.said()
         assert not (workdir / "results.json").exists()
         caught.append(kind)
@@ -216,8 +228,8 @@ def killed(workdir: Path, moments: random.Random, kinds: list[str], *flags: str)
     return caught
 
 
-def test_a_run_killed_at_any_moment_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path):
-    kinds = ["starting", "training", "chosen", "checkpoints", "evaluating"]
+def test_a_killed_run_leaves_no_lock_and_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path):
+    kinds = ["training", "checkpoints"]
     assert killed(tmp_path / "run", random.Random(0), kinds) == kinds
     assert_equal_runs(tmp_path / "run", whole)
 
@@ -252,50 +264,74 @@ def resume_from(line: str) -> list[str]:
     return [sys.executable, *rest]
 
 
-class StoppedTwice(NamedTuple):
-    """A run that was asked to end twice."""
-
-    at_once: Command
-    """Its first start, stopped while the first step was compiled."""
-    half_way: Command
-    """Its second one, by the command that the first said, stopped in training."""
-    copy: Path
-    """What was in its folder then."""
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory) -> StoppedTwice:
-    workdir = tmp_path_factory.mktemp("stopped") / "run"
-    at_once = Command(workdir, training(workdir, OFTEN))
-    at_once.wait_until(lambda: "training images" in at_once.said())
-    at_once.send(signal.SIGTERM)
-    # Whose checkpoints are a minute apart.
-    half_way = Command(workdir, resume_from(at_once.last_line()), name=".again")
-    half_way.wait_until(lambda: half_way.epochs() >= EPOCHS // 2)
-    half_way.send(signal.SIGINT)
-    copy = Path(shutil.copytree(workdir, workdir.with_name("copy")))
-    return StoppedTwice(at_once, half_way, copy)
+def limited(size: int, command: list[str]) -> list[str]:
+    """A command none of whose files can grow beyond a size, as on a disk that is full."""
+    return [sys.executable, "-c", LIMITED, str(size), *command[1:]]
 
 
-def test_a_run_that_is_asked_to_end_saves_and_says_how_to_resume(whole, stopped):
-    workdir, steps = stopped.half_way.workdir, []
-    for command, name in ((stopped.at_once, "SIGTERM"), (stopped.half_way, "SIGINT")):
-        assert command.process.returncode == 128 + getattr(signal, name)
-        saved = rf"stopped after step (\d+), which is saved in {workdir}; resume with: "
-        said = re.match(f"error: {name}: {saved}", command.last_line())
-        assert said, command.said()
-        steps.append(int(said[1]))
-        assert verify(stopped.copy / "checkpoints" / said[1], steps[-1]) is None
-    assert steps[0] < steps[1] < EPOCHS * STEPS
-    assert len(lines_of(stopped.copy)) == steps[1] // STEPS
+def assert_was_asked_to_end(command: Command, name: str) -> int:
+    """It said so, and has saved the step that is returned."""
+    assert command.process.returncode == 128 + getattr(signal, name), command.said()
+    saved = rf"stopped after step (\d+), which is saved in {command.workdir}; resume with: "
+    said = re.match(f"error: {name}: {saved}", command.last_line())
+    assert said, command.said()
+    step = int(said[1])
+    assert verify(command.workdir / "checkpoints" / str(step), step) is None
+    return step
+
+
+def test_a_run_that_was_asked_to_end_twice_and_had_no_room_equals_an_uninterrupted_one(
+    whole, tmp_path
+):
+    workdir = tmp_path / "run"
+    # In training. Its checkpoints are a minute apart.
+    command = Command(workdir, training(workdir))
+    command.wait_until(lambda: command.epochs() >= EPOCHS // 2)
+    command.send(signal.SIGINT)
+    step = assert_was_asked_to_end(command, "SIGINT")
+    assert EPOCHS * STEPS // 2 <= step < EPOCHS * STEPS
+    assert len(lines_of(workdir)) == step // STEPS
+    resume = resume_from(command.last_line())
+
+    # No room for another checkpoint.
+    command = Command(workdir, limited(400_000, training(workdir, "--checkpoint_seconds=0.5")))
+    assert command.process.wait(PATIENCE) == 2, command.said()
+    assert re.match(
+        rf"error: cannot save the checkpoint of step \d+ in {workdir}/(checkpoints|chosen): file "
+        r"too large; the one of step \d+ is intact\. Free space and run the same command again$",
+        command.last_line(),
+    ), command.said()
+    assert verify(workdir / "checkpoints" / str(step), step) is None
+    assert Checkpoints(workdir / "checkpoints").steps()[-1] == step
 
     # While evaluating.
-    command = Command(workdir, resume_from(stopped.half_way.last_line()))
+    command = Command(workdir, resume)
     command.wait_until((workdir / "figures").exists)
     assert command.send(signal.SIGTERM) == 128 + signal.SIGTERM
+    assert f"resuming after epoch {step // STEPS}" in command.said()
     assert command.last_line().startswith(
         f"error: SIGTERM: stopped while evaluating; training is done and saved in {workdir}; "
     )
+    command = Command(workdir, resume_from(command.last_line()))
+    assert command.process.wait(PATIENCE) == 0, command.said()
+    assert_equal_runs(workdir, whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_asked_to_end_while_it_compiles_saves_its_first_steps(whole, tmp_path):
+    workdir = tmp_path / "run"
+    command = Command(workdir, training(workdir))
+    command.wait_until(lambda: "training images" in command.said())
+    command.send(signal.SIGTERM)
+    step = assert_was_asked_to_end(command, "SIGTERM")
+    assert 0 < step < EPOCHS * STEPS
     command = Command(workdir, resume_from(command.last_line()))
     assert command.process.wait(PATIENCE) == 0, command.said()
     assert_equal_runs(workdir, whole)
@@ -318,19 +354,25 @@ def test_a_second_sigint_stops_at_once_even_while_a_program_is_compiled(tmp_path
     assert not (workdir / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("module", ["absl.flags", "numpy", "flax", "matplotlib"])
-def test_a_signal_while_modules_are_imported_ends_the_process_without_a_run(module, tmp_path):
-    for number in (signal.SIGTERM, signal.SIGINT):
-        workdir = tmp_path / str(number)
-        python, *arguments = training(workdir)
-        command = Command(workdir, [python, "-X", "importtime", *arguments])
-        command.wait_until(lambda c=command: re.search(rf"\| +{module}\n", c.said()))
-        assert command.send(number) in (-number, 128 + number), command.said()
-        assert "Fatal" not in command.said()
-        assert not (workdir / "results.json").exists()
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("absl.flags", signal.SIGINT), ("numpy", signal.SIGTERM), ("flax", signal.SIGINT),
+        ("matplotlib", signal.SIGTERM),
+    ],
+)  # fmt: skip
+def test_a_signal_while_modules_are_imported_ends_the_process_without_a_run(
+    module, number, tmp_path
+):
+    python, *arguments = training(tmp_path / "run")
+    command = Command(tmp_path / "run", [python, "-X", "importtime", *arguments])
+    command.wait_until(lambda: re.search(rf"\| +{module}\n", command.said()))
+    assert command.send(number) in (-number, 128 + number), command.said()
+    assert "Fatal" not in command.said()
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
-OVERFLOWS = ["--beta=1e38", "--warmup_epochs=2", "--validation=0", "--eval_every=0"]
+OVERFLOWS = ["--beta=1e38", "--warmup_epochs=2", f"--eval_every={EPOCHS}"]
 """Without the KL in the first epoch; from then on its weight makes the loss overflow."""
 
 
@@ -349,17 +391,6 @@ def test_a_loss_that_is_not_finite_stops_with_status_3_and_keeps_the_last_checkp
     arrays = arrays_of(workdir / "checkpoints")
     assert all(np.isfinite(array).all() for array in arrays.values())
     assert len(lines_of(workdir)) == 1
-
-
-def test_parameters_that_diverge_stop_with_the_layer(tmp_path):
-    workdir = tmp_path / "run"
-    command = Command(workdir, training(workdir, "--learning_rate=1e30"))
-    assert command.process.wait(PATIENCE) == 3, command.said()
-    assert re.match(
-        r"error: epoch 0, step [1-3]: (the (prior|posterior) (mean|variance) of z_[12]|z_[12]|"
-        r"log p\(x \| z_1\)|the KL of z_[12]) is (nan|-?inf); ",
-        command.last_line(),
-    )
 
 
 def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(tmp_path):
@@ -393,47 +424,9 @@ def arrays_of_step(workdir: Path, step: int) -> dict[str, np.ndarray]:
     return arrays_of(alone)
 
 
-LIMITED = """
-import os, resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
-"""
-
-
-def limited(size: int, command: list[str]) -> list[str]:
-    """A command none of whose files can grow beyond a size, as on a disk that is full."""
-    return [sys.executable, "-c", LIMITED, str(size), *command[1:]]
-
-
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on_once_there_is_room(
-    whole, stopped, tmp_path
-):
-    workdir = Path(shutil.copytree(stopped.copy, tmp_path / "run"))
-    step = Checkpoints(workdir / "checkpoints").steps()[-1]
-    metrics = (workdir / "metrics.jsonl").stat().st_size
-
-    # No room for the metrics so far, for another checkpoint.
-    no_room = r"\(File too large\); free space and run the same command again$"
-    for size, expected in (
-        (metrics // 2, rf"cannot write to {workdir}/metrics\.jsonl {no_room}"),
-        (
-            400_000,
-            rf"cannot save the checkpoint of step \d+ in {workdir}/(checkpoints|chosen): file too "
-            r"large; the one of step \d+ is intact\. Free space and run the same command again$",
-        ),
-    ):
-        command = Command(workdir, limited(size, training(workdir, "--checkpoint_seconds=0.5")))
-        assert command.process.wait(PATIENCE) == 2, command.said()
-        assert re.match(f"error: {expected}", command.last_line()), command.said()
-        assert verify(workdir / "checkpoints" / str(step), step) is None
-        assert Checkpoints(workdir / "checkpoints").steps()[-1] == step
-    assert f"resuming after epoch {step // STEPS}" in finish(workdir)
-    assert_equal_runs(workdir, whole)
-
-
 def test_a_disk_that_fills_up_with_tensorboards_events_ends_the_run_in_one_line(tmp_path):
     workdir = tmp_path / "run"
-    flags = ["--validation=0", "--eval_every=0", "--checkpoint_seconds=1000", "--epochs=100000"]
+    flags = ["--eval_every=100000", "--checkpoint_seconds=1000", "--epochs=100000"]
     command = Command(workdir, limited(20_000, training(workdir, *flags)))
     assert command.process.wait(PATIENCE) == 2, command.said()
     assert command.trains()
@@ -441,27 +434,6 @@ def test_a_disk_that_fills_up_with_tensorboards_events_ends_the_run_in_one_line(
         rf"error: cannot write to {workdir}/tensorboard/\S+ \(File too large\); free space",
         command.last_line(),
     )
-
-
-def test_a_second_command_is_refused_until_the_first_is_killed(tmp_path):
-    workdir = tmp_path / "run"
-    endless = training(workdir, OFTEN, "--epochs=1000000")
-    first = Command(workdir, endless)
-    first.wait_until(lambda: first.epochs() >= 3)
-    first.process.send_signal(signal.SIGSTOP)  # which takes no lock from it, but no time either
-    second = Command(workdir, endless, name=".second")
-    assert second.process.wait(PATIENCE) == 2, second.said()
-    first.process.send_signal(signal.SIGCONT)
-    assert second.said() == (
-        f"error: {workdir} is in use by process {first.process.pid} on {socket.gethostname()}; "
-        "wait for it, stop it, or give another --workdir\n"
-    )
-    first.wait_until(lambda: bool(Checkpoints(workdir / "checkpoints").steps()))
-    assert first.send(signal.SIGKILL) == -signal.SIGKILL
-    third = Command(workdir, endless)
-    third.wait_until(third.trains)
-    assert "resuming after epoch" in third.said()
-    third.send(signal.SIGKILL)
 
 
 LONG = """

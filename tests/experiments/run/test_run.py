@@ -470,6 +470,7 @@ def test_init_from_another_model_is_refused_with_the_difference(finished, tmp_pa
     )
 
 
+@pytest.mark.faults
 def test_a_run_that_diverges_stops_and_says_where(tmp_path):
     settings = dataclasses.replace(
         SETTINGS, workdir=str(tmp_path / "run"), learning_rate=1e30, eval_every=0
