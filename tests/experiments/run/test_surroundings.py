@@ -94,17 +94,18 @@ def test_a_figure_needs_no_display_whatever_backend_is_asked_for(tmp_path):
 
 
 def stripes() -> Dataset:
-    images = np.random.default_rng(0).integers(0, 256, (30, 4, 3)).astype(np.uint8)
-    labels = np.zeros(30, np.int32)
+    images = np.random.default_rng(0).integers(0, 256, (60, 4, 3)).astype(np.uint8)
+    labels = np.zeros(60, np.int32)
     return Dataset(
-        "stripes", images[:20], labels[:20], images[20:], labels[20:], "bernoulli", "dynamic"
+        "stripes", images[:50], labels[:50], images[50:], labels[50:], "bernoulli", "dynamic"
     )
 
 
 SETTINGS = Settings(
-    depth=1, latent_sizes=(2,), hidden_sizes=(4,), epochs=2, warmup_epochs=0, batch_size=10,
-    eval_every=2, eval_samples=3, validation=5,
+    depth=2, latent_sizes=(3, 2), hidden_sizes=(8, 6), epochs=2, warmup_epochs=0, batch_size=16,
+    eval_every=2, eval_samples=30,
 )  # fmt: skip
+"""Its programs are those of test_run.py."""
 
 
 def test_a_run_in_another_thread_than_the_main_one_runs_without_signal_handling(tmp_path):
@@ -125,8 +126,8 @@ def test_a_run_in_another_thread_than_the_main_one_runs_without_signal_handling(
 
 # A single step. With an epsilon of 1e-8 the sign of a rounding error would be a whole update.
 SHORTEST = dataclasses.replace(
-    SETTINGS, epochs=1, batch_size=20, eval_samples=1, eval_subset=1, validation=0,
-    adam_epsilon=1e-3,
+    SETTINGS, depth=1, latent_sizes=(2,), hidden_sizes=(4,), epochs=1, batch_size=50,
+    eval_samples=1, eval_subset=1, adam_epsilon=1e-3,
 )  # fmt: skip
 
 WITHOUT_JIT = """
