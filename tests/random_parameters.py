@@ -1,18 +1,26 @@
 """Parameters that need no compiling to be drawn, for models of any structure."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def random_params(model, seed=0, scale=0.7):
-    """Parameters of the model's structure, every leaf random."""
+@functools.cache
+def variables_like(model):
+    """The variables' shapes and dtypes."""
     key = jax.random.key(0)
     x = jnp.zeros((1, model.data_dim), jnp.float32)
-    like = jax.eval_shape(model.init, {"params": key, "sample": key}, x)["params"]
+    return jax.eval_shape(model.init, {"params": key, "sample": key}, x)
+
+
+def random_params(model, seed=0, scale=0.7):
+    """Parameters of the model's structure, every leaf random."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32), like
+        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32),
+        variables_like(model)["params"],
     )
 
 

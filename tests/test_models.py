@@ -12,7 +12,7 @@ import linear_gaussian as lg
 import numpy as np
 import pytest
 from flax import linen as nn
-from random_parameters import without_condition
+from random_parameters import variables_like, without_condition
 from scipy import special, stats
 from tolerances import (
     assert_close,
@@ -75,7 +75,7 @@ def shapes(model, x_rows=5, **kwargs):
     """Abstract variables and the abstract result of applying the model to them."""
     x = jax.ShapeDtypeStruct((x_rows, model.data_dim), jnp.float32)
     key = jax.random.key(0)
-    variables = jax.eval_shape(model.init, {"params": key, "sample": key}, x)
+    variables = variables_like(model)
     if model.condition_dim:
         kwargs["condition"] = jnp.zeros((x_rows, model.condition_dim), jnp.float32)
     call = functools.partial(model.apply, rngs={"sample": key}, **kwargs)
@@ -92,7 +92,7 @@ def random_variables(model, seed=0, scale=0.7):
             values = rng.uniform(0.5, 1.5, like.shape)
         return jnp.asarray(values, jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(leaf, shapes(model)[0])
+    return jax.tree_util.tree_map_with_path(leaf, variables_like(model))
 
 
 def paths(tree):
@@ -400,12 +400,9 @@ def assert_same_terms(one, other, error):
         assert_within(a, b, 2 * e)
 
 
-@pytest.mark.parametrize(
-    ("variant", "depth"),
-    [("vae", 1), ("vae", 2), ("ladder", 1), ("ladder", 2), ("own_top_down", 2), ("mean_upward", 2)],
-)
-def test_densities_at_the_samples_drawn_are_the_terms_of_the_draw(variant, depth):
-    model = VARIANTS[variant](4, (3, 2)[:depth], (5, 4)[:depth])
+@all_variants
+def test_densities_at_the_samples_drawn_are_the_terms_of_the_draw(variant):
+    model = VARIANTS[variant](4, (3, 2), (5, 4))
     params = {"params": random_variables(model)["params"]}
     x = jnp.float32(np.random.default_rng(22).random((6, 4)) > 0.5)
     drawn = infer(model, params, x, jax.random.key(23), 7, train=True)
@@ -520,7 +517,7 @@ def test_with_one_layer_vae_and_ladder_are_the_same_model(batch_norm):
     fields = {"data_dim": 4, "latent_sizes": (2,), "hidden_sizes": (3,), "batch_norm": batch_norm}
     vae, ladder = VAE(**fields), LadderVAE(**fields)
     variables = random_variables(vae)
-    assert jax.tree.structure(variables) == jax.tree.structure(shapes(ladder)[0])
+    assert jax.tree.structure(variables) == jax.tree.structure(variables_like(ladder))
     x = jnp.float32([[0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
     terms = [infer(model, variables, x, jax.random.key(5), 3) for model in (vae, ladder)]
     assert terms[0].closed_form_kl == terms[1].closed_form_kl
@@ -530,8 +527,8 @@ def test_with_one_layer_vae_and_ladder_are_the_same_model(batch_norm):
 
 def test_own_top_down_adds_networks_to_the_inference_of_all_layers_but_the_top():
     sizes = (4, (3, 2, 1), (5, 4, 3))
-    shared = shapes(LadderVAE(*sizes, batch_norm=False))[0]
-    own = shapes(LadderVAE(*sizes, batch_norm=False, own_top_down=True))[0]
+    shared = variables_like(LadderVAE(*sizes, batch_norm=False))
+    own = variables_like(LadderVAE(*sizes, batch_norm=False, own_top_down=True))
     added = {
         f"params/inference/top_down_{network}/Dense_0/{leaf}"
         for i in (0, 1)
@@ -548,8 +545,8 @@ def test_own_top_down_adds_networks_to_the_inference_of_all_layers_but_the_top()
 
 def test_mean_upward_changes_only_what_the_upper_mlps_take_in():
     sizes = (4, (3, 2, 1), (6, 5, 4))
-    deterministic = shapes(LadderVAE(*sizes))[0]["params"]
-    mean = shapes(LadderVAE(*sizes, mean_upward=True))[0]["params"]
+    deterministic = variables_like(LadderVAE(*sizes))["params"]
+    mean = variables_like(LadderVAE(*sizes, mean_upward=True))["params"]
     flat, flat_mean = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
         for leaves in map(jax.tree_util.tree_leaves_with_path, (deterministic, mean))
@@ -567,7 +564,7 @@ def test_mean_upward_changes_only_what_the_upper_mlps_take_in():
 
 def test_the_papers_mnist_ladder_has_1_86_million_parameters():
     latents, hidden = (64, 32, 16, 8, 4), (512, 256, 128, 64, 32)
-    params = shapes(LadderVAE(784, latents, hidden))[0]["params"]
+    params = variables_like(LadderVAE(784, latents, hidden))["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def normalised(inputs, units):  # a kernel, and scale and shift of its batch norm
@@ -588,7 +585,7 @@ def test_parameters_of_the_vae_and_of_the_ladders_of_the_authors_code():
     wide = (512, 512, 256, 128, 64)
 
     def count(model):
-        return sum(leaf.size for leaf in jax.tree.leaves(shapes(model)[0]["params"]))
+        return sum(leaf.size for leaf in jax.tree.leaves(variables_like(model)["params"]))
 
     ladder = functools.partial(LadderVAE, 784, latents, hidden, mean_upward=True)
     assert count(VAE(784, latents, hidden)) == count(ladder()) == 1_707_104
@@ -735,11 +732,11 @@ def test_hidden_sizes_may_be_given_one_by_one(variant):
     make = functools.partial(VARIANTS[variant], 4, (3, 2))
     assert_equal(
         *(
-            jax.tree.map(lambda leaf: leaf.shape, shapes(make(hidden))[0])
+            jax.tree.map(lambda leaf: leaf.shape, variables_like(make(hidden)))
             for hidden in [(5, 6), ((5, 5), (6, 6))]
         )
     )
-    variables, _ = shapes(make(((7,), (6, 5, 8))))
+    variables = variables_like(make(((7,), (6, 5, 8))))
     for part in ("generative", "inference"):
         networks = variables["params"][part]
         kernels = [networks["mlps_0"]["Linear_0"]["Dense_0"]["kernel"].shape]
@@ -924,7 +921,7 @@ def test_examples_have_conditions_of_their_own():
 )
 def test_a_condition_that_is_missing_or_does_not_fit_is_refused(condition_dim, condition, message):
     model = LadderVAE(4, (2,), (3,), condition_dim=condition_dim)
-    variables, _ = shapes(LadderVAE(4, (2,), (3,)))  # the fields are checked before them
+    variables = variables_like(LadderVAE(4, (2,), (3,)))  # the fields are checked before them
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.eval_shape(
             lambda v: model.apply(
