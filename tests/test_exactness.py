@@ -115,12 +115,10 @@ def estimates(estimate, model, variables, x, num_samples, repeats):
 
 CASES = [
     (by_evaluation, "vae", 3, True, 50),
-    (by_evaluation, "ladder", 3, True, 50),
+    (by_evaluation, "own_top_down", 3, True, 50),
     (by_evaluation, "ladder", 1, False, 20),
     (by_bound, "vae", 1, True, 1),
-    (by_bound, "vae", 2, True, 50),
     (by_bound, "ladder", 2, True, 5),
-    (by_bound, "own_top_down", 3, True, 50),
     (by_bound, "mean_upward", 3, True, 50),
 ]
 
@@ -156,9 +154,9 @@ def test_the_density_of_real_x_integrates_to_one(estimate, variant, depth):
 PAIRS, PROPOSALS = 4_000, 30
 
 
-def drawn_from_the_model(model, variables, rng):
+def drawn_from_the_model(model, variables, apply):
     """(z, x) of `PAIRS` ancestral draws: z by layer, bottom to top, [1, PAIRS, units]."""
-    apply = jax.jit(model.apply, static_argnames=("method", "layer"))
+    rng = np.random.default_rng(4)
     x = np.zeros((PAIRS, model.data_dim), np.float32)
     z = [np.zeros((1, PAIRS, units), np.float32) for units in model.latent_sizes]
     for layer in reversed(range(model.depth)):
@@ -169,7 +167,18 @@ def drawn_from_the_model(model, variables, rng):
     return tuple(z), np.float32(rng.random(x.shape) < probability)
 
 
-def places_of_the_truth(model, variables, log_weights):
+@functools.cache
+def truth_and_proposals(variant):
+    """The terms at the z that each x was drawn from, and those of proposals from q."""
+    model, variables = model_and_variables(variant, depth=3, batch_norm=True)
+    apply = jax.jit(model.apply, static_argnames=("method", "layer", "num_samples"))
+    z, x = drawn_from_the_model(model, variables, apply)
+    truth = apply(variables, x, z, method="densities")
+    rngs = {"sample": jax.random.key(5)}
+    return truth, apply(variables, x, num_samples=PROPOSALS, rngs=rngs)
+
+
+def places_of_the_truth(variant, log_weights):
     """Where the z that x was drawn from lies among weighted samples, by every unit of every layer.
 
     And by log p(x | z_1), which alone sees weights without x, those of the prior (Modrák et al.
@@ -179,12 +188,8 @@ def places_of_the_truth(model, variables, log_weights):
     the truth is in proportion to its weight. So the sum of the weights of smaller members, and a
     random part of its own, is uniform: exactly, for any number of proposals.
     """
-    rng = np.random.default_rng(4)
-    z, x = drawn_from_the_model(model, variables, rng)
-    truth = model.apply(variables, x, z, method="densities")
-    infer = jax.jit(model.apply, static_argnames="num_samples")
-    rngs = {"sample": jax.random.key(5)}
-    proposals = infer(variables, x, num_samples=PROPOSALS, rngs=rngs)
+    rng = np.random.default_rng(6)
+    truth, proposals = truth_and_proposals(variant)
     log_w = np.concatenate([log_weights(terms) for terms in (truth, proposals)])
     w = np.exp(np.float64(log_w) - log_w.max(0))
     w /= w.sum(0)
@@ -204,16 +209,13 @@ def p_values(places):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_z_that_x_was_drawn_from_is_a_draw_from_the_posterior(variant):
-    model, variables = model_and_variables(variant, depth=3, batch_norm=True)
-    places = places_of_the_truth(model, variables, bounds.log_weights)
+    places = places_of_the_truth(variant, bounds.log_weights)
     assert [layer.shape for layer in places] == [(PAIRS, units) for units in (2, 2, 1, 1)]
     assert_plausible(p_values(places))
 
 
 @pytest.mark.parametrize("without", ["log_px", "prior", "posterior"])
 def test_calibration_sees_a_term_that_is_missing_from_the_weights(without):
-    model, variables = model_and_variables("ladder", depth=3, batch_norm=True)
-
     def wrong(terms):
         log_w = np.float64(bounds.log_weights(terms))
         if without == "log_px":
@@ -223,4 +225,4 @@ def test_calibration_sees_a_term_that_is_missing_from_the_weights(without):
             log_w = log_w + sign * stats.norm.logpdf(z, p.mean, np.sqrt(p.variance)).sum(-1)
         return log_w
 
-    assert min(p_values(places_of_the_truth(model, variables, wrong))) < FALSE_ALARM
+    assert min(p_values(places_of_the_truth("ladder", wrong))) < FALSE_ALARM
