@@ -52,7 +52,7 @@ def test_an_optimiser_without_an_average_has_none_and_its_parameters_are_evaluat
 
 
 def test_training_averages_its_parameters_and_leaves_out_steps_that_are_not_finite():
-    model, key = LadderVAE(5, (2, 1), (4, 3)), jax.random.key(0)
+    model, key = LadderVAE(5, (2,), (4,)), jax.random.key(0)
     optimizer = training.make_optimizer(1.0, adam_epsilon=1e-3, ema_decay=0.5)
     plain = training.make_optimizer(1.0, adam_epsilon=1e-3)
     x = jnp.float32(np.random.default_rng(1).integers(0, 2, (6, 5)))
@@ -75,7 +75,7 @@ def test_training_averages_its_parameters_and_leaves_out_steps_that_are_not_fini
         for each in (first, *others)
     ]
     assert state.nonfinite == 1
-    # The average changes nothing that is trained; a dozen layers round in each of three steps.
+    # The average changes nothing that is trained; half a dozen layers round in each of three steps.
     without, error = value_and_error(
         lambda params: trained(plain, params)[-1].params, initial, roundings=32
     )

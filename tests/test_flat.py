@@ -28,9 +28,10 @@ def test_updates_of_a_vector_are_those_of_its_arrays(optimizer):
     state = optimizer.init(PARAMS)
     of_vectors = flat.flattened(optimizer)
     vectors = flat.to_vectors(of_vectors, PARAMS, state)
+    update, update_vectors = jax.jit(optimizer.update), jax.jit(of_vectors.update)
     for _ in range(2):
-        expected, state = optimizer.update(GRADIENTS, state, PARAMS)
-        found, vectors = of_vectors.update(GRADIENTS, vectors, PARAMS)
+        expected, state = update(GRADIENTS, state, PARAMS)
+        found, vectors = update_vectors(GRADIENTS, vectors, PARAMS)
         assert_close(ravel_pytree(found)[0], ravel_pytree(expected)[0], ROUNDINGS)
     assert max(leaf.size for leaf in jax.tree.leaves(vectors)) == 5
     arrays = flat.to_arrays(PARAMS, vectors)
@@ -103,44 +104,41 @@ def choose_platform(platform, monkeypatch):
 
 @pytest.mark.parametrize("replicas", [None, 2])
 def test_an_epoch_by_vectors_is_the_one_by_arrays(replicas, monkeypatch):
-    model = LadderVAE(5, (2, 1), (4, 3))
+    model = LadderVAE(5, (2,), (4,))
     optimizer = training.make_optimizer(0.01, max_gradient_norm=4.0, adam_epsilon=1e-3)
     images = jnp.float32(np.random.default_rng(0).integers(0, 2, (12, 5)))
     key = jax.random.key(0) if replicas is None else jax.random.split(jax.random.key(0), replicas)
     state = training.init_state(model, optimizer, key)
 
-    def epoch():
+    def traced():
         def of_one(state, key):
             arguments = (model, optimizer, lambda key, x: x, state, images, key)
             return training.train_epoch.__wrapped__(*arguments, batch_size=4)
 
-        # Traced afresh: JAX keeps what it has traced by function.
-        return jax.jit(of_one if replicas is None else jax.vmap(of_one))
+        # Afresh: JAX keeps what it has traced by function.
+        return jax.jit(of_one if replicas is None else jax.vmap(of_one)).trace(state, key)
 
-    by_arrays, arrays = epoch(), str(jax.make_jaxpr(epoch())(state, key))
+    arrays = traced()
+    by_arrays = arrays.lower().compile()
 
     def from_params(params):
         return by_arrays(state._replace(params=jax.tree.map(jnp.float32, params)), key)
 
-    # Of every parameter: a dozen layers and batch norm, in each of three steps.
+    # Of every parameter: half a dozen layers and batch norm, in each of three steps.
     expected, error = value_and_error(from_params, state.params, roundings=32)
     choose_platform("accelerator", monkeypatch)
-    by_vectors, vectors = epoch()(state, key), str(jax.make_jaxpr(epoch())(state, key))
-    assert arrays != vectors
-    assert_trees_within(by_vectors, expected, error)
+    vectors = traced()
+    assert str(arrays.jaxpr) != str(vectors.jaxpr)
+    assert_trees_within(vectors.lower().compile()(state, key), expected, error)
 
 
 def test_only_accelerators_are_given_vectors():
-    model, images, key = LadderVAE(5, (2, 1), (4, 3)), jnp.zeros((4, 5)), jax.random.key(0)
-
-    def lowered(optimizer, platform):
-        state = training.init_state(model, optimizer, key)
-        traced = training.train_epoch.trace(
-            model, optimizer, lambda key, x: x, state, images, key, batch_size=4
-        )
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        return f"tensor<{size}xf32>" in text
-
+    model, images, key = LadderVAE(5, (2,), (4,)), jnp.zeros((4, 5)), jax.random.key(0)
     adam = training.make_optimizer()
-    assert [lowered(adam, name) for name in ("cpu", "cuda", "tpu")] == [False, True, True]
+    state = training.init_state(model, adam, key)
+    traced = training.train_epoch.trace(
+        model, adam, lambda key, x: x, state, images, key, batch_size=4
+    )
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    texts = [traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda", "tpu")]
+    assert [f"tensor<{size}xf32>" in text for text in texts] == [False, True, True]
