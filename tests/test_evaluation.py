@@ -171,7 +171,7 @@ def looped():
     return model, variables, x, key, log_weights, sizes
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 23, 100])
+@pytest.mark.parametrize("chunk_size", [1, 7, 100])
 def test_log_likelihood_of_any_chunk_size_is_that_of_a_loop_over_the_documented_keys(chunk_size):
     model, variables, x, key, log_weights, sizes = looped()
     result = evaluation.log_likelihood(model, variables, x, key, 23, chunk_size)
@@ -483,18 +483,17 @@ def test_a_model_without_batch_norm_has_no_statistics():
 
 
 def test_rounding_is_not_amplified_where_all_training_images_are_the_same():
-    model = LadderVAE(5, (2, 2, 1), (6, 6, 6))
+    model = LadderVAE(5, (2, 2), (6, 6))
     params = random_params(model)
     images = jnp.full((8, 5), 0.7)
     variables = evaluation.reestimate_batch_stats(
         model, params, identity, images, jax.random.key(0), batch_size=4
     )
-    likelihoods, rounded = (
-        model.apply(variables, x, method="encode") for x in (images, images * (1 + 2**-22))
-    )
-    # Not 316 times as much in each of nine layers: at most a few roundings in each.
+    encode = jax.jit(functools.partial(model.apply, method="encode"))
+    likelihoods, rounded = (encode(variables, x) for x in (images, images * (1 + 2**-22)))
+    # Not 316 times as much in each of six layers: at most a few roundings in each.
     for one, other in zip(jax.tree.leaves(likelihoods), jax.tree.leaves(rounded), strict=True):
-        assert_close(one, other, roundings=9 * 8)
+        assert_close(one, other, roundings=6 * 8)
 
 
 def test_with_statistics_an_image_is_evaluated_alone_as_among_others():
@@ -553,7 +552,7 @@ def elbo_looped():
     return np.array(elbos), np.array(log_px), kl_per_unit, means, np.mean(sizes)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 10, 250])
+@pytest.mark.parametrize("batch_size", [1, 4, 250])
 def test_elbo_of_any_batch_size_is_that_of_a_loop_over_the_images(batch_size):
     result = elbo(batch_size)
     elbos, log_px, kl_per_unit, _, size = elbo_looped()
@@ -667,13 +666,12 @@ def test_another_number_of_keys_than_of_images_is_refused():
             small_log_likelihood(several)
 
 
-@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
-def test_no_result_depends_on_the_chunk_whatever_the_generator(impl):
-    key = jax.random.key(3, impl=impl)
+def test_no_result_depends_on_the_chunk_whatever_the_generator():
+    key = jax.random.key(3, impl="rbg")
     size = largest_size(SMALL, small_variables(), X)
     one, other = (small_log_likelihood(key, chunk_size) for chunk_size in (3, 20))
     assert_close(one, other, LOOPED, size)
-    of_another_key = small_log_likelihood(jax.random.key(4, impl=impl))
+    of_another_key = small_log_likelihood(jax.random.key(4, impl="rbg"), 3)
     assert_different(one, of_another_key, float32_error(LOOPED, size))
     one, other = (
         evaluation.elbo(SMALL, small_variables(), identity, X, key, batch_size=n).elbo
@@ -794,7 +792,9 @@ def test_a_composite_model_is_trained_and_evaluated_as_its_ladder():
     ladder = LadderVAE(4, (3, 2), (5, 4))
     model, key, optimizer = Wrapped(ladder), jax.random.key(6), optax.sgd(0.01)
     state = training.init_state(model, optimizer, key)
-    state, metrics = training.train_epoch(model, optimizer, identity, state, X, key, batch_size=3)
+    epoch = functools.partial(training.train_epoch, model, optimizer, identity, batch_size=3)
+    trained, metrics = jax.eval_shape(epoch, state, X, key)
+    assert jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, state)
     assert metrics.kl_per_layer.shape == (ladder.depth,)
     variables = evaluation.reestimate_batch_stats(
         model, state.params, identity, X, key, batch_size=3
@@ -818,8 +818,10 @@ def test_a_composite_model_is_trained_and_evaluated_as_its_ladder():
     )
     limit = threshold(len(X), draws - 1) * np.hypot(standard_error(found), standard_error(expected))
     assert_within(found.mean(0), expected.mean(0), limit)
-    elbo = evaluation.elbo(model, variables, identity, X, key)
-    assert np.isfinite(elbo.elbo)
+    elbo = jax.eval_shape(
+        lambda x: evaluation.elbo(model, variables, identity, x, key).kl_per_unit, X
+    )
+    assert [layer.shape for layer in elbo] == [(3,), (2,)]
 
 
 def test_batch_norm_of_others_is_refused_by_name():

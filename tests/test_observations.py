@@ -65,7 +65,7 @@ def test_bernoulli_and_gaussian_are_those_of_scipy():
     assert_close(actual, expected, 8, size)
 
 
-@pytest.mark.parametrize("values", [2, 3, 256])
+@pytest.mark.parametrize("values", [3, 256])
 def test_discretized_logistic_has_the_mass_of_each_bin(values):
     head = head_of(DiscretizedLogistic(), shape=(values, 7))
     x = jnp.arange(values, dtype=jnp.float32)[:, None] / (values - 1)
@@ -76,7 +76,7 @@ def test_discretized_logistic_has_the_mass_of_each_bin(values):
     assert_close(actual, expected, 8, size_of_log_masses(head, np.asarray(x)) + np.abs(expected))
 
 
-@pytest.mark.parametrize("values", [2, 5, 256])
+@pytest.mark.parametrize("values", [2, 256])
 @pytest.mark.parametrize("spread", [1.0, 30.0])
 def test_discretized_logistic_sums_to_one(values, spread):
     head = head_of(DiscretizedLogistic(), shape=(1, 1, 8), spread=spread)
