@@ -18,10 +18,10 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         y = x.reshape(-1, 28, 28, 1)
-        for channels in (8, 16):
+        for channels in (4, 8):
             y = nn.Conv(channels, (3, 3), strides=2, use_bias=False)(y)
             y = nn.gelu(BatchNorm()(y, train))
-        return y.reshape(*x.shape[:-1], 7 * 7 * 16)
+        return y.reshape(*x.shape[:-1], 7 * 7 * 8)
 
 
 class Decoder(nn.Module):
@@ -29,8 +29,8 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, d, train):
-        y = nn.Dense(7 * 7 * 8)(d).reshape(-1, 7, 7, 8)
-        y = nn.ConvTranspose(8, (3, 3), strides=(2, 2), use_bias=False)(y)
+        y = nn.Dense(7 * 7 * 4)(d).reshape(-1, 7, 7, 4)
+        y = nn.ConvTranspose(4, (3, 3), strides=(2, 2), use_bias=False)(y)
         y = nn.gelu(BatchNorm()(y, train))
         y = nn.ConvTranspose(1, (3, 3), strides=(2, 2))(y)
         return y.reshape(*d.shape[:-1], 28 * 28)
@@ -48,8 +48,8 @@ def head(layer, direction):
 
 # Bright squares at random places.
 rng = np.random.default_rng(0)
-images = np.zeros((256, 28, 28), np.float32)
-for image, (row, column) in zip(images, rng.integers(0, 20, (256, 2)), strict=True):
+images = np.zeros((128, 28, 28), np.float32)
+for image, (row, column) in zip(images, rng.integers(0, 20, (128, 2)), strict=True):
     image[row : row + 8, column : column + 8] = 0.9
 images = images.reshape(-1, 28 * 28)
 
@@ -59,17 +59,17 @@ def binarise(key, images):
 
 
 model = LadderVAE(28 * 28, (8, 4), (32, 16), activation=jax.nn.gelu, mlp=mlp, head=head)
-optimizer, key = training.make_optimizer(learning_rate=3e-3), jax.random.key(0)
+optimizer, key = training.make_optimizer(learning_rate=1e-2), jax.random.key(0)
 state = training.init_state(model, optimizer, key)
 for _ in range(10):
     state, metrics = training.train_epoch(
-        model, optimizer, binarise, state, images, key, batch_size=64
+        model, optimizer, binarise, state, images, key, batch_size=32
     )
 variables = evaluation.reestimate_batch_stats(
-    model, state.params, binarise, images, key, batch_size=64
+    model, state.params, binarise, images, key, batch_size=32
 )
-x = binarise(jax.random.key(1), images[:32])
-bound = evaluation.log_likelihood(model, variables, x, key, num_samples=20)
+x = binarise(jax.random.key(1), images[:16])
+bound = evaluation.log_likelihood(model, variables, x, key, num_samples=10)
 samples = model.apply(variables, jax.random.key(2), num_samples=4, method="generate")
 print(f"train ELBO {metrics.train_elbo:.1f}, log p(x) about {jnp.mean(bound.log_likelihood):.1f}")
 print(f"samples: {samples.reshape(-1, 28, 28).shape}")
