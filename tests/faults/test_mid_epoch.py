@@ -53,7 +53,7 @@ def files_of(workdir: Path) -> tuple:
 
 
 @pytest.mark.usefixtures("without_figures")
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_stopped_after_every_single_step_equals_one_that_was_not(
     replicas, tmp_path, monkeypatch, capsys
 ):
