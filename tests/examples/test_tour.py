@@ -3,6 +3,7 @@
 import json
 
 import installed_wheel
+import pytest
 from notebook_cells import code_cells, run
 
 TOUR = installed_wheel.ROOT / "examples" / "tour.ipynb"
@@ -14,6 +15,7 @@ SHORTER = {
 """Fewer epochs, samples and temperatures: they change numbers alone, which are not compared."""
 
 
+@pytest.mark.slow
 def test_the_tour_runs_and_shows_what_it_has_saved(tmp_path):
     text = TOUR.read_text(encoding="utf-8")
     notebook = json.loads(text)
