@@ -334,14 +334,12 @@ print("restored", restored and restored[1], "saved", step)
 
 def test_a_state_comes_back_onto_another_number_of_devices(tmp_path):
     path = tmp_path / "checkpoints"
-    before = None
-    for step, devices in enumerate((4, 1, 8, 2), start=1):
+    for step, devices, before in ((1, 8, None), (2, 2, 1)):
         out = finish(start(SHARDED, path, step, devices=devices))
         assert out == f"restored {before} saved {step}\n"
-        before = step
     state, step = Checkpoints(path).restore(state_of(0))
-    assert step == 4
-    assert_is_state_of(4, state)
+    assert step == 2
+    assert_is_state_of(2, state)
 
 
 def test_two_processes_save_and_restore_together_and_use_the_same_one(saved, tmp_path):
@@ -351,16 +349,15 @@ jax.distributed.initialize(sys.argv[3], num_processes=2, process_id=int(sys.argv
     path = tmp_path / "checkpoints"
     shutil.copytree(saved, path)  # of one process and one device
     damage(path / "3" / "default/_METADATA", "flipped")
-    for step, before in ((5, 2), (6, 5)):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
-        both = [start(distributed + SHARDED, path, step, address, i, devices=2) for i in (0, 1)]
-        for process in both:
-            assert finish(process).splitlines()[-1] == f"restored {before} saved {step}"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    both = [start(distributed + SHARDED, path, 5, address, i, devices=2) for i in (0, 1)]
+    for process in both:
+        assert finish(process).splitlines()[-1] == "restored 2 saved 5"
     state, step = Checkpoints(path).restore(state_of(0))
-    assert step == 6
-    assert_is_state_of(6, state)
+    assert step == 5
+    assert_is_state_of(5, state)
 
 
 FULL = """
@@ -464,10 +461,11 @@ def stop_while_saving(process: subprocess.Popen, path: Path) -> None:
         process.send_signal(signal.SIGCONT)
 
 
-def test_a_process_that_only_saves_is_killed_at_random_moments_and_loses_nothing(tmp_path):
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_process_that_only_saves_is_killed_at_random_moments_and_loses_nothing(kills, tmp_path):
     path, moments = tmp_path / "checkpoints", random.Random(0)
     claimed = 0
-    for saving in (False, True, False, True):
+    for saving in (False, True) * (kills // 2):
         with start(SAVING, path) as process:
             line = process.stdout.readline()
             # Everything that was said to be saved is there; at most the one that was begun is more.

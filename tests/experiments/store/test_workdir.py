@@ -163,22 +163,22 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_second_process_is_refused_until_the_first_is_killed(overwrite, run):
+def test_a_second_process_is_refused_until_the_first_is_killed(run):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(run)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as first:
         try:
             assert first.stdout.readline() == "created\n"
             before = contents_of(run)
-            second = Workdir(run, CONFIG, overwrite=overwrite)
-            with pytest.raises(WorkdirError) as refusal:
-                second.create()
-            assert str(refusal.value) == (
-                f"{run} is in use by process {first.pid} on {socket.gethostname()}; "
-                "wait for it, stop it, or give another --workdir"
-            )
-            assert contents_of(run) == before
+            for overwrite in (True, False):
+                second = Workdir(run, CONFIG, overwrite=overwrite)
+                with pytest.raises(WorkdirError) as refusal:
+                    second.create()
+                assert str(refusal.value) == (
+                    f"{run} is in use by process {first.pid} on {socket.gethostname()}; "
+                    "wait for it, stop it, or give another --workdir"
+                )
+                assert contents_of(run) == before
             assert Workdir(run, CONFIG).results() == RESULTS  # without the lock
         finally:
             first.send_signal(signal.SIGKILL)
