@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 RUN = "import json, runpy, sys; sys.path[:0] = json.loads(sys.argv.pop(1)); del sys.argv[0]; "
 
 
-def build(copy: Path, out: Path) -> Path:
-    """The wheel, built from a copy: building leaves folders behind."""
+def build(folder: Path) -> None:
+    """Makes a folder with the wheel, built from a copy: building leaves folders behind."""
+    copy = folder / "source"
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=ROOT, check=True, capture_output=True, text=True,
@@ -24,12 +25,10 @@ def build(copy: Path, out: Path) -> Path:
         (copy / file).parent.mkdir(parents=True, exist_ok=True)
         (copy / file).write_bytes((ROOT / file).read_bytes())
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, copy],
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, copy],
         check=True,
         capture_output=True,
     )
-    (built,) = out.glob("*.whl")
-    return built
 
 
 def required_by(wheel: Path) -> set[str]:

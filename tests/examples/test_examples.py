@@ -30,10 +30,9 @@ ANYTHING = r"(.+\n)+"
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    return installed_wheel.build(
-        tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    )
+def wheel(made_once) -> Path:
+    (built,) = made_once("wheel", installed_wheel.build).glob("*.whl")
+    return built
 
 
 @pytest.fixture(scope="module")
