@@ -45,7 +45,7 @@ def test_steps_are_timed_and_pytorch_is_left_out_with_a_note(
 ):
     plan = training_step.Plan(
         sizes=TINY, batch_size=16, steps=2, rounds=3, sweep_rounds=1, sweep_flops=1.0,
-        depths=(), batch_sizes=(), widths=(2,),
+        depths=(1,), batch_sizes=(), widths=(),
     )  # fmt: skip
     monkeypatch.setattr(training_step, "QUICK", plan)
     result = _run(monkeypatch, tmp_path, "--quick", "--only=step")["step"]
@@ -53,7 +53,7 @@ def test_steps_are_timed_and_pytorch_is_left_out_with_a_note(
     times = {row[""]: row for row in rows}
     assert set(times) == {"lvae_jax", "plain JAX", "products alone"}
     assert optional.NO_PYTORCH in result["notes"]
-    assert [row[""] for row in sweeps] == ["width x2"]
+    assert [row[""] for row in sweeps] == ["depth 1"]
     spreads = list(_spreads(result))
     assert len(spreads) == 2 * len(rows) + 3 * len(sweeps)
     for spread in spreads:
@@ -62,7 +62,7 @@ def test_steps_are_timed_and_pytorch_is_left_out_with_a_note(
     assert times["plain JAX"]["lvae_jax / this"]["min"] <= ours["max"] / plain["min"]
     output = capsys.readouterr().out
     assert "| plain JAX" in output
-    assert "| width x2" in output
+    assert "| depth 1" in output
     assert f"Note: {optional.NO_PYTORCH}." in output
 
 
