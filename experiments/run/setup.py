@@ -3,6 +3,7 @@
 import functools
 import math
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 import lvae_jax
 from experiments.errors import SettingsError
@@ -147,13 +148,20 @@ def training_key(settings: Settings, replica: int) -> jax.Array:
 
 def new_state(experiment: Experiment) -> TrainState:
     """The initial state of all replicas, on the devices."""
-    init = functools.partial(training.init_state, experiment.model, experiment.optimizer)
-    compiled = jax.jit(
-        init,
-        out_shardings=experiment.keys.sharding,
+    keys = experiment.keys
+    return _initialisation(experiment.model, experiment.optimizer, keys.sharding)(keys)
+
+
+@functools.lru_cache(maxsize=8)
+def _initialisation(
+    model: HierarchicalVAE, optimizer: optax.GradientTransformation, sharding: Sharding
+) -> Callable[[jax.Array], TrainState]:
+    """One function per model, so that JAX compiles it once for all runs of a process."""
+    return jax.jit(
+        functools.partial(training.init_state, model, optimizer),
+        out_shardings=sharding,
         compiler_options=compilation.compiler_options("once"),
     )
-    return compiled(experiment.keys)
 
 
 def state_like(experiment: Experiment) -> TrainState:
