@@ -98,6 +98,9 @@ def main(settings: ReportSettings, *workdirs: str) -> None:
     """
     if len(workdirs) != 1:
         raise SettingsError("give one workdir: python -m experiments.report WORKDIR")
+    from experiments.run import compilation_cache
+
+    compilation_cache.enable("")
     changed = {name: value for name, value in dataclasses.asdict(settings).items() if value}
     report(Path(workdirs[0]), **changed)
     print(f"{Path(workdirs[0]) / 'report.html'} is written.")
