@@ -30,7 +30,9 @@ FIGURES = ("figure2", "figure3", "figure4", "figure5", "figure6")
 TRAINED = (
     "digits-vae-1", "digits-lvae-bn-wu-2", "digits-fine-tuning-2", "digits-fine-tuning-iw-10-2",
 )  # fmt: skip
-"""The runs of `tiny` that are trained: both models, one without batch norm, and Table 1's."""
+"""The runs of `tiny` that are trained: both models, one without batch norm, and Table 1's.
+
+With the slow tests, all of them."""
 
 
 def record(settings, dataset, command):
@@ -64,8 +66,10 @@ def record(settings, dataset, command):
     workdir.close()
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+@pytest.fixture(
+    scope="module", params=[TRAINED, pytest.param(None, marks=pytest.mark.slow)], ids=["", "all"]
+)
+def tiny(request, tmp_path_factory):
     """Everything, made on digits with two layers and schedules of a few epochs."""
     workdir = tmp_path_factory.mktemp("paper")
     settings = PaperSettings(on="digits", scale=0.0075, eval_samples=3, workdir=str(workdir))
@@ -78,12 +82,12 @@ def tiny(tmp_path_factory):
     train, draw_model = loop.run, drawing.draw_model
 
     def run(settings, dataset, command):
-        make = train if Path(settings.workdir).name in TRAINED else record
-        make(settings, dataset, command)
+        recorded = request.param and Path(settings.workdir).name not in request.param
+        (record if recorded else train)(settings, dataset, command)
 
     def draw_the_ladder(*arguments):
         workdir = arguments[-1].parent
-        if workdir.name == "digits-lvae-bn-wu-2":
+        if request.param is None or workdir.name == "digits-lvae-bn-wu-2":
             draw_model(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
