@@ -333,7 +333,8 @@ def conditional_log_likelihood(
 
     log p(x) is L_K, equation (6). log p(x_o) is estimated in the same way, with the missing values
     summed out of p(x | z), from the encodings of `impute`. Each is a lower bound, close for a large
-    effective sample size; their difference is not a bound.
+    effective sample size. Their difference is not a bound: with a small effective sample size it is
+    mostly too high, since log p(x_o), which is harder to estimate, is subtracted.
 
     Args:
       model: a trained model.

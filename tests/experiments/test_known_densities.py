@@ -11,7 +11,7 @@ from experiments.run.loop import run
 from experiments.settings import Settings
 from lvae_jax.data import Dataset
 
-pytestmark = pytest.mark.usefixtures("without_figures")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_figures")]
 
 DISTANCE = 0.05
 """Nats below the best possible expected log-likelihood, minus the entropy, that a fit may stay."""
