@@ -347,6 +347,11 @@ def test_zeros_and_ones_of_any_dtype_are_those_of_float32(dtype):
     assert_trees_within(step(np.asarray(X).astype(dtype)), *plain_step())
 
 
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.int32])
+def test_a_step_is_traced_alike_for_zeros_and_ones_of_any_dtype(dtype):
+    assert jax.eval_shape(step, np.asarray(X).astype(dtype)) == jax.eval_shape(step, X)
+
+
 def test_with_64_bits_enabled_a_state_keeps_its_dtypes():
     init = functools.partial(training.init_state, MODEL, OPTIMIZER)
     train_epoch = functools.partial(training.train_epoch, MODEL, OPTIMIZER, identity, batch_size=4)
