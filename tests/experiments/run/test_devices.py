@@ -254,9 +254,8 @@ def test_a_signal_to_one_of_two_processes_ends_both_with_what_one_process_comput
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_two_processes_that_a_signal_ended_resume_to_find_what_one_finds(replicas, tmp_path):
-    flags = [f"--replicas={replicas}"]
+def test_two_processes_that_a_signal_ended_resume_to_find_what_one_finds(tmp_path):
+    flags = ["--replicas=2"]
     finish(start(tmp_path / "alone", *flags))
     workdir = tmp_path / "together"
     step = step_at_signal(start_both(workdir, *flags), workdir)
