@@ -108,6 +108,15 @@ def real_tfds_dir(made_once):
 
 
 @pytest.fixture(scope="session")
+def wheel(made_once):
+    """The library's wheel, built from the checkout."""
+    import installed_wheel
+
+    (built,) = made_once("wheel", installed_wheel.build).glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
 def finished_run(made_once):
     """The folder of a finished run of the digits, with the settings `small_runs.SINGLE`."""
     import small_runs

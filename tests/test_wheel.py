@@ -1,10 +1,8 @@
 """The wheel: it holds the library alone, which works with only its own dependencies present."""
 
 import zipfile
-from pathlib import Path
 
 import installed_wheel
-import pytest
 
 SCRIPT = """
 import importlib.util
@@ -38,12 +36,6 @@ terms, _ = jax.jit(model.init_with_output)(keys, x)
 assert bounds.elbo(terms).shape == (2,)
 print("works")
 """
-
-
-@pytest.fixture(scope="module")
-def wheel(made_once) -> Path:
-    (built,) = made_once("wheel", installed_wheel.build).glob("*.whl")
-    return built
 
 
 def test_the_wheel_holds_the_library_alone_with_its_data(wheel):

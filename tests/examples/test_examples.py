@@ -30,12 +30,6 @@ ANYTHING = r"(.+\n)+"
 
 
 @pytest.fixture(scope="module")
-def wheel(made_once) -> Path:
-    (built,) = made_once("wheel", installed_wheel.build).glob("*.whl")
-    return built
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A saved model that has learned nothing, but for its batch statistics."""
 
