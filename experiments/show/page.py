@@ -85,8 +85,8 @@ def render(
     Args:
       run: the run.
       command: its command line; None if it was not made by a command.
-      images: PNG files by the names of `CAPTIONS`, and "probe".
-      probe: the results of `experiments.probe`; None if it has not been run.
+      images: PNG files by the names of `CAPTIONS`.
+      probe: the section of `experiments.probe`; None if it has not been run.
 
     Returns:
       HTML. Everything that comes from outside this module is escaped.
@@ -99,7 +99,7 @@ def render(
         command=command,
         figures=_figures(run, images),
         layers=_layers(run),
-        probe=probe and _probe(probe, images),
+        probe=probe,
         used_kl=USED_KL,
         several=several,
         over_replicas=numbers.OVER_REPLICAS,
@@ -222,19 +222,14 @@ def _figures(run: Run, images: Mapping[str, bytes]) -> list[dict[str, str]]:
     ]
 
 
-def _probe(probe: Mapping[str, Any], images: Mapping[str, bytes]) -> dict[str, Any]:
-    header, *rows = uses.probe_rows(probe)
-    picture = base64.b64encode(images["probe"]).decode() if "probe" in images else None
-    return {"header": header, "rows": rows, "note": uses.probe_note(probe), "data": picture}
-
-
-def _read_probe(path: Path) -> Any:
-    """What `experiments.probe` found; None, with a warning, if it did not write the file."""
+def _read_probe(path: Path, picture: bytes | None) -> dict[str, Any] | None:
+    """The section of `experiments.probe`; None, with a warning, if it did not write the file."""
     try:
-        probe = read_json(path)
-        if probe is not None:
-            _probe(probe, {})  # raises an error if an entry of the page is missing
-        return probe
+        if (probe := read_json(path)) is None:
+            return None
+        header, *rows = uses.probe_rows(probe)
+        data = picture and base64.b64encode(picture).decode()
+        return {"header": header, "rows": rows, "note": uses.probe_note(probe), "data": data}
     except (WorkdirError, OSError, LookupError, TypeError, ValueError):
         print(
             f"warning: {path} is not a file that experiments.probe wrote; {NAME} leaves it out",
@@ -273,5 +268,5 @@ def write(run: Run, command: str | None) -> None:
         for name in (*CAPTIONS, "probe")
         if (folder / f"{name}.png").exists()
     }
-    probe = _read_probe(run.path / "probe.json")
+    probe = _read_probe(run.path / "probe.json", images.pop("probe", None))
     (run.path / NAME).write_text(render(run, command, images, probe), encoding="utf-8")

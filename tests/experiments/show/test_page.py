@@ -250,18 +250,6 @@ PROBE = {
 }
 
 
-def test_what_a_probe_found_is_a_section_with_its_table_and_picture():
-    run = Run(Path("run"), config_of(), EPOCHS, RESULTS)
-    text = page.render(run, COMMAND, {"probe": b"PNG of probe"}, PROBE)
-    parsed = Page(text)
-    assert "What each layer knows about the class" in parsed.of("h2")
-    assert parsed.table()["z_1"] == ["3", "1.50", "12.35 ± 0.50", "12.35 ± 0.50"]
-    assert base64.b64encode(b"PNG of probe").decode() in text
-    assert EVIL not in text
-    assert parsed.tags.count("img") == 1
-    assert "knows about the class" not in render()
-
-
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """Writes the page of a folder, without figures, and returns it."""
@@ -272,6 +260,19 @@ def written(tmp_path, monkeypatch):
         return (tmp_path / "report.html").read_text(encoding="utf-8")
 
     return write
+
+
+def test_what_a_probe_found_is_a_section_with_its_table_and_picture(written, tmp_path):
+    (tmp_path / "probe.json").write_text(json.dumps(PROBE))
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "probe.png").write_bytes(b"PNG of probe")
+    text = written()
+    parsed = Page(text)
+    assert "What each layer knows about the class" in parsed.of("h2")
+    assert parsed.table()["z_1"] == ["3", "1.50", "12.35 ± 0.50", "12.35 ± 0.50"]
+    assert base64.b64encode(b"PNG of probe").decode() in text
+    assert EVIL not in text
+    assert parsed.tags.count("img") == 1
 
 
 @pytest.mark.parametrize(
