@@ -32,7 +32,7 @@ def restore(experiment: Experiment, workdir: Workdir, state: TrainState) -> Chos
     """The choice so far, initially the current parameters; None without validation."""
     if not experiment.settings.validation:
         return None
-    first = last(experiment, jax.tree.map(jnp.copy, state.evaluated), epochs=0)
+    first = last(experiment, _copy(state.evaluated), epochs=0)
     restored = workdir.chosen.restore(first)
     return first if restored is None else restored[0]
 
@@ -61,6 +61,11 @@ def choose(
     chosen = _take(devices.put(better, experiment.mesh, "replica"), new, chosen)
     workdir.chosen.save(chosen, epoch.step)
     return chosen
+
+
+@jax.jit
+def _copy(params: Any) -> Any:
+    return jax.tree.map(jnp.copy, params)
 
 
 @jax.jit
