@@ -65,34 +65,35 @@ def representations(
     return found, [int(np.sum(active)) for active in train.active]
 
 
-def unit_information(z: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mutual information of every unit with the class, in nats.
+def unit_information(z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mutual information of every unit with the class, in nats, and its standard error.
 
-    Units are cut into `BINS` quantiles. The plug-in estimate is corrected for its first-order bias
-    (Miller, 1955), so it is about zero for a unit that is independent of the class. Cutting loses
-    information, so the result is a lower bound.
+    Units are cut into `BINS` quantiles. The plug-in estimate is the mean over the images of
+    log p(bin, class) / (p(bin) p(class)), and has the standard error of this mean. It is corrected
+    for its first-order bias (Miller, 1955), so it is about zero for a unit that is independent of
+    the class. Cutting loses information, so the result is a lower bound.
 
     Args:
       z: [images, units].
       labels: [images].
 
     Returns:
-      [units].
+      [units] each.
     """
     classes, label = np.unique(labels, return_inverse=True)
 
-    def entropy(counts: np.ndarray) -> float:
-        counts = counts[counts > 0]
-        p = counts / counts.sum()
-        return float(-np.sum(p * np.log(p)) + (len(p) - 1) / (2 * counts.sum()))
-
-    def of_unit(unit: np.ndarray) -> float:
+    def of_unit(unit: np.ndarray) -> tuple[float, float]:
         edges = np.quantile(unit, np.linspace(0, 1, BINS + 1)[1:-1])
+        bin_ = np.searchsorted(edges, unit)
         joint = np.zeros((BINS, len(classes)))
-        np.add.at(joint, (np.searchsorted(edges, unit), label), 1)
-        return entropy(joint.sum(0)) + entropy(joint.sum(1)) - entropy(joint.ravel())
+        np.add.at(joint, (bin_, label), 1)
+        bins, n = joint.sum(1), len(label)
+        log_ratio = np.log(joint[bin_, label] * n / (bins[bin_] * joint.sum(0)[label]))
+        bias = (np.count_nonzero(joint) - np.count_nonzero(bins) - len(classes) + 1) / (2 * n)
+        return np.mean(log_ratio) - bias, np.std(log_ratio) / np.sqrt(n)
 
-    return np.array([of_unit(unit) for unit in z.T])
+    information, error = np.transpose([of_unit(unit) for unit in z.T])
+    return information, error
 
 
 def labelled(labels: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
@@ -191,7 +192,9 @@ def probe(settings: ProbeSettings, *workdirs: str) -> None:
                 rates = error_rates(pair, labels, chosen, settings.neighbours)
                 entry["errors"][str(number)] = rates
             if name.startswith("z_"):
-                entry["information"] = unit_information(pair[0], labels[0]).tolist()
+                information, error = unit_information(pair[0], labels[0])
+                entry["information"] = information.tolist()
+                entry["information_standard_error"] = error.tolist()
             results["representations"].append(entry)
             progress.update(done, name)
 

@@ -24,15 +24,21 @@ def probe_rows(results: Mapping[str, Any]) -> list[list[str]]:
     header += [f"{name}, {int(n):,} labels" for name in ("k-NN", "logistic") for n in counts]
     rows = []
     for entry in results["representations"]:
-        information = entry.get("information")
-        row = [
-            entry["name"],
-            str(entry["units"]),
-            f"{max(information):.2f}" if information else "",
-        ]
+        row = [entry["name"], str(entry["units"]), _best_unit(entry)]
         row += [with_error(entry["errors"][n][name]) for name in CLASSIFIERS for n in counts]
         rows.append(row)
     return [header, *rows]
+
+
+def _best_unit(entry: Mapping[str, Any]) -> str:
+    """The largest information of a unit; version 0.2.0 did not write its standard error."""
+    if "information" not in entry:
+        return ""
+    best = int(np.argmax(entry["information"]))
+    number = f"{entry['information'][best]:.3f}"
+    if errors := entry.get("information_standard_error"):
+        number += f" ± {errors[best]:.3f}"
+    return number
 
 
 def probe_note(results: Mapping[str, Any]) -> str:

@@ -163,12 +163,33 @@ def test_information_is_that_of_a_discrete_unit_and_none_of_noise():
     information = np.sum(joint * np.log(joint * 16))
     # Each quarter is moved apart from the others, so that every quantile lies within one.
     z = np.stack([labels, noisy, rng.integers(0, 4, n)], 1) + 0.5 * rng.random((n, 3))
-    found = probe.unit_information(z, labels)
+    found, _ = probe.unit_information(z, labels)
     # Twice n times what quantiles within a quarter seem to know has a chi-squared distribution; its
     # mean, the number of free cells, is what the estimate is corrected by.
     cells = (probe.BINS - 1) * (4 - 1)
     error = stats.chi2.isf(FALSE_ALARM / 3, cells) / (2 * n)
     assert_within(found, [np.log(4), information, 0], error)
+
+
+def test_the_error_of_information_is_that_of_leaving_out_each_image():
+    rng = np.random.default_rng(0)
+    n = 32_000
+    labels = rng.integers(0, 2, n)
+    unit = labels + rng.normal(size=n)
+    _, (error,) = probe.unit_information(unit[:, None], labels)
+    counts = np.zeros((probe.BINS, 2), int)
+    quantiles = (stats.rankdata(unit, "ordinal").astype(int) - 1) * probe.BINS // n
+    np.add.at(counts, (quantiles, labels), 1)
+    without = np.zeros_like(counts, float)
+    for cell in np.ndindex(counts.shape):
+        left = counts.copy()
+        left[cell] -= 1
+        without[cell] = stats.entropy(left.sum(0)) + stats.entropy(left.sum(1))
+        without[cell] -= stats.entropy(left.ravel())
+    mean = np.average(without, weights=counts)
+    expected = np.sqrt((n - 1) * np.average((without - mean) ** 2, weights=counts))
+    # Leaving out one of m images in a cell is a derivative to a relative 1 / m.
+    assert_within(error, expected, expected / counts.min())
 
 
 def test_labelled_images_are_balanced_and_drawn_anew():

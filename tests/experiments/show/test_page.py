@@ -244,6 +244,7 @@ PROBE = {
             "units": 3,
             "errors": {"100": {"knn": RATES, "logistic": RATES}},
             "information": [0.25, 1.5],
+            "information_standard_error": [0.125, 0.0625],
         }
         for name in ("z_1", EVIL)
     ],
@@ -269,7 +270,7 @@ def test_what_a_probe_found_is_a_section_with_its_table_and_picture(written, tmp
     text = written()
     parsed = Page(text)
     assert "What each layer knows about the class" in parsed.of("h2")
-    assert parsed.table()["z_1"] == ["3", "1.50", "12.35 ± 0.50", "12.35 ± 0.50"]
+    assert parsed.table()["z_1"] == ["3", "1.500 ± 0.062", "12.35 ± 0.50", "12.35 ± 0.50"]
     assert base64.b64encode(b"PNG of probe").decode() in text
     assert EVIL not in text
     assert parsed.tags.count("img") == 1
@@ -294,6 +295,11 @@ def test_a_probe_json_is_shown_and_a_missing_one_is_not_missed(written, tmp_path
     assert "knows about the class" not in written()
     (tmp_path / "probe.json").write_text(json.dumps(PROBE))
     assert "knows about the class" in written()
+    # Version 0.2.0 did not write the standard error.
+    for entry in (old := json.loads(json.dumps(PROBE)))["representations"]:
+        del entry["information_standard_error"]
+    (tmp_path / "probe.json").write_text(json.dumps(old))
+    assert Page(written()).table()["z_1"][1] == "1.500"
     assert capsys.readouterr().err == ""
 
 
