@@ -35,10 +35,11 @@ def _best_unit(entry: Mapping[str, Any]) -> str:
     if "information" not in entry:
         return ""
     best = int(np.argmax(entry["information"]))
-    number = f"{entry['information'][best]:.3f}"
-    if errors := entry.get("information_standard_error"):
-        number += f" ± {errors[best]:.3f}"
-    return number
+    information = entry["information"][best]
+    if "information_standard_error" not in entry:
+        return f"{information:.3f}"
+    error = entry["information_standard_error"][best]
+    return with_error({"mean": information, "standard_error": error}, 3)
 
 
 def probe_note(results: Mapping[str, Any]) -> str:
