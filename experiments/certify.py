@@ -36,7 +36,7 @@ def bound(run: Finished, settings: CertifySettings) -> np.ndarray:
       [4, images]: the lower bounds, the upper bounds and L_K, in nats; and the fraction of accepted
       proposals.
     """
-    keys = image_keys(jax.random.key(settings.seed), settings.images)
+    keys = image_keys(jax.random.key(settings.seed), np.arange(settings.images))
     found = []
     for rows in finished.chunks("annealing, image", settings.images, settings.batch):
         bounds = evaluation.bidirectional(

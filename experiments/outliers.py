@@ -78,7 +78,7 @@ def scores(
 ) -> dict[str, np.ndarray]:
     """Log-likelihood, ELBO and the ratio for every k, in nats per image."""
     model, variables = run.model, run.variables
-    keys = image_keys(jax.random.key(settings.seed), len(x))
+    keys = image_keys(jax.random.key(settings.seed), np.arange(len(x)))
     likelihoods = []
     for rows in finished.chunks(f"log-likelihood of {name}, image", len(x), 100):
         result = evaluation.log_likelihood_program()(

@@ -83,7 +83,7 @@ def per_image(
     images = len(x)
     keys = None if key is None else threefry(key)
     if keys is not None and not keys.ndim:
-        keys = image_keys(keys, images)
+        keys = image_keys(keys, jnp.arange(images))
     if keys is not None and keys.shape != (images,):
         raise ValueError(
             f"key has shape {list(keys.shape)} and there are {images} images; give one key, or one "

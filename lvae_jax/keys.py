@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key, UInt32
 
 
@@ -58,9 +59,11 @@ def threefry(key: Any) -> Key[Array, "..."]:
     return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
-def image_keys(key: Key[Array, ""], images: int) -> Key[Array, " images"]:
-    """A key for each image; image i has the same key whatever the number of images."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images))
+def image_keys(
+    key: Key[Array, ""], images: Int[Array, " images"] | Int[np.ndarray, " images"]
+) -> Key[Array, " images"]:
+    """A key for each image of these indices, whatever the other images."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, images)
 
 
 def named_key(

@@ -165,7 +165,9 @@ def _everywhere(tree: Any, mesh: Mesh) -> Any:
 
 def fetch(tree: Any, mesh: Mesh) -> Any:
     """Copies arrays from the mesh to NumPy, on every process."""
-    return jax.tree.map(np.asarray, _everywhere(tree, mesh))
+    if jax.process_count() > 1:  # others hold parts
+        tree = _everywhere(tree, mesh)
+    return jax.tree.map(np.asarray, tree)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

@@ -226,7 +226,6 @@ def test_log_likelihood(
     test_x = experiment.test_x[: settings.eval_subset or None]
     num_samples, n = settings.eval_samples, len(test_x)
     key = experiment.key(replica, "log_likelihood")
-    keys = image_keys(key, n)
     batch_size = eval_batch_size(mesh)
     # All processes run one program, so take the smallest chunk that any of them has memory for.
     chunk_size = evaluation.default_chunk_size(experiment.model, batch_size // mesh.size)
@@ -242,7 +241,7 @@ def test_log_likelihood(
                 experiment.model,
                 variables,
                 devices.put(test_x[rows], mesh, MESH_AXES),
-                devices.put(keys[rows], mesh, MESH_AXES),
+                devices.put(image_keys(key, rows), mesh, MESH_AXES),
                 num_samples,
                 chunk_size,
             )
