@@ -10,7 +10,6 @@ import os
 import random
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +24,6 @@ import orbax.checkpoint as ocp
 import pytest
 from xla_flags import with_cpu_devices
 
-from experiments.report import report
 from experiments.store.checkpoints import Checkpoints
 from experiments.store.manifests import verify
 
@@ -40,8 +38,6 @@ FLAGS = [
     f"--epochs={EPOCHS}", "--eval_every=2", "--eval_samples=20", "--validation=100",
 ]  # fmt: skip
 """Of the small runs here; 800 of the 1,000 images are left to train on."""
-
-LADDER = ["--latent_sizes=3,2", "--hidden_sizes=8,6"]
 
 OFTEN = "--checkpoint_seconds=0.05"
 
@@ -187,16 +183,18 @@ def refuse_another(first: Command, *flags: str) -> None:
     )
 
 
-def killed(workdir: Path, moments: random.Random, kinds: list[str], *flags: str) -> list[str]:
-    """Starts one run again and again, kills each start, and lets the last one finish.
+def kill_all(
+    workdir: Path, moments: random.Random, kinds: list[str], *flags: str, epochs: int
+) -> list[str]:
+    """Starts one run again and again, and kills each start.
 
-    The moments in training are uniform over its epochs. While the first start that saves a
+    The moments in training are uniform over the first epochs. While the first start that saves a
     checkpoint is there, a second command is refused.
 
     Returns:
       What each start was about when it was killed.
     """
-    after = sorted(moments.uniform(0, EPOCHS - 4) for kind in kinds if kind != "evaluating")
+    after = sorted(moments.uniform(0, epochs) for kind in kinds if kind != "evaluating")
     caught = []
     for kind in kinds:
         command = Command(workdir, training(workdir, OFTEN, *flags))
@@ -215,7 +213,7 @@ def killed(workdir: Path, moments: random.Random, kinds: list[str], *flags: str)
             )
         else:  # once the first picture is drawn
             begun = time.time()
-            picture = workdir / "figures" / "learning_curves.png"
+            picture = workdir / "figures" / "samples.png"
             command.wait_until(
                 lambda: picture.exists() and picture.stat().st_mtime > begun  # noqa: B023
             )
@@ -224,37 +222,7 @@ def killed(workdir: Path, moments: random.Random, kinds: list[str], *flags: str)
         assert command.send(signal.SIGKILL) == -signal.SIGKILL, command.said()
         assert not (workdir / "results.json").exists()
         caught.append(kind)
-    assert "resuming after epoch" in finish(workdir, OFTEN, *flags)
     return caught
-
-
-def test_a_killed_run_leaves_no_lock_and_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path):
-    kinds = ["training", "checkpoints"]
-    assert killed(tmp_path / "run", random.Random(0), kinds) == kinds
-    assert_equal_runs(tmp_path / "run", whole)
-
-
-@pytest.mark.slow
-def test_runs_killed_at_twenty_moments_equal_uninterrupted_ones_bit_for_bit(whole, tmp_path):
-    begin = ["starting", "training", "chosen", "training", "checkpoints"]
-    one = [*begin, "training", "checkpoints", "training", "training", "checkpoints"]
-    of_one, of_two = random.Random(0), random.Random(1)
-    replicas = [*LADDER, "--replicas=2"]
-
-    def single() -> list[str]:
-        return killed(tmp_path / "one", of_one, [*one, "evaluating", "evaluating"])
-
-    def double() -> list[str]:
-        finish(tmp_path / "whole", *replicas)
-        kinds = [*begin, "training", "checkpoints", "evaluating"]
-        return killed(tmp_path / "two", of_two, kinds, *replicas)
-
-    with ThreadPoolExecutor() as pool:
-        both = [pool.submit(single), pool.submit(double)]
-        kills = [kind for chain in both for kind in chain.result()]
-    assert len(kills) == 20
-    assert_equal_runs(tmp_path / "one", whole)
-    assert_equal_runs(tmp_path / "two", tmp_path / "whole")
 
 
 def resume_from(line: str) -> list[str]:
@@ -287,14 +255,18 @@ def assert_was_asked_to_end(command: Command, name: str) -> int:
     return step
 
 
-def test_a_run_that_was_asked_to_end_twice_and_had_no_room_equals_an_uninterrupted_one(
+def test_a_run_killed_twice_asked_to_end_twice_and_without_room_equals_an_uninterrupted_one(
     whole, tmp_path
 ):
     workdir = tmp_path / "run"
-    # In training. Its checkpoints are a minute apart.
+    kinds = ["training", "checkpoints"]
+    assert kill_all(workdir, random.Random(0), kinds, epochs=EPOCHS // 2 - 2) == kinds
+
+    # Asked to end in training. Its checkpoints are a minute apart.
     command = Command(workdir, training(workdir))
     command.wait_until(lambda: command.epochs() >= EPOCHS // 2)
     command.send(signal.SIGINT)
+    assert "resuming after epoch" in command.said()  # no lock was left
     step = assert_was_asked_to_end(command, "SIGINT")
     assert EPOCHS * STEPS // 2 <= step < EPOCHS * STEPS
     assert len(lines_of(workdir)) == step // STEPS
@@ -311,7 +283,7 @@ def test_a_run_that_was_asked_to_end_twice_and_had_no_room_equals_an_uninterrupt
     assert verify(workdir / "checkpoints" / str(step), step) is None
     assert Checkpoints(workdir / "checkpoints").steps()[-1] == step
 
-    # While evaluating.
+    # Asked to end while evaluating.
     command = Command(workdir, resume)
     command.wait_until((workdir / "figures").exists)
     assert command.send(signal.SIGTERM) == 128 + signal.SIGTERM
@@ -325,16 +297,36 @@ def test_a_run_that_was_asked_to_end_twice_and_had_no_room_equals_an_uninterrupt
 
 
 @pytest.mark.slow
-def test_a_run_that_is_asked_to_end_while_it_compiles_saves_its_first_steps(whole, tmp_path):
-    workdir = tmp_path / "run"
-    command = Command(workdir, training(workdir))
-    command.wait_until(lambda: "training images" in command.said())
-    command.send(signal.SIGTERM)
-    step = assert_was_asked_to_end(command, "SIGTERM")
-    assert 0 < step < EPOCHS * STEPS
-    command = Command(workdir, resume_from(command.last_line()))
-    assert command.process.wait(PATIENCE) == 0, command.said()
-    assert_equal_runs(workdir, whole)
+def test_runs_killed_at_twenty_moments_equal_uninterrupted_ones_bit_for_bit(whole, tmp_path):
+    begin = ["training", "chosen", "training", "checkpoints", "training", "checkpoints"]
+    of_one, of_two = random.Random(0), random.Random(1)
+    first = tmp_path / "one"
+
+    def chain(workdir: Path, moments: random.Random, kinds: list[str], *flags: str) -> list[str]:
+        caught = kill_all(workdir, moments, kinds, *flags, epochs=EPOCHS - 4)
+        assert "resuming after epoch" in finish(workdir, OFTEN, *flags)
+        return caught
+
+    def one() -> list[str]:
+        caught = kill_all(first, of_one, ["starting"], epochs=EPOCHS)
+        # Asked to end while it compiles.
+        command = Command(first, training(first))
+        command.wait_until(lambda: "training images" in command.said())
+        command.send(signal.SIGTERM)
+        assert 0 < assert_was_asked_to_end(command, "SIGTERM") < EPOCHS * STEPS
+        kinds = [*begin, "training", "training", "checkpoints", "evaluating", "evaluating"]
+        return caught + chain(first, of_one, kinds)
+
+    def two() -> list[str]:
+        finish(tmp_path / "whole", "--replicas=2")
+        return chain(tmp_path / "two", of_two, ["starting", *begin, "evaluating"], "--replicas=2")
+
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(one), pool.submit(two)]
+        kills = [kind for chain in both for kind in chain.result()]
+    assert len(kills) == 20
+    assert_equal_runs(first, whole)
+    assert_equal_runs(tmp_path / "two", tmp_path / "whole")
 
 
 def test_a_second_sigint_stops_at_once_even_while_a_program_is_compiled(tmp_path):
@@ -370,70 +362,6 @@ def test_a_signal_while_modules_are_imported_ends_the_process_without_a_run(
     assert command.send(number) in (-number, 128 + number), command.said()
     assert "Fatal" not in command.said()
     assert not (tmp_path / "run" / "results.json").exists()
-
-
-OVERFLOWS = ["--beta=1e38", "--warmup_epochs=2", f"--eval_every={EPOCHS}"]
-"""Without the KL in the first epoch; from then on its weight makes the loss overflow."""
-
-
-def test_a_loss_that_is_not_finite_stops_with_status_3_and_keeps_the_last_checkpoint(tmp_path):
-    workdir = tmp_path / "run"
-    command = Command(workdir, training(workdir, *OVERFLOWS, "--checkpoint_seconds=0"))
-    assert command.process.wait(PATIENCE) == 3, command.said()
-    assert re.fullmatch(
-        rf"error: epoch 1, step {STEPS}: the loss is inf; the last checkpoint in "
-        rf"{workdir} is kept. Try a smaller --learning_rate or "
-        r"--max_gradient_norm=4 in a new --workdir, or --on_nonfinite=skip",
-        command.last_line(),
-    )
-    assert verify(workdir / "checkpoints" / str(STEPS), STEPS) is None
-    assert Checkpoints(workdir / "checkpoints").steps() == [STEPS]
-    arrays = arrays_of(workdir / "checkpoints")
-    assert all(np.isfinite(array).all() for array in arrays.values())
-    assert len(lines_of(workdir)) == 1
-
-
-def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(tmp_path):
-    workdir = tmp_path / "run"
-    limit = 2 * STEPS + 1
-    skip = ["--on_nonfinite=skip", f"--max_nonfinite={limit}", "--checkpoint_seconds=0"]
-    command = Command(workdir, training(workdir, *OVERFLOWS, *skip))
-    assert command.process.wait(PATIENCE) == 3, command.said()
-    assert command.last_line().startswith(
-        f"error: epoch 3, step {3 * STEPS + 1}: the loss is inf, after {limit} skipped updates; "
-    )
-    lines = lines_of(workdir)
-    assert [line["skipped_updates"] for line in lines] == [0, STEPS, 2 * STEPS]
-    # An epoch without an update has no means, which JSON calls null: NaN is not of JSON.
-    assert "NaN" not in (workdir / "metrics.jsonl").read_text()
-    assert [line["train_elbo"] is None for line in lines] == [False, True, True]
-    assert lines[1]["kl_per_layer"] == [None]
-    report(workdir)
-    assert "Every update of the last one was skipped" in (workdir / "report.html").read_text()
-    # Nothing but the counts has changed since the first epoch.
-    arrays = {step: arrays_of_step(workdir, step) for step in (STEPS, 3 * STEPS)}
-    parameters = [name for name in arrays[STEPS] if "params" in name or "opt_state" in name]
-    assert len(parameters) > 10
-    for name in parameters:
-        assert arrays[STEPS][name].tobytes() == arrays[3 * STEPS][name].tobytes(), name
-
-
-def arrays_of_step(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    alone = workdir.with_name(f"alone{step}")
-    shutil.copytree(workdir / "checkpoints" / str(step), alone / str(step))
-    return arrays_of(alone)
-
-
-def test_a_disk_that_fills_up_with_tensorboards_events_ends_the_run_in_one_line(tmp_path):
-    workdir = tmp_path / "run"
-    flags = ["--eval_every=100000", "--checkpoint_seconds=1000", "--epochs=100000"]
-    command = Command(workdir, limited(20_000, training(workdir, *flags)))
-    assert command.process.wait(PATIENCE) == 2, command.said()
-    assert command.trains()
-    assert re.match(
-        rf"error: cannot write to {workdir}/tensorboard/\S+ \(File too large\); free space",
-        command.last_line(),
-    )
 
 
 LONG = """

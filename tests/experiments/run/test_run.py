@@ -2,8 +2,11 @@
 
 import base64
 import dataclasses
+import gc
 import io
 import json
+import re
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -18,11 +21,15 @@ from records import replica_results, run_results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tolerances import EPSILON_64, assert_close, threshold
 
+from experiments import cli
 from experiments.errors import NonFiniteError, SettingsError, WorkdirError
+from experiments.report import report
 from experiments.run.loop import run
 from experiments.run.setup import continued, make_experiment
 from experiments.settings import Settings
 from experiments.show.console import describe
+from experiments.store.checkpoints import Checkpoints
+from experiments.store.manifests import verify
 from experiments.store.workdir import Workdir, read_trained
 from lvae_jax import load
 from lvae_jax.data import Dataset
@@ -58,9 +65,10 @@ def without_times(values: dict) -> dict:
     return {name: value for name, value in values.items() if "seconds" not in name}
 
 
-def checkpoint_of(workdir: Path) -> dict[str, np.ndarray]:
+def checkpoint_of(workdir: Path, step: int | None = None) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, the newest by default, by orbax alone."""
     manager = ocp.CheckpointManager(workdir / "checkpoints")
-    tree = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore())
+    tree = manager.restore(step or manager.latest_step(), args=ocp.args.StandardRestore())
     manager.close()
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
@@ -477,6 +485,81 @@ def test_a_run_that_diverges_stops_and_says_where(tmp_path):
     )
     with pytest.raises(NonFiniteError, match=r"epoch 0, step 1: .* of z_\d is (nan|-?inf); the l"):
         run(settings, stripes())
+
+
+def said_with_status(status: int, settings: Settings, capsys) -> str:
+    """The line with which the command of a run ends, and its exit status."""
+    with pytest.raises(SystemExit) as stopped, cli.errors_in_one_line():
+        run(settings, stripes())
+    assert stopped.value.code == status
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def overflowing(workdir: Path, **changed) -> Settings:
+    """A run without the KL in its first epoch; its weight then makes the loss overflow."""
+    return dataclasses.replace(
+        SETTINGS, workdir=str(workdir), beta=3e38, warmup_epochs=1, eval_every=0,
+        checkpoint_seconds=0.0, **changed,
+    )  # fmt: skip
+
+
+@pytest.mark.faults
+def test_a_loss_that_is_not_finite_stops_with_status_3_and_keeps_the_last_checkpoint(
+    tmp_path, capsys
+):
+    line = said_with_status(3, overflowing(tmp_path), capsys)
+    assert line == (
+        f"error: epoch 1, step 3: the loss is inf; the last checkpoint in {tmp_path} is kept. Try "
+        "a smaller --learning_rate or --max_gradient_norm=4 in a new --workdir, or "
+        "--on_nonfinite=skip"
+    )
+    assert verify(tmp_path / "checkpoints" / "3", 3) is None
+    assert Checkpoints(tmp_path / "checkpoints").steps() == [3]
+    assert all(np.isfinite(array).all() for array in checkpoint_of(tmp_path).values())
+    assert len(lines_of(tmp_path)) == 1
+
+
+@pytest.mark.faults
+def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(tmp_path, capsys):
+    settings = overflowing(tmp_path, on_nonfinite="skip", max_nonfinite=7)
+    line = said_with_status(3, settings, capsys)
+    assert line.startswith("error: epoch 3, step 10: the loss is inf, after 7 skipped updates; ")
+    lines = lines_of(tmp_path)
+    assert [line["skipped_updates"] for line in lines] == [0, 3, 6]
+    # An epoch without an update has no means, which JSON calls null: NaN is not of JSON.
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert [line["train_elbo"] is None for line in lines] == [False, True, True]
+    assert lines[1]["kl_per_layer"] == [None, None]
+    report(tmp_path)
+    assert "Every update of the last one was skipped" in (tmp_path / "report.html").read_text()
+    # Nothing but the counts has changed since the first epoch.
+    first, last = (checkpoint_of(tmp_path, step) for step in (3, 9))
+    parameters = [name for name in first if "params" in name or "opt_state" in name]
+    assert len(parameters) > 10
+    for name in parameters:
+        assert first[name].tobytes() == last[name].tobytes(), name
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings("ignore:.*tfevents:pytest.PytestUnraisableExceptionWarning")
+def test_a_disk_that_fills_up_with_tensorboards_events_ends_the_run_in_one_line(
+    finished, tmp_path, capsys
+):
+    """On such a disk no file can grow beyond a size. Its programs are those of `finished`."""
+    settings = dataclasses.replace(
+        SETTINGS, workdir=str(tmp_path), epochs=100_000, eval_every=0, checkpoint_seconds=1000.0
+    )
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+    try:
+        line = said_with_status(2, settings, capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    gc.collect()  # tensorboardX has not closed its file
+    assert lines_of(tmp_path)
+    assert re.match(
+        rf"error: cannot write to {tmp_path}/tensorboard/\S+ \(File too large\); free space", line
+    )
 
 
 @pytest.mark.faults
