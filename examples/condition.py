@@ -3,6 +3,8 @@
 python condition.py        needs lvae-jax alone
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,8 +51,7 @@ print(f"log p(x | y) is about {right:.1f} nats, and {wrong:.1f} for another labe
 
 # Three samples of every class, as probabilities of ones.
 wanted = jax.nn.one_hot(jnp.repeat(jnp.arange(10), 3), 10)
-samples = model.apply(
-    variables, jax.random.key(4), num_samples=30, condition=wanted, method="generate"
-)
+generate = jax.jit(functools.partial(model.apply, num_samples=30, method="generate"))
+samples = generate(variables, jax.random.key(4), condition=wanted)
 agree = np.mean((samples > 0.5) == np.repeat(prototypes, 3, axis=0))
 print(f"{agree:.0%} of the samples' pixels are those of the class")

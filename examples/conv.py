@@ -3,6 +3,8 @@
 python conv.py        needs lvae-jax alone
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +72,7 @@ variables = evaluation.reestimate_batch_stats(
 )
 x = binarise(jax.random.key(1), images[:16])
 bound = evaluation.log_likelihood(model, variables, x, key, num_samples=10)
-samples = model.apply(variables, jax.random.key(2), num_samples=4, method="generate")
+generate = jax.jit(functools.partial(model.apply, num_samples=4, method="generate"))
+samples = generate(variables, jax.random.key(2))
 print(f"train ELBO {metrics.train_elbo:.1f}, log p(x) about {jnp.mean(bound.log_likelihood):.1f}")
 print(f"samples: {samples.reshape(-1, 28, 28).shape}")

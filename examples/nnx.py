@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from flax.nnx import bridge
 
-from lvae_jax import LadderVAE, bounds, evaluation
+from lvae_jax import LadderVAE, bounds, data, evaluation
 
 # Noisy copies of ten prototypes, 64 binary pixels each.
 rng = np.random.default_rng(0)
@@ -18,8 +18,15 @@ prototypes = rng.random((10, 64)) > 0.5
 x = np.float32(rng.random((1000, 64)) < prototypes[rng.integers(0, 10, 1000)] * 0.8 + 0.1)
 
 linen = LadderVAE(64, (8, 4), (64, 32))
-model = bridge.lazy_init(bridge.ToNNX(linen, rngs=nnx.Rngs(params=0, sample=1)), x[:1])
-optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+
+@nnx.jit
+def init(x):
+    model = bridge.lazy_init(bridge.ToNNX(linen, rngs=nnx.Rngs(params=0, sample=1)), x)
+    return model, nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+
+model, optimizer = init(x[:1])
 
 
 @nnx.jit
@@ -39,7 +46,7 @@ for _ in range(60):
 # training set are computed with the final parameters.
 params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
 variables = evaluation.reestimate_batch_stats(
-    linen, params, lambda key, images: images, x, jax.random.key(2), batch_size=250
+    linen, params, data.as_stored, x, jax.random.key(2), batch_size=250
 )
-bound = evaluation.log_likelihood(linen, variables, x[:100], jax.random.key(3), num_samples=50)
+bound = evaluation.log_likelihood(linen, variables, x[:100], jax.random.key(3), 50)
 print(f"ELBO {elbo:.1f} nats; log p(x) is about {jnp.mean(bound.log_likelihood):.1f}")

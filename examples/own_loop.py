@@ -9,10 +9,10 @@ import numpy as np
 import optax
 from flax.training.train_state import TrainState
 
-from lvae_jax import LadderVAE, evaluation, schedules
+from lvae_jax import LadderVAE, data, evaluation, schedules
 from lvae_jax.objective import Objective, loss_and_gradients
 
-EPOCHS, STEPS, BATCH_SIZE = 30, 8, 125
+EPOCHS, STEPS, BATCH_SIZE = 30, 4, 250
 
 # Noisy copies of ten prototypes, 64 binary pixels each.
 rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ for epoch in range(EPOCHS):
 
 # Evaluation needs batch-norm statistics of the training set with the final parameters.
 variables = evaluation.reestimate_batch_stats(
-    model, state.params, lambda key, x: x, images, jax.random.key(3), batch_size=BATCH_SIZE
+    model, state.params, data.as_stored, images, jax.random.key(3), batch_size=BATCH_SIZE
 )
-found = evaluation.log_likelihood(model, variables, images[:50], jax.random.key(4), 50)
+found = evaluation.log_likelihood(model, variables, images[:100], jax.random.key(4), 50)
 print(f"log p(x) is about {jnp.mean(found.log_likelihood):.1f} nats")

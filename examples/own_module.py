@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from lvae_jax import LadderVAE, bounds, evaluation
+from lvae_jax import LadderVAE, bounds, data, evaluation
 
 
 class ClassifyingLadder(nn.Module):
@@ -70,9 +70,10 @@ for i in range(60):
 
 # Evaluation needs batch-norm statistics of the training set with the final parameters.
 variables = evaluation.reestimate_batch_stats(
-    model, params, lambda key, images: images, x, jax.random.key(2), batch_size=250
+    model, params, data.as_stored, x, jax.random.key(2), batch_size=250
 )
 bound = evaluation.log_likelihood(model, variables, x[:100], jax.random.key(3), num_samples=50)
-_, logits = model.apply(variables, x, rngs={"sample": jax.random.key(4)}, method="with_logits")
+with_logits = jax.jit(model.apply, static_argnames="method")
+_, logits = with_logits(variables, x, rngs={"sample": jax.random.key(4)}, method="with_logits")
 accuracy = np.mean(np.argmax(logits[0], axis=-1) == labels)
 print(f"log p(x) is about {np.mean(bound.log_likelihood):.1f} nats; accuracy {accuracy:.0%}")
