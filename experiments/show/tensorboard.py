@@ -10,6 +10,7 @@ from PIL import Image
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 from experiments.results import EpochRecord
 from experiments.store.files import writing
@@ -71,8 +72,11 @@ class Events:
         """
         for file in sorted(folder.glob("*.png")):
             with Image.open(file) as image:
-                picture = np.asarray(image.convert("RGB"))
-            self._add(summary.image(file.stem, picture, dataformats="HWC"), epoch)
+                width, height = image.size
+            picture = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes()
+            )
+            self._add(Summary(value=[Summary.Value(tag=file.stem, image=picture)]), epoch)
 
     def _add(self, found: Any, epoch: int) -> None:
         with writing(self._file):

@@ -1,6 +1,5 @@
 """Figures of runs: what is drawn is what was given, and can be told apart without colours."""
 
-import io
 import re
 from pathlib import Path
 
@@ -23,8 +22,7 @@ NAN, INF = float("nan"), float("inf")
 
 def pixels(figure) -> np.ndarray:
     """The figure as it is drawn, [height, width, 3]."""
-    with Image.open(io.BytesIO(figures.as_png(figure))) as image:
-        return np.asarray(image.convert("RGB"))
+    return np.asarray(figures.drawn(figure).convert("RGB"))
 
 
 def colour_at(image: np.ndarray, axes, x: float, y: float) -> tuple[int, ...]:
