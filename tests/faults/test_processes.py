@@ -386,10 +386,13 @@ def adding(self, line):
 
 record.Record.add = adding
 settings = dataclasses.replace(
-    digits.DEFAULTS, depth=2, latent_sizes=(16, 8), hidden_sizes=(128, 64), batch_size=700,
+    digits.DEFAULTS, depth=2, latent_sizes=(16, 8), hidden_sizes=(128, 64), batch_size=50,
     epochs=500, eval_every=10, eval_samples=5, checkpoint_seconds=1.0, workdir=sys.argv[1],
 )
-run(settings, digits.load(settings), Command("digits", digits.DEFAULTS))
+data = digits.load(settings)
+arrays = ("train_images", "train_labels", "test_images", "test_labels")
+few = dataclasses.replace(data, **{name: getattr(data, name)[:100] for name in arrays})
+run(settings, few, Command("digits", digits.DEFAULTS))
 print(json.dumps([memory, traced]))
 """
 
