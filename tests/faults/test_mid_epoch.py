@@ -32,8 +32,8 @@ def stripes() -> Dataset:
 
 def settings_of(workdir: Path, replicas: int) -> Settings:
     return Settings(
-        depth=2, latent_sizes=(3, 2), hidden_sizes=(8, 6), epochs=EPOCHS, warmup_epochs=2,
-        batch_size=7, eval_every=1, eval_samples=5, validation=10, replicas=replicas,
+        depth=1, latent_sizes=(3,), hidden_sizes=(8,), epochs=EPOCHS, warmup_epochs=2, batch_size=7,
+        eval_every=1, eval_samples=5, validation=10, replicas=replicas,
         workdir=str(workdir),
     )  # fmt: skip
 

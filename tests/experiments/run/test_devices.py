@@ -38,7 +38,6 @@ GLOOS_WORDS = re.compile(
 ON_MESHES = """
 import functools, json, re
 import jax, jax.numpy as jnp, numpy as np
-from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType
 from experiments.run import devices
 from lvae_jax import LadderVAE, training
@@ -68,7 +67,7 @@ for replica, data in ((1, 1), (2, 1), (2, 4)):
         with jax.set_mesh(mesh):
             trained, metrics = compiled(start._replace(params=params), *arguments[4:])
         host = devices.fetch((trained.params, metrics), mesh)
-        return np.stack([ravel_pytree(jax.tree.map(lambda a: a[i], host))[0] for i in (0, 1)])
+        return np.concatenate([leaf.reshape(2, -1) for leaf in jax.tree.leaves(host)], axis=1)
 
     initial = devices.fetch(state.params, mesh)
     if mesh.size == 1:
