@@ -19,6 +19,7 @@ from xla_flags import with_cpu_devices
 from experiments import digits
 from experiments.errors import SettingsError
 from experiments.run import devices, program, setup
+from experiments.run.loop import run
 from experiments.settings import Settings
 from experiments.store.checkpoints import Checkpoints
 from experiments.store.manifests import verify
@@ -166,7 +167,7 @@ def free_port() -> int:
 def start(workdir: Path, *flags: str, virtual_devices: int = 1) -> subprocess.Popen:
     arguments = [
         "--latent_sizes=4", "--hidden_sizes=16", f"--epochs={EPOCHS}", "--warmup_epochs=2",
-        "--eval_every=2", "--eval_samples=20", "--batch_size=480", "--checkpoint_seconds=0",
+        "--eval_every=2", "--eval_samples=20", "--batch_size=480",
         f"--learning_rate={LEARNING_RATE}", "--adam_epsilon=1",
         f"--workdir={workdir}", *flags,
     ]  # fmt: skip
@@ -178,6 +179,14 @@ def start(workdir: Path, *flags: str, virtual_devices: int = 1) -> subprocess.Po
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+SETTINGS = dataclasses.replace(
+    digits.DEFAULTS, depth=1, latent_sizes=(4,), hidden_sizes=(16,), epochs=EPOCHS,
+    warmup_epochs=2, eval_every=2, eval_samples=20, batch_size=480, learning_rate=LEARNING_RATE,
+    adam_epsilon=1.0,
+)  # fmt: skip
+"""Those of `start`."""
 
 
 def finish(process: subprocess.Popen) -> tuple[str, str]:
@@ -231,10 +240,7 @@ def step_at_signal(both: list[subprocess.Popen], workdir: Path) -> int:
 def test_a_signal_to_one_of_two_processes_ends_both_with_what_one_process_computes(tmp_path):
     both = start_both(tmp_path, "--epochs=1000", "--eval_every=0")
     step = step_at_signal(both, tmp_path)
-    settings = dataclasses.replace(
-        digits.DEFAULTS, depth=1, latent_sizes=(4,), hidden_sizes=(16,), epochs=1000,
-        warmup_epochs=2, batch_size=480, learning_rate=LEARNING_RATE, adam_epsilon=1.0,
-    )  # fmt: skip
+    settings = dataclasses.replace(SETTINGS, epochs=1000)
     alone = setup.make_experiment(settings, digits.load(settings))
     training_program, state = program.compile_and_initialise(alone)
     epochs = step * EPOCHS // STEPS
@@ -253,13 +259,16 @@ def test_a_signal_to_one_of_two_processes_ends_both_with_what_one_process_comput
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
 def test_two_processes_that_a_signal_ended_resume_to_find_what_one_finds(tmp_path):
-    flags = ["--replicas=2"]
-    finish(start(tmp_path / "alone", *flags))
+    settings = dataclasses.replace(SETTINGS, replicas=2, workdir=str(tmp_path / "alone"))
+    run(settings, digits.load(settings))
     workdir = tmp_path / "together"
-    step = step_at_signal(start_both(workdir, *flags), workdir)
+    # It saves after every epoch, which gives the signal time.
+    both = start_both(workdir, "--replicas=2", "--checkpoint_seconds=0")
+    step = step_at_signal(both, workdir)
 
-    both = start_both(workdir, *flags)
+    both = start_both(workdir, "--replicas=2")
     (out, errors), (other_out, other_errors) = map(finish, both)
     assert f"resuming after epoch {EPOCHS * step // STEPS}" in errors
     assert "4 x cpu" in errors
