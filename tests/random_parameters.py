@@ -11,15 +11,15 @@ import numpy as np
 def variables_like(model):
     """The variables' shapes and dtypes."""
     key = jax.random.key(0)
-    x = jnp.zeros((1, model.data_dim), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, model.data_dim), jnp.float32)
     return jax.eval_shape(model.init, {"params": key, "sample": key}, x)
 
 
 def random_params(model, seed=0, scale=0.7):
-    """Parameters of the model's structure, every leaf random."""
+    """Parameters of the model's structure, every leaf random; NumPy rounds them, not a program."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32),
+        lambda leaf: jnp.asarray(np.float32(scale * rng.standard_normal(leaf.shape))),
         variables_like(model)["params"],
     )
 

@@ -65,7 +65,7 @@ def large(model):
     fan_in = {784: 40.0, 512: 20.0}
     params = jax.tree.map(
         lambda leaf: 2 * leaf / fan_in.get(leaf.shape[0], 5.0) if leaf.ndim == 2 else leaf,
-        random_params(model, seed=4, scale=1.0),
+        jax.tree.map(np.asarray, random_params(model, seed=4, scale=1.0)),
     )
     return statistics_of_the_data(model, params, jnp.asarray(binary(images_of_784())))
 
