@@ -168,8 +168,7 @@ def _linear_mlp(read, hidden):
     carried = read.shape[1]
     pair = np.zeros((carried, hidden))
     pair[:, : 2 * carried] = np.hstack([np.eye(carried), -np.eye(carried)])
-    unpair = pair.T / PAIR_GAIN
-    return {"Linear_0": _dense(read @ pair), "Linear_1": _dense(unpair @ pair)}, unpair
+    return {"Linear_0": _dense(read @ pair)}, pair.T / PAIR_GAIN
 
 
 def _dense(kernel, bias=None):
@@ -219,7 +218,7 @@ def model_and_variables(model_class, generative, inference):
     model = model_class(
         data_dim,
         latent_sizes,
-        (hidden,) * len(latent_sizes),
+        ((hidden,),) * len(latent_sizes),
         observation="gaussian",
         batch_norm=False,
         variance_floor=VARIANCE_FLOOR,

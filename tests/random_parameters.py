@@ -28,7 +28,7 @@ def without_condition(params, condition):
     """Parameters of the model without condition that is the same at one condition's value."""
 
     def absorbed(mlp):
-        first = mlp["Linear_0"]["Dense_0"]
+        first = jax.tree.map(np.asarray, mlp["Linear_0"]["Dense_0"])
         kernel, of_condition = np.split(first["kernel"], [-len(condition)])
         first = {"kernel": kernel, "bias": first["bias"] + condition @ of_condition}
         return {**mlp, "Linear_0": {"Dense_0": first}}

@@ -52,7 +52,7 @@ def test_an_optimiser_without_an_average_has_none_and_its_parameters_are_evaluat
 
 
 def test_training_averages_its_parameters_and_leaves_out_steps_that_are_not_finite():
-    model, key = LadderVAE(5, (2,), (4,)), jax.random.key(0)
+    model, key = LadderVAE(5, (2,), ((4,),)), jax.random.key(0)
     optimizer = training.make_optimizer(1.0, adam_epsilon=1e-3, ema_decay=0.5)
     plain = training.make_optimizer(1.0, adam_epsilon=1e-3)
     x = jnp.float32(np.random.default_rng(1).integers(0, 2, (6, 5)))

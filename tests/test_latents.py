@@ -18,8 +18,8 @@ def linear(model_class):
     return generative, inference, *lg.model_and_variables(model_class, generative, inference)
 
 
-ROUNDINGS = 13 * 6
-"""At most 13 linear layers up the ladder and down again, each a product over at most 12 numbers."""
+ROUNDINGS = 8 * 6
+"""At most 8 linear layers up the ladder and down again, each a product over at most 12 numbers."""
 
 
 def by_layer(joint, sizes):

@@ -19,6 +19,7 @@ from tolerances import (
     assert_different,
     assert_mean,
     assert_plausible,
+    assert_trees_within,
     assert_within,
     float32_error,
     size_of_log_weights,
@@ -65,10 +66,20 @@ def generate(model, variables, z_or_key, key=None, layer=None, num_samples=1):
     )
 
 
-@functools.partial(jax.jit, static_argnames="model")
 def init(model, seed):
     key = jax.random.key(seed, impl="unsafe_rbg")  # compiles faster than the default generator
     return model.init({"params": key, "sample": key}, jnp.zeros((2, model.data_dim), jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def initial_biases(model):
+    """By the names of their layers."""
+    leaves = jax.tree_util.tree_leaves_with_path(init(model, 0)["params"])
+    return {
+        "/".join(key.key for key in path[:-1]): leaf
+        for path, leaf in leaves
+        if path[-1].key == "bias"
+    }
 
 
 def shapes(model, x_rows=5, **kwargs):
@@ -114,19 +125,27 @@ def linear_terms(model_class, exact, num_samples=4000):
     return infer(model, variables, jnp.float32(lg.X), jax.random.key(1), num_samples)
 
 
-def in_groups(terms, size):
-    """Terms with their samples split into groups, [groups, size, batch, ...]."""
-    return jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), terms)
+log_weights = jax.jit(bounds.log_weights)
+
+
+@functools.partial(jax.jit, static_argnames=("bound", "sizes"))
+def of_groups(bound, terms, sizes=(1,)):
+    """By size, the bound of every group of so many samples, [groups, batch]."""
+
+    def in_groups(size):
+        return jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), terms)
+
+    return {size: jax.vmap(bound)(in_groups(size)) for size in sizes}
 
 
 @both_models
 def test_inference_by_the_exact_posterior_makes_every_weight_the_evidence(model_class):
-    log_weights = bounds.log_weights(linear_terms(model_class, exact=True))
-    evidence = lg.log_evidence(LINEAR[model_class], lg.X)
-    assert log_weights.shape == (4000, 4)
     terms = linear_terms(model_class, exact=True)
+    found = log_weights(terms)
+    evidence = lg.log_evidence(LINEAR[model_class], lg.X)
+    assert found.shape == (4000, 4)
     size = size_of_log_weights(terms)
-    assert_close(log_weights, np.broadcast_to(evidence, (4000, 4)), 32, size)
+    assert_close(found, np.broadcast_to(evidence, (4000, 4)), 32, size)
 
 
 @both_models
@@ -136,11 +155,11 @@ def test_one_layer_with_the_exact_posterior_has_the_evidence_as_bound(model_clas
     model, variables = lg.model_and_variables(model_class, generative, inference)
     terms = infer(model, variables, jnp.float32(lg.X), jax.random.key(2), 500)
     evidence = lg.log_evidence(generative, lg.X)
-    one_sample_bounds = jax.vmap(bounds.importance_weighted)(in_groups(terms, 1))
+    one_sample_bounds = of_groups(bounds.importance_weighted, terms)[1]
     size = size_of_log_weights(terms)
     assert_close(one_sample_bounds, np.broadcast_to(evidence, (500, 4)), 32, size)
     # With the KL in closed form log p(x | z) alone varies: the mean over samples is the evidence.
-    assert_mean(jax.vmap(bounds.elbo)(in_groups(terms, 1)), evidence)
+    assert_mean(of_groups(bounds.elbo, terms)[1], evidence)
 
 
 @both_models
@@ -149,7 +168,7 @@ def test_mean_elbo_is_the_evidence_less_the_kl_from_the_posterior(model_class):
     inference = lg.worsened(lg.perfectly(generative, model_class))
     expected = lg.expected_elbo(model_class, generative, inference, lg.X)
     terms = linear_terms(model_class, exact=False)
-    elbos = np.float64(jax.vmap(bounds.elbo)(in_groups(terms, 1)))
+    elbos = np.float64(of_groups(bounds.elbo, terms)[1])
     assert_mean(elbos, expected)
     evidence = lg.log_evidence(generative, lg.X)
     assert np.all(elbos.mean(0) + threshold(4) * standard_error(elbos) < evidence)
@@ -158,18 +177,15 @@ def test_mean_elbo_is_the_evidence_less_the_kl_from_the_posterior(model_class):
 @both_models
 def test_importance_weighted_bound_rises_with_samples_towards_the_evidence(model_class):
     terms = linear_terms(model_class, exact=False)
-    of_groups = {
-        size: np.float64(jax.vmap(bounds.importance_weighted)(in_groups(terms, size)))
-        for size in (1, 5, 50, 4000)
-    }
-    bound = {size: values.mean(0) for size, values in of_groups.items()}
+    each = of_groups(bounds.importance_weighted, terms, (1, 5, 50, 4000))
+    bound = {size: np.float64(values).mean(0) for size, values in each.items()}
     evidence = lg.log_evidence(LINEAR[model_class], lg.X)
     # By Jensen's inequality also of these samples, as a group of 50 is ten of 5.
     for smaller, larger in ((1, 5), (5, 50)):
         np.testing.assert_array_less(bound[smaller], bound[larger])
-    np.testing.assert_array_less(bound[5], evidence + threshold(4) * standard_error(of_groups[5]))
+    np.testing.assert_array_less(bound[5], evidence + threshold(4) * standard_error(each[5]))
     # The weights' mean is p(x), and the bound is the logarithm of this mean.
-    weights = np.exp(np.float64(bounds.log_weights(terms)) - evidence)
+    weights = np.exp(np.float64(log_weights(terms)) - evidence)
     assert_mean(weights, 1.0)
     expected = evidence + np.log(weights.mean(0))
     assert_close(bound[4000], expected, roundings=16, size=size_of_log_weights(terms).max(0))
@@ -383,15 +399,18 @@ def test_densities_keep_the_z_that_they_are_given(variant):
         np.testing.assert_array_equal(layer, np.float32(2 * rng.standard_normal(layer.shape)))
 
 
-def error_of_terms(model, variables, x, z, train):
-    """What float32 may make of the terms at z: all layers of both models follow each other."""
+def terms_and_error(model, variables, x, z, train):
+    """The terms at z in float64, and what float32 may make of them.
+
+    All layers of both models follow each other.
+    """
 
     def in_float64(variables, x, z):
         return densities(model, variables, x, z, train=train)
 
     with jax.enable_x64(True):
         layers = 6 * model.depth
-        return value_and_error(in_float64, variables, x, z, roundings=layers * ROUNDINGS)[1]
+        return value_and_error(in_float64, variables, x, z, roundings=layers * ROUNDINGS)
 
 
 def assert_same_terms(one, other, error):
@@ -402,13 +421,11 @@ def assert_same_terms(one, other, error):
 
 @all_variants
 def test_densities_at_the_samples_drawn_are_the_terms_of_the_draw(variant):
-    model = VARIANTS[variant](4, (3, 2), (5, 4))
+    model = VARIANTS[variant](4, (3, 2), ((5,), (4,)))
     params = {"params": random_variables(model)["params"]}
     x = jnp.float32(np.random.default_rng(22).random((6, 4)) > 0.5)
     drawn = infer(model, params, x, jax.random.key(23), 7, train=True)
-    given = densities(model, params, x, drawn.z, train=True)
-    assert jax.tree.structure(given) == jax.tree.structure(drawn)
-    assert_same_terms(given, drawn, error_of_terms(model, params, x, drawn.z, train=True))
+    assert_trees_within(drawn, *terms_and_error(model, params, x, drawn.z, train=True))
 
 
 @pytest.mark.parametrize(
@@ -452,21 +469,18 @@ def test_noise_of_every_unit_sample_and_example_is_its_own(variant):
     ("depth", "observation", "activation", "batch_norm"),
     [
         (1, "bernoulli", "leaky_relu", True),
-        (1, "gaussian", "tanh", False),
-        (2, "bernoulli", "tanh", True),
-        (2, "gaussian", "leaky_relu", True),
-        (2, "bernoulli", "tanh", False),
-        (5, "gaussian", "leaky_relu", False),
+        (2, "gaussian", "tanh", True),
+        (3, "gaussian", "leaky_relu", False),
     ],
 )
 def test_terms_are_of_samples_by_batch_by_units(
     variant, depth, observation, activation, batch_norm, strict_dtypes
 ):
-    units = (4, 1, 3, 2, 1)[:depth]
+    units = (4, 1, 3)[:depth]
     model = VARIANTS[variant](
         6,
         units,
-        (5, 1, 4, 3, 2)[:depth],
+        ((5,), (1,), (4,))[:depth],
         observation=observation,
         activation=activation,
         batch_norm=batch_norm,
@@ -478,6 +492,8 @@ def test_terms_are_of_samples_by_batch_by_units(
     for i, width in enumerate(units):
         of_layer = (terms.z[i], *terms.posterior[i], *terms.prior[i])
         assert all(field.shape == (3, 5, width) for field in of_layer)
+    # In every layer of a ladder the KL has a closed form, in a VAE on top alone.
+    assert terms.closed_form_kl == ((variant != "vae",) * (depth - 1) + (True,))
     assert all(
         leaf.dtype == jnp.float32 and not leaf.weak_type
         for leaf in jax.tree.leaves((variables, terms))
@@ -486,7 +502,7 @@ def test_terms_are_of_samples_by_batch_by_units(
 
 @all_variants
 def test_every_method_applies_without_promotion_of_dtypes(variant, strict_dtypes):
-    model = VARIANTS[variant](6, (3, 2), (5, 4))
+    model = VARIANTS[variant](6, (3, 2), ((5,), (4,)))
     variables, (_, updates) = shapes(model, train=True, mutable=["batch_stats"])
     assert jax.tree.map(jnp.shape, updates["batch_stats"]) == jax.tree.map(
         jnp.shape, variables["batch_stats"]
@@ -502,14 +518,6 @@ def test_every_method_applies_without_promotion_of_dtypes(variant, strict_dtypes
     at_z = functools.partial(call, method="densities")
     z = [jnp.zeros((7, 5, units), jnp.float32) for units in (3, 2)]
     assert jax.eval_shape(at_z, variables, x, z).log_px.shape == (7, 5)
-
-
-@all_variants
-@pytest.mark.parametrize("depth", [1, 2, 5])
-def test_kl_has_a_closed_form_in_every_layer_of_a_ladder_and_only_on_top_of_a_vae(variant, depth):
-    model = VARIANTS[variant](3, (2,) * depth, (3,) * depth)
-    lower = (variant != "vae",) * (depth - 1)
-    assert shapes(model)[1].closed_form_kl == (*lower, True)
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
@@ -608,22 +616,17 @@ def test_the_bias_of_variances_is_that_of_x_and_where_there_is_no_batch_norm_of_
     model = LadderVAE(
         4, (3, 2), (5, 3), observation="gaussian", batch_norm=batch_norm, variance_bias=1.0
     )
-    params = jax.tree.map(np.asarray, dict(init(model, 0)["params"]))
-    biases = {
-        "/".join(key.key for key in path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if path[-1].key == "bias" and np.any(leaf)
-    }
+    biases = {layer: bias for layer, bias in initial_biases(model).items() if np.any(bias)}
     heads = [] if batch_norm else ["inference/heads_0", "inference/heads_1", "generative/heads_0"]
     heads.append("generative/observation_head")
-    assert set(biases) == {f"{head}/Linear_0/Dense_0/bias" for head in heads}
+    assert set(biases) == {f"{head}/Linear_0/Dense_0" for head in heads}
     for bias in biases.values():
         np.testing.assert_array_equal(bias, [0] * (len(bias) // 2) + [1] * (len(bias) // 2))
 
 
 def test_an_observation_of_one_number_has_no_bias_of_a_variance():
-    params = init(LadderVAE(4, (3,), (5,), variance_bias=1.0), 0)["params"]
-    assert not np.any(params["generative"]["observation_head"]["Dense_0"]["bias"])
+    biases = initial_biases(LadderVAE(4, (3,), (5,), variance_bias=1.0))
+    assert not np.any(biases["generative/observation_head/Dense_0"])
 
 
 @pytest.mark.parametrize("model_class", [VAE, LadderVAE])
@@ -747,7 +750,7 @@ def test_hidden_sizes_may_be_given_one_by_one(variant):
 
 
 def test_an_activation_may_be_any_function():
-    named, given = (LadderVAE(4, (3, 2), (5, 4), activation=a) for a in ("tanh", jnp.tanh))
+    named, given = (LadderVAE(4, (2,), (5,), activation=a) for a in ("tanh", jnp.tanh))
     variables, x = random_variables(named), jnp.float32(np.eye(4))
     key = jax.random.key(3)
     assert_equal(infer(named, variables, x, key), infer(given, variables, x, key))
@@ -852,14 +855,14 @@ def test_an_observation_may_be_any_object(variant):
     assert_close(pictures, mean[0], layers * ROUNDINGS, size=size[0])
 
 
-@all_variants
+@pytest.mark.parametrize("variant", ["vae", "own_top_down"])  # which has all MLPs of other ladders
 def test_a_condition_reaches_every_mlp(variant):
     def assert_same(one, other):
-        # Two programs, each of at most 12 layers: up, down, and p(x | z_1). No number here is the
+        # Two programs, each of at most 8 layers: up, down, and p(x | z_1). No number here is the
         # difference of any that are larger than itself and 4.
-        assert_close(one, other, 2 * 12 * ROUNDINGS, size=4 + np.abs(np.float64(other)))
+        assert_close(one, other, 2 * 8 * ROUNDINGS, size=4 + np.abs(np.float64(other)))
 
-    make = functools.partial(VARIANTS[variant], 4, (3, 2), (5, 4), batch_norm=False)
+    make = functools.partial(VARIANTS[variant], 4, (3, 2), ((5,), (4,)), batch_norm=False)
     model, plain = make(condition_dim=3), make()
     params = random_variables(model)["params"]
     x = jnp.float32(np.random.default_rng(6).random((5, 4)) > 0.5)
@@ -872,7 +875,8 @@ def test_a_condition_reaches_every_mlp(variant):
         terms = apply(x, 2, rngs=rngs)
         given = apply(x, terms.z, method="densities")
         pictures = apply(key, num_samples=5, method="generate")
-        return terms, given, pictures, apply(x, rngs=rngs, method="reconstruct")
+        one_by_one = apply(1, terms.z[1], method="prior"), apply(terms.z[0], method="observe")
+        return terms, given, pictures, apply(x, rngs=rngs, method="reconstruct"), one_by_one
 
     actual = found(model, params, condition=jnp.broadcast_to(y, (5, 3)))
     expected = found(plain, without_condition(params, y))
@@ -881,22 +885,21 @@ def test_a_condition_reaches_every_mlp(variant):
 
 
 def test_examples_have_conditions_of_their_own():
-    model = VAE(4, (3, 2), (5, 4), batch_norm=False, condition_dim=2)
+    model = VAE(4, (3,), ((5,),), batch_norm=False, condition_dim=2)
     params = random_variables(model)["params"]
     z = jnp.float32(np.random.default_rng(9).standard_normal((1, 3)))
-    pictures = [
-        model.apply(
-            {"params": params},
-            jnp.tile(z, (len(condition), 1)),
-            layer=1,
-            condition=jnp.float32(condition),
-            method="generate",
+    picture = jax.jit(
+        lambda z, condition: model.apply(
+            {"params": params}, z, layer=1, condition=condition, method="generate"
         )
+    )
+    pictures = [
+        picture(np.tile(z, (len(condition), 1)), np.float32(condition))
         for condition in (np.eye(2), [[1, 0]], [[0, 1]])
     ]
     expected = np.concatenate(pictures[1:])  # of another program, one image at a time
-    assert_close(pictures[0], expected, 2 * 3 * ROUNDINGS, size=1)
-    assert_different(*pictures[1:], float32_error(2 * 3 * ROUNDINGS, 1))
+    assert_close(pictures[0], expected, 2 * 2 * ROUNDINGS, size=1)
+    assert_different(*pictures[1:], float32_error(2 * 2 * ROUNDINGS, 1))
 
 
 @pytest.mark.parametrize(
@@ -1001,7 +1004,7 @@ def test_jit_equals_eager():
     eager = by_hand.model.apply(
         variables, jnp.float32(x), num_samples=6, rngs={"sample": jax.random.key(4)}
     )
-    error = error_of_terms(by_hand.model, variables, jnp.float32(x), terms.z, train=False)
+    _, error = terms_and_error(by_hand.model, variables, jnp.float32(x), terms.z, train=False)
     assert_same_terms(terms, eager, error)
 
 
@@ -1013,12 +1016,11 @@ def test_vmap_over_examples_equals_a_loop():
     def of_one(x, key):
         return model.apply(variables, x[None], num_samples=2, rngs={"sample": key})
 
-    vmapped = jax.jit(jax.vmap(of_one))(jnp.float32(x), keys)
-    looped = [jax.jit(of_one)(*pair) for pair in zip(jnp.float32(x), keys, strict=True)]
-    looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *looped)
-    for i, row in enumerate(jnp.float32(x)):
-        one, other = (jax.tree.map(lambda leaf, i=i: leaf[i], terms) for terms in (vmapped, looped))
-        error = error_of_terms(model, variables, row[None], one.z, train=False)
+    vmapped = jax.tree.map(np.asarray, jax.jit(jax.vmap(of_one))(jnp.float32(x), keys))
+    by_itself = jax.jit(of_one)
+    for i, row in enumerate(np.float32(x)):
+        one, other = jax.tree.map(lambda leaf, i=i: leaf[i], vmapped), by_itself(row, keys[i])
+        _, error = terms_and_error(model, variables, row[None], one.z, train=False)
         assert_same_terms(one, other, error)
 
 
@@ -1032,23 +1034,19 @@ GRADIENTS = {
 
 @all_variants
 def test_gradients_of_fresh_parameters_are_finite_and_reach_every_parameter(variant):
-    model = VARIANTS[variant](4, (2, 2), (3, 3), **GRADIENTS[variant])
-    params = init(model, 7)["params"]
+    model = VARIANTS[variant](4, (2, 2), ((3,), (3,)), **GRADIENTS[variant])
     x = jnp.float32(np.random.default_rng(8).random((6, 4)) > 0.5)
 
-    @jax.jit
-    def gradient(params):
-        def bound(params):
-            rngs = {"sample": jax.random.key(9)}
-            terms = model.apply({"params": params}, x, num_samples=2, train=True, rngs=rngs)
-            return jnp.mean(bounds.elbo(terms))
+    def bound(params):
+        rngs = {"sample": jax.random.key(9)}
+        terms = model.apply({"params": params}, x, num_samples=2, train=True, rngs=rngs)
+        return jnp.mean(bounds.elbo(terms))
 
-        return jax.grad(bound)(params)
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
+    gradient = jax.jit(lambda: jax.grad(bound)(init(model, 7)["params"]))()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         name = jax.tree_util.keystr(path)
         assert np.all(np.isfinite(leaf)), name
-        assert np.any(leaf != 0), name
+        assert np.any(leaf), name
 
 
 # Batch norm
@@ -1056,7 +1054,7 @@ def test_gradients_of_fresh_parameters_are_finite_and_reach_every_parameter(vari
 
 @functools.cache
 def in_training():
-    model = LadderVAE(4, (3, 2), (5, 3))
+    model = LadderVAE(4, (3, 2), ((5,), (3,)))
     variables = random_variables(model)
     x = jnp.float32(np.random.default_rng(10).random((6, 4)))
     call = jax.jit(
@@ -1089,7 +1087,7 @@ def test_training_takes_the_moments_of_the_batch_whatever_is_stored():
     model, variables, x, terms, _ = in_training()
     without_statistics = {"params": variables["params"]}
     again = infer(model, without_statistics, x, jax.random.key(11), 7, train=True)
-    error = error_of_terms(model, without_statistics, x, terms.z, train=True)
+    _, error = terms_and_error(model, without_statistics, x, terms.z, train=True)
     assert_same_terms(terms, again, error)
 
 
@@ -1130,7 +1128,7 @@ def test_generation_from_the_lowest_layer_draws_nothing():
     decoder = lg.LADDER[0]
     samples = generate(model, variables, jnp.float32(z), layer=1)
     size = np.abs(z) @ np.abs(decoder.weight.T) + np.abs(decoder.offset)
-    assert_close(samples, z @ decoder.weight.T + decoder.offset, 3 * ROUNDINGS, size)
+    assert_close(samples, z @ decoder.weight.T + decoder.offset, 2 * ROUNDINGS, size)
 
 
 def test_generation_is_from_the_top_unless_a_layer_is_given():
@@ -1189,11 +1187,17 @@ def test_generation_takes_z_as_lists_of_numbers(monkeypatch):
     model, variables = linear_ladder()
     decoder = lg.LADDER[0]
     z = [[1, -2], [3, 4]]
-    samples = model.apply(variables, z, 1, method="generate")
+
+    @jax.jit
+    def of_lists():
+        rngs = {"sample": jax.random.key(18)}
+        from_the_top = model.apply(variables, [[0.0], [1.0]], method="generate", rngs=rngs)
+        return model.apply(variables, z, 1, method="generate"), from_the_top
+
+    samples, from_the_top = of_lists()
     size = np.abs(z) @ np.abs(decoder.weight.T) + np.abs(decoder.offset)
-    assert_close(samples, z @ decoder.weight.T + decoder.offset, 3 * ROUNDINGS, size)
-    rngs = {"sample": jax.random.key(18)}
-    assert model.apply(variables, [[0.0], [1.0]], method="generate", rngs=rngs).shape == (2, 3)
+    assert_close(samples, z @ decoder.weight.T + decoder.offset, 2 * ROUNDINGS, size)
+    assert from_the_top.shape == (2, 3)
 
 
 @pytest.mark.parametrize("layer", [0, -1, 3, 4])
