@@ -37,10 +37,11 @@ def identity(key, images):
     return images
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def fresh_state(optimizer, params):
     """A state before the first step; the buffers are its own, so that they may be donated."""
     depth = sum(name.startswith("mlps") for name in params["generative"])
-    return training.fresh_state(jax.tree.map(jnp.array, params), optimizer, depth)
+    return training.fresh_state(jax.tree.map(jnp.copy, params), optimizer, depth)
 
 
 def assert_trees_equal(one, other):
@@ -229,12 +230,12 @@ def importance_loss(params, model, x, key, samples, group):
 
 @pytest.mark.parametrize(
     ("mc_samples", "importance_samples", "closed_form_kl"),
-    [(3, 2, True), (1, 6, True), (6, 1, False)],  # with K = 1: log q - log p instead of a KL
+    [(3, 2, True), (6, 1, False)],  # with K = 1: log q - log p instead of a KL
 )
 def test_step_climbs_the_bound_of_importance_samples_averaged_over_mc_samples(
     mc_samples, importance_samples, closed_form_kl
 ):
-    model = LadderVAE(5, (2,), (4,), batch_norm=False)
+    model = LadderVAE(5, (2,), ((4,),), batch_norm=False)
     state = fresh_state(GRADIENT, random_params(model, seed=4))
     key = jax.random.key(5)
     samples, x = mc_samples * importance_samples, np.float64(X)
@@ -258,9 +259,9 @@ def test_step_climbs_the_bound_of_importance_samples_averaged_over_mc_samples(
     assert_is_step(state, stepped, gradient, error)
 
 
-@pytest.mark.parametrize(("mc_samples", "importance_samples"), [(1, 1), (4, 1), (1, 5), (2, 3)])
+@pytest.mark.parametrize(("mc_samples", "importance_samples"), [(1, 1), (2, 3)])
 def test_an_example_has_mc_times_importance_samples(mc_samples, importance_samples):
-    model = VAE(5, (7,), (4,), batch_norm=False)
+    model = VAE(5, (7,), ((4,),), batch_norm=False)
     step = functools.partial(
         training.train_step,
         model,
@@ -275,7 +276,7 @@ def test_an_example_has_mc_times_importance_samples(mc_samples, importance_sampl
 
 def test_with_beta_zero_nothing_moves_that_only_the_kl_depends_on():
     # With an inference of its own all the way down, p(z_1 | z_2) enters the KL alone.
-    model = LadderVAE(5, (2, 1), (4, 3), own_top_down=True)
+    model = LadderVAE(5, (2, 1), ((4,), (3,)), batch_norm=False, own_top_down=True)
     state = fresh_state(ADAM, random_params(model, seed=6))
     moved = {}
     for beta in (0.0, 1.0):
@@ -283,7 +284,7 @@ def test_with_beta_zero_nothing_moves_that_only_the_kl_depends_on():
             model, ADAM, state, X, jax.random.key(7), jnp.float32(beta), jnp.float32(0.01)
         )
         moved[beta] = {
-            jax.tree_util.keystr(path): bool(np.any(before != after))
+            jax.tree_util.keystr(path): not np.array_equal(before, after)
             for (path, before), after in zip(
                 jax.tree_util.tree_leaves_with_path(state.params),
                 jax.tree.leaves(stepped.params),
@@ -294,7 +295,7 @@ def test_with_beta_zero_nothing_moves_that_only_the_kl_depends_on():
     prior = ("['generative']['mlps_1']", "['generative']['heads_0']")
     still = {path for path, has_moved in moved[0.0].items() if not has_moved}
     assert still == {path for path in moved[0.0] if path.startswith(prior)}
-    assert len(still) == 9
+    assert len(still) == 4
 
 
 # Gradients of the inference model, and free bits
@@ -330,7 +331,7 @@ def rows(tree):
 
 
 SMALL = {
-    model_class: model_class(4, (2, 2), (3, 3), batch_norm=False)
+    model_class: model_class(4, (2, 2), ((3,), (3,)), batch_norm=False)
     for model_class in (LadderVAE, VAE)
 }
 SMALL_X = jnp.float32([[0, 1, 1, 0], [1, 0, 1, 1]])
@@ -478,7 +479,7 @@ def test_steps_by_other_gradients_move_every_parameter_and_have_the_same_metrics
         jax.tree.leaves(state.params), jax.tree.leaves(stepped.params), strict=True
     ):
         assert np.all(np.isfinite(after))
-        assert np.any(before != after)
+        assert not np.array_equal(before, after)
     (_, expected), (_, error) = by_hand(state.params, key, beta, samples=2)
     assert_trees_within(tuple(metrics), expected, error)
 
@@ -526,10 +527,15 @@ def test_what_is_no_objective_is_refused(options, message):
         Objective(**options)
 
 
+@functools.cache
+def terms_of_three_samples():
+    apply = jax.jit(functools.partial(LADDER.apply, num_samples=3, train=True))
+    return apply({"params": random_params(LADDER)}, X, rngs={"sample": jax.random.key(0)})
+
+
 @pytest.mark.parametrize("platform", ["cpu", "accelerator"])
 def test_loss_and_metrics_are_means_over_samples_and_examples(platform, monkeypatch):
-    apply = jax.jit(functools.partial(LADDER.apply, num_samples=3, train=True))
-    terms = apply({"params": random_params(LADDER)}, X, rngs={"sample": jax.random.key(0)})
+    terms = terms_of_three_samples()
     log_px, kl = np.float64(terms.log_px), []
     for q, p in zip(terms.posterior, terms.prior, strict=True):
         (m_q, v_q), (m_p, v_p) = (map(np.float64, gaussian) for gaussian in (q, p))
@@ -540,18 +546,20 @@ def test_loss_and_metrics_are_means_over_samples_and_examples(platform, monkeypa
         "platform_dependent",
         lambda *given, default, **known: known.get(platform, default)(*given),
     )
-    found = objective.metrics_of(terms)
+    found, loss = jax.jit(lambda terms: (objective.metrics_of(terms), Objective().loss(terms)))(
+        terms
+    )
     size = np.abs(log_px).mean() + sum(layer.mean() for layer in kl)
     roundings = 16 + np.sqrt(18)  # of a term, and the mean of three samples of six examples
     assert_close(found.train_elbo, expected, roundings, size)
     assert_close(found.log_px, log_px.mean(), roundings, size)
     assert_close(found.kl_per_layer, [layer.mean() for layer in kl], roundings, size)
-    assert_close(Objective().loss(terms), -expected, roundings, size)
+    assert_close(loss, -expected, roundings, size)
 
 
 def test_loss_and_gradients_are_of_beta_one_unless_given():
-    loss, metrics, _ = jax.jit(functools.partial(objective.loss_and_gradients, LADDER))(
-        random_params(LADDER), X, jax.random.key(0)
+    loss, metrics, _ = jax.jit(functools.partial(objective.loss_and_gradients, MODEL))(
+        random_params(MODEL), X, jax.random.key(0)
     )
     size = np.abs(metrics.log_px) + np.float64(metrics.kl_per_layer).sum()
     assert_close(loss, -metrics.train_elbo, roundings=16, size=size)
@@ -580,7 +588,7 @@ def test_gradients_are_limited_in_norm_and_then_elementwise(max_gradient_norm, m
     # A first step of Adam is g / (|g| + epsilon): with epsilon = 1 the size of g can be read.
     optimizer = training.make_optimizer(0.5, max_gradient_norm, max_gradient, adam_epsilon=1.0)
     tree = {"a": jnp.float32(gradient[:3]), "b": jnp.float32(gradient[3:])}
-    updates, _ = optimizer.update(tree, optimizer.init(tree), tree)
+    updates, _ = jax.jit(optimizer.update)(tree, optimizer.init(tree), tree)
     expected = -0.5 * limited / (np.abs(limited) + 1.0)
     # Adam divides by 1 - 0.999, which has the rounding of 0.999: 1,000 of its own, and under the
     # square root half as many.
@@ -620,17 +628,16 @@ def test_a_name_enters_a_key_by_its_crc_32():
 
 
 def test_initial_state_is_a_function_of_the_key():
-    model = VAE(5, (1,), (2,), batch_norm=False)
     one, again, other = (
-        training.init_state(model, ADAM, jax.random.key(seed, impl="unsafe_rbg"))
-        for seed in (0, 0, 1)
+        training.init_state(MODEL, ADAM, jax.random.key(seed)) for seed in (0, 0, 1)
     )
     assert_trees_equal(one, again)
     for path, leaf in jax.tree_util.tree_leaves_with_path(one.params):
         name = jax.tree_util.keystr(path)
         assert leaf.dtype == jnp.float32, name
-        # Biases start at zero; kernels at random.
-        assert bool(np.all(leaf == 0)) == ("bias" in name), name
+        # Biases start at zero, also those of batch norm; kernels at random, its scales at one.
+        assert (not np.any(leaf)) == ("bias" in name or "shift" in name), name
+        assert np.all(np.asarray(leaf) == 1) == ("scale" in name), name
     assert np.any(flat(one.params) != flat(other.params))
     assert one.step == 0
     assert one.step.dtype == jnp.int32
@@ -642,22 +649,20 @@ def test_initial_state_is_a_function_of_the_key():
 def test_each_replica_starts_as_the_run_of_its_key_does():
     keys = [jax.random.key(seed) for seed in (3, 0, 1)]
     replicas = training.init_state(MODEL, ADAM, jnp.stack(keys))
-    nested = jax.jit(lambda key: training.init_state(MODEL, ADAM, key))
     for r, key in enumerate(keys):
-        replica = jax.tree.map(lambda leaf, r=r: leaf[r], replicas)
-        for single in (training.init_state(MODEL, ADAM, key), nested(key)):
-            assert_trees_within(replica, single, float32_error(8, 1))
+        replica = jax.tree.map(lambda leaf, r=r: np.asarray(leaf)[r], replicas)
+        single = training.init_state(MODEL, ADAM, key)
+        assert_trees_within(replica, single, float32_error(8, 1))
 
 
 # An epoch
 
-MODEL = VAE(5, (2,), (3,))
+MODEL = VAE(5, (2,), ((3,),))
 IMAGES = np.random.default_rng(8).integers(0, 256, (14, 5), np.uint8)
 ROOT = jax.random.key(9)
 
 
 DREG = {"gradient": "dreg", "importance_samples": 2}
-the_paper_and_beyond = pytest.mark.parametrize("options", [{}, DREG], ids=["the paper", "dreg"])
 
 
 def train_epoch(
@@ -720,30 +725,26 @@ def test_an_epoch_visits_images_at_most_once_in_a_new_order_and_drops_the_last_p
     assert orders[0] != orders[1]
 
 
-@the_paper_and_beyond
-def test_the_draws_of_a_step_follow_from_the_key_a_name_and_the_step(options):
+def one_step(state, step, **options):
+    """A step with its images and keys as documented."""
+    epoch, position = divmod(step, 3)
+    order = jax.random.permutation(key_by_hand(ROOT, "shuffle", 3 * epoch), 14)
+    images = jnp.asarray(IMAGES[np.asarray(order)[4 * position : 4 * position + 4]])
+    x = binarisation.binarise(key_by_hand(ROOT, "preprocess", step), images)
+    key = key_by_hand(ROOT, "sample", step)
+    beta, update_scale = jnp.float32(1.0), jnp.float32(0.01)
+    return train_step(MODEL, ADAM, state, x, key, beta, update_scale, Objective(**options))
+
+
+def test_the_draws_of_a_step_follow_from_the_key_a_name_and_the_step():
     state, expected = start(), []
-    for epoch in range(2):
-        order = jax.random.permutation(key_by_hand(ROOT, "shuffle", 3 * epoch), 14)
-        for step in range(3):
-            images = jnp.asarray(IMAGES)[order[4 * step : 4 * step + 4]]
-            x = binarisation.binarise(key_by_hand(ROOT, "preprocess", 3 * epoch + step), images)
-            key = key_by_hand(ROOT, "sample", 3 * epoch + step)
-            state, metrics = train_step(
-                MODEL,
-                ADAM,
-                state,
-                x,
-                key,
-                jnp.float32(1.0),
-                jnp.float32(0.01),
-                Objective(**options),
-            )
-            expected.append(metrics)
+    for step in range(6):
+        state, metrics = one_step(state, step, **DREG)
+        expected.append(metrics)
 
     def two_epochs(state):
-        state, first = train_epoch(state, **options)
-        state, second = train_epoch(state, **options)
+        state, first = train_epoch(state, **DREG)
+        state, second = train_epoch(state, **DREG)
         return state[:3], [first, second]  # params, opt_state, step
 
     of_epochs = [mean_of(expected[:3]), mean_of(expected[3:])]
@@ -760,11 +761,11 @@ def test_a_run_taken_up_from_a_copy_on_the_host_goes_on_bit_for_bit():
     assert np.any(flat(resumed.params) != flat(on_host.params))
 
 
-@the_paper_and_beyond
+@pytest.mark.parametrize("options", [{}, DREG], ids=["the paper", "dreg"])
 def test_an_epoch_compiles_once_for_any_beta_and_learning_rate(options):
     train_epoch(start(), **options)  # compiles it, unless another test has
     programs = training.train_epoch._cache_size()
-    state = training.init_state(MODEL, ADAM, jax.random.key(11, impl="unsafe_rbg"))
+    state = training.init_state(MODEL, ADAM, jax.random.key(11))
     for beta, learning_rate in ((0.0, 0.01), (0.5, 0.01), (1.0, 0.002), (1.0, 0.0)):
         state, _ = train_epoch(state, beta, learning_rate, **options)
         assert training.train_epoch._cache_size() == programs
@@ -841,10 +842,12 @@ class HalfPrecision(nn.Module):
 
 
 def test_parameters_of_less_precision_keep_their_dtype_and_are_averaged():
-    model = LadderVAE(5, (2,), (3,), mlp=lambda layer, direction: HalfPrecision(3))
+    model = LadderVAE(
+        5, (2,), (3,), batch_norm=False, mlp=lambda layer, direction: HalfPrecision(3)
+    )
     optimizer = training.make_optimizer(1e-2, ema_decay=0.5)
     state = training.init_state(model, optimizer, ROOT)
-    before = jax.tree.map(jnp.copy, state.params)
+    before = jax.tree.map(np.array, state.params)
     state, _ = training.train_epoch(
         model, optimizer, identity, state, X, ROOT, batch_size=3, update_scale=1.0
     )
@@ -852,14 +855,16 @@ def test_parameters_of_less_precision_keep_their_dtype_and_are_averaged():
     assert {jnp.dtype("bfloat16"), jnp.dtype("float32")} == set(jax.tree.leaves(dtypes))
     for tree in (state.params, state.evaluated):
         assert jax.tree.map(lambda p: p.dtype, tree) == dtypes
-        changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, tree)
+        changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, tree)
         assert all(jax.tree.leaves(changed)), changed
 
 
 def test_a_step_that_is_not_finite_makes_no_update_and_is_counted():
     x = X.at[2, 3].set(jnp.nan)
     state = fresh_state(ADAM, random_params(LADDER))
-    stepped, metrics = train_step(LADDER, ADAM, state, x, jax.random.key(0), 1.0, 0.01)
+    stepped, metrics = train_step(
+        LADDER, ADAM, state, x, jax.random.key(0), jnp.float32(1.0), jnp.float32(0.01), MC_2
+    )
     assert np.isnan(metrics.train_elbo)
     assert_trees_equal(stepped._replace(step=state.step, nonfinite=state.nonfinite), state)
     assert (stepped.step, stepped.nonfinite) == (1, 1)
@@ -935,21 +940,12 @@ def test_a_step_branches_only_where_it_is_lowered_for_a_cpu():
 
 
 def test_steps_that_are_not_finite_are_left_out_as_if_they_had_not_been():
-    train = functools.partial(train_epoch, preprocess=poisoned(1), max_nonfinite=1)
+    train = functools.partial(train_epoch, preprocess=poisoned(0, 2), max_nonfinite=2)
     (state, metrics), (error, of_metrics) = trained_and_error(train, start().params)
-    assert (state.step, state.nonfinite, state.epoch_updates) == (3, 1, 2)
-    expected, of_steps = start(), []
-    order = jax.random.permutation(key_by_hand(ROOT, "shuffle", 0), 14)
-    for step in (0, 2):
-        images = jnp.asarray(IMAGES)[order[4 * step : 4 * step + 4]]
-        x = binarisation.binarise(key_by_hand(ROOT, "preprocess", step), images)
-        key = key_by_hand(ROOT, "sample", step)
-        expected, found = train_step(
-            MODEL, ADAM, expected, x, key, jnp.float32(1.0), jnp.float32(0.01)
-        )
-        of_steps.append(found)
+    assert (state.step, state.nonfinite, state.epoch_updates) == (3, 2, 1)
+    expected, of_step = one_step(start(), 1)
     assert_trees_within(state.params, expected.params, error.params)
-    assert_trees_within(metrics, mean_of(of_steps), of_metrics)
+    assert_trees_within(metrics, of_step, of_metrics)
 
 
 @pytest.mark.parametrize(("max_nonfinite", "stops_at"), [(0, 0), (1, 2)])
@@ -968,7 +964,7 @@ def test_training_stops_before_the_first_bad_step_beyond_the_limit(max_nonfinite
 
 
 def stack(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def train_replicas(state, keys, betas, learning_rates, images, **options):
@@ -986,7 +982,7 @@ def train_replicas(state, keys, betas, learning_rates, images, **options):
     )
 
 
-@pytest.mark.parametrize(("replicas", "options"), [(1, {}), (3, {}), (3, DREG)])
+@pytest.mark.parametrize(("replicas", "options"), [(1, DREG), (3, {})])
 def test_every_replica_is_the_single_run_of_its_key_beta_and_learning_rate(replicas, options):
     keys = [jax.random.key(seed) for seed in range(replicas)]
     betas, learning_rates = [1.0, 0.5, 0.0][:replicas], [0.01, 0.001, 0.1][:replicas]
@@ -1037,7 +1033,7 @@ def test_training_on_structured_data_raises_the_elbo():
     patterns = rng.integers(0, 2, (2, 12))
     labels = rng.integers(0, 2, (2, 128))
     images, others = jnp.float32(patterns[labels] ^ (rng.random((2, 128, 12)) < 0.05))
-    model = LadderVAE(12, (2,), (8,))
+    model = LadderVAE(12, (2,), ((8,),))
     optimizer = training.make_optimizer(0.01)
     key = jax.random.key(13)
     state = training.init_state(model, optimizer, key)
