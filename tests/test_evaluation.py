@@ -171,7 +171,7 @@ def looped():
     return model, variables, x, key, log_weights, sizes
 
 
-@pytest.mark.parametrize("chunk_size", [1, 7, 100])
+@pytest.mark.parametrize("chunk_size", [7, 100])
 def test_log_likelihood_of_any_chunk_size_is_that_of_a_loop_over_the_documented_keys(chunk_size):
     model, variables, x, key, log_weights, sizes = looped()
     result = evaluation.log_likelihood(model, variables, x, key, 23, chunk_size)
@@ -259,7 +259,7 @@ def test_default_chunk_size_of_a_device_that_is_absent():
 
 
 def test_log_likelihood_chooses_its_chunk_size_where_none_is_given():
-    model = VAE(4, (2,), (3,), batch_norm=False)
+    model = VAE(4, (2,), ((3,),), batch_norm=False)
     x = jnp.zeros((3, 4))
     variables = {"params": random_params(model)}
     one, other = (
@@ -362,7 +362,7 @@ def test_an_image_is_encoded_once_whatever_the_number_of_samples(model_class):
 @functools.cache
 def reestimated(n, batch_size, seed=8):
     """A ladder with batch norm, its training images, and its re-estimated variables."""
-    model = LadderVAE(5, (2, 1), (4, 3))
+    model = LadderVAE(5, (2, 1), ((4,), (3,)))
     params = random_params(model, seed=9)
     images = np.float32(np.random.default_rng(10).standard_normal((n, 5)))
     variables = evaluation.reestimate_batch_stats(
@@ -414,15 +414,14 @@ def test_statistics_of_all_layers_are_those_of_full_batches_in_training_mode():
         for rows in np.asarray(order)[:24].reshape(3, 8):
             d = images[rows]
             for network, head in (("mlps_0", "heads_0"), ("mlps_1", "heads_1")):
-                for name in ("Linear_0", "Linear_1"):
-                    y = linear(d, network, name)
-                    d = np.where(y > 0, y, 0.1 * y)
+                y = linear(d, network, "Linear_0")
+                d = np.where(y > 0, y, 0.1 * y)
                 linear(d, head, "Linear_0")
         together = {path: np.concatenate(batches) for path, batches in collected.items()}
         return {path: {"mean": y.mean(0), "variance": y.var(0)} for path, y in together.items()}
 
     expected, errors = value_and_error(by_hand, params, images, roundings=24)
-    assert len(expected) == 6
+    assert len(expected) == 4
     for (network, name), by_name in expected.items():
         moments = moments_of(variables, "inference", network, name)
         for moment, value in by_name.items():
@@ -454,7 +453,7 @@ def test_a_batch_larger_than_the_training_set_is_the_training_set():
 
 
 def test_preprocessing_of_every_batch_has_a_key_of_its_own():
-    model = LadderVAE(5, (1,), (2,))
+    model = LadderVAE(5, (1,), ((2,),))
     params = random_params(model)
 
     def noise_alone(key, images):
@@ -552,7 +551,7 @@ def elbo_looped():
     return np.array(elbos), np.array(log_px), kl_per_unit, means, np.mean(sizes)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 250])
+@pytest.mark.parametrize("batch_size", [4, 250])
 def test_elbo_of_any_batch_size_is_that_of_a_loop_over_the_images(batch_size):
     result = elbo(batch_size)
     elbos, log_px, kl_per_unit, _, size = elbo_looped()
@@ -617,12 +616,12 @@ def test_active_units_need_pairs_of_samples(samples):
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 20])
 def test_images_are_mapped_in_order_whatever_the_batch_size(batch_size):
     values = np.arange(14.0, dtype=np.float32).reshape(7, 2)
-    squares, sums = evaluation.map_images(
-        lambda index, row: (row**2, jnp.sum(row) + index),
-        batch_size,
-        jnp.arange(7, dtype=jnp.float32),
-        jnp.asarray(values),
-    )
+
+    def of_image(index, row):
+        return row**2, jnp.sum(row) + index
+
+    mapped = jax.jit(functools.partial(evaluation.map_images, of_image, batch_size))
+    squares, sums = mapped(np.arange(7, dtype=np.float32), values)
     np.testing.assert_array_equal(squares, values**2)
     np.testing.assert_array_equal(sums, values.sum(1) + np.arange(7))
 
@@ -630,7 +629,7 @@ def test_images_are_mapped_in_order_whatever_the_batch_size(batch_size):
 # Models, keys, conditions and statistics of other people
 
 
-SMALL = LadderVAE(4, (3, 2), (5, 4), batch_norm=False)
+SMALL = LadderVAE(4, (2,), ((3,),), batch_norm=False)
 X = jnp.float32(np.random.default_rng(40).random((6, 4)) > 0.5)
 
 
@@ -656,7 +655,7 @@ def test_old_style_keys_give_what_typed_ones_do():
         evaluation.elbo(SMALL, small_variables(), identity, X, key(3)).elbo
         for key in (jax.random.key, jax.random.PRNGKey)
     ]
-    assert elbos[0] == elbos[1]
+    np.testing.assert_array_equal(*elbos)
 
 
 def test_another_number_of_keys_than_of_images_is_refused():
@@ -711,7 +710,7 @@ def test_sizes_that_make_no_batch_are_refused():
 
 
 def test_initial_batch_statistics_are_warned_of():
-    model = LadderVAE(4, (3,), (5,))
+    model = LadderVAE(4, (3,), ((5,),))
     keys, key = {"params": jax.random.key(0), "sample": jax.random.key(1)}, jax.random.key(2)
     initial = jax.jit(model.init)(keys, X)
     program = evaluation.log_likelihood_program()
@@ -732,42 +731,46 @@ def test_initial_batch_statistics_are_warned_of():
 
 def test_conditions_are_given_to_the_model_image_by_image():
     """The statistics and the likelihood of a conditional model, by a loop over images."""
-    model = LadderVAE(4, (3, 2), (5, 4), condition_dim=2)
+    model = LadderVAE(4, (2,), ((3,),), condition_dim=2)
     params, key = random_params(model), jax.random.key(5)
-    y = jnp.float32(np.random.default_rng(41).standard_normal((6, 2)))
+    x, y = np.asarray(X), np.random.default_rng(41).standard_normal((6, 2)).astype(np.float32)
     variables = evaluation.reestimate_batch_stats(
-        model, params, identity, X, key, batch_size=6, condition=y
+        model, params, identity, X, key, batch_size=6, condition=jnp.asarray(y)
     )
-    order = jax.random.permutation(fold_in_name(key, "shuffle"), 6)
+    order = np.asarray(jax.random.permutation(fold_in_name(key, "shuffle"), 6))
     apply = jax.jit(model.apply, static_argnames=("train", "mutable"))
 
     def statistics(params):
         _, updated = apply(
-            {"params": jax.tree.map(jnp.float32, params)}, X[order], train=True,
+            {"params": jax.tree.map(jnp.float32, params)}, x[order], train=True,
             condition=y[order], rngs={"sample": fold_in_name(key, "sample")}, mutable="batch_stats",
         )  # fmt: skip
         return updated["batch_stats"]
 
     expected, error = value_and_error(statistics, params, roundings=24)  # as for the others above
     assert_trees_within(variables["batch_stats"], expected, error)
-    actual = evaluation.log_likelihood(model, variables, X, key, num_samples=4, condition=y)
+    actual = evaluation.log_likelihood(
+        model, variables, X, key, num_samples=2, condition=jnp.asarray(y)
+    )
 
     def log_likelihoods(variables):
         variables = jax.tree.map(jnp.float32, variables)
-        log_w = np.empty((4, 6))
+        log_w = np.empty((2, 6))
         for sample, image in np.ndindex(log_w.shape):
             of_sample = jax.random.fold_in(jax.random.fold_in(key, image), sample)
             row = slice(image, image + 1)
-            terms = apply(variables, X[row], condition=y[row], rngs={"sample": of_sample})
+            terms = apply(variables, x[row], condition=y[row], rngs={"sample": of_sample})
             log_w[sample, image] = np_log_weights(terms).item()
-        return special.logsumexp(log_w, axis=0) - np.log(4)
+        return special.logsumexp(log_w, axis=0) - np.log(2)
 
     expected, error = value_and_error(log_likelihoods, variables, roundings=8)
     assert_within(actual.log_likelihood, expected, error)
-    result = evaluation.elbo(model, variables, identity, X, key, condition=y)
-    other = evaluation.elbo(model, variables, identity, X, key, condition=-y)
-    assert np.isfinite(result.elbo)
-    assert result.elbo != other.elbo
+    one, other = (
+        evaluation.elbo(model, variables, identity, X, key, condition=jnp.asarray(condition)).elbo
+        for condition in (y, -y)
+    )
+    assert np.isfinite(one)
+    assert float(one) != float(other)
 
 
 class Wrapped(nn.Module):
@@ -789,16 +792,16 @@ class Wrapped(nn.Module):
 
 
 def test_a_composite_model_is_trained_and_evaluated_as_its_ladder():
-    ladder = LadderVAE(4, (3, 2), (5, 4))
+    ladder = LadderVAE(4, (3, 2), ((5,), (4,)))
     model, key, optimizer = Wrapped(ladder), jax.random.key(6), optax.sgd(0.01)
-    state = training.init_state(model, optimizer, key)
+    state = jax.eval_shape(functools.partial(training.init_state, model, optimizer), key)
     epoch = functools.partial(training.train_epoch, model, optimizer, identity, batch_size=3)
     trained, metrics = jax.eval_shape(epoch, state, X, key)
     assert jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, state)
     assert metrics.kl_per_layer.shape == (ladder.depth,)
-    variables = evaluation.reestimate_batch_stats(
-        model, state.params, identity, X, key, batch_size=3
-    )
+    params = random_params(model)
+    assert jax.tree.map(jnp.shape, state.params) == jax.tree.map(jnp.shape, params)
+    variables = evaluation.reestimate_batch_stats(model, params, identity, X, key, batch_size=3)
     assert set(variables) == {"params", "batch_stats"}
     of_ladder = {collection: tree["ladder"] for collection, tree in variables.items()}
     encoded, expected = (
