@@ -1,5 +1,6 @@
 """Densities, divergences, products and samples, against scipy, quadrature and float64."""
 
+import functools
 import itertools
 
 import jax
@@ -101,6 +102,23 @@ def test_bernoulli_log_prob_has_gradient_x_minus_probability(x):
     assert_close(gradient, expected, roundings=8, size=1)
 
 
+@functools.cache
+def sum_and_gradients(platform):
+    """Of `sum_log_prob` of a Bernoulli, as one program per platform: JAX keeps traces by function.
+
+    Called only where `jax.lax.platform_dependent` takes the branch of that platform.
+    """
+
+    def total(logits, x):
+        return jnp.sum(distributions.sum_log_prob(Bernoulli(logits), x))
+
+    @jax.jit
+    def of_platform(logits, x):
+        return distributions.sum_log_prob(Bernoulli(logits), x), jax.grad(total, (0, 1))(logits, x)
+
+    return of_platform
+
+
 @pytest.mark.parametrize("units", [1, 7, 16, 17, 64, 784])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
 @pytest.mark.parametrize("platform", ["cpu", "accelerator"])
@@ -117,16 +135,12 @@ def test_a_sum_of_bernoulli_log_probs_is_that_of_float64_and_so_is_its_gradient(
     x = np.float32(rng.random((1, 2, units)) < 0.5)
     wide = np.where(x == 1, np.float64(logits), -np.float64(logits))
     each = -np.logaddexp(0, -wide)
-    found = distributions.sum_log_prob(Bernoulli(jnp.asarray(logits)), jnp.asarray(x))
+    found, (by_logits, by_x) = sum_and_gradients(platform)(logits, x)
     assert found.shape == (3, 2)
     # Of each unit the rounding of 1 + exp(-|l|), and of the sum that of its size.
     rounding = float32_error(np.sqrt(units) + 4, np.abs(each).sum(-1))
     assert_within(found, each.sum(-1), units * EPSILON + rounding)
 
-    def total(logits, x):
-        return jnp.sum(distributions.sum_log_prob(Bernoulli(logits), x))
-
-    by_logits, by_x = jax.grad(total, (0, 1))(jnp.asarray(logits), jnp.asarray(x))
     assert_close(by_logits, x - special.expit(np.float64(logits)), roundings=8, size=1)
     size = np.abs(np.float64(logits)).sum(0, keepdims=True)
     assert_close(by_x, np.float64(logits).sum(0, keepdims=True), roundings=3, size=size)
@@ -142,11 +156,15 @@ def test_logits_and_values_of_a_sum_of_bernoulli_log_probs_broadcast_and_may_be_
     p = special.expit(np.float64(logits))
     each = stats.bernoulli.logpmf(*np.broadcast_arrays(np.int64(x), p))
 
-    def total(logits):
-        return distributions.sum_log_prob(Bernoulli(logits), jnp.asarray(x))
+    @jax.jit
+    def sum_and_gradient(logits):
+        sums, gradient = jax.vjp(
+            lambda logits: distributions.sum_log_prob(Bernoulli(logits), jnp.asarray(x)), logits
+        )
+        return sums, *gradient(jnp.ones_like(sums))
 
-    assert_close(total(jnp.asarray(logits)), each.sum(-1), roundings=16, size=5)
-    gradient = jax.grad(lambda logits: total(logits).sum())(jnp.asarray(logits))
+    found, gradient = sum_and_gradient(logits)
+    assert_close(found, each.sum(-1), roundings=16, size=5)
     # The derivative of a logit is the sum over the values that it is broadcast to.
     residuals = np.broadcast_to(x - p, each.shape)
     ones = tuple(i for i, n in enumerate(logits_shape) if n == 1)
@@ -156,7 +174,9 @@ def test_logits_and_values_of_a_sum_of_bernoulli_log_probs_broadcast_and_may_be_
 
 def test_the_second_derivative_of_a_sum_of_bernoulli_log_probs_is_minus_the_variance():
     logits = jnp.float32([-3.0, 0.0, 0.4])
-    hessian = jax.hessian(lambda at: distributions.sum_log_prob(Bernoulli(at), jnp.ones(3)))(logits)
+    hessian = jax.jit(
+        jax.hessian(lambda at: distributions.sum_log_prob(Bernoulli(at), jnp.ones(3)))
+    )(logits)
     p = special.expit(np.float64(logits))
     assert_close(hessian, -np.diag(p * (1 - p)), roundings=8, size=1)
 

@@ -1,5 +1,7 @@
 """Observations against scipy's distributions, sums over every value, and float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,22 +70,25 @@ def test_bernoulli_and_gaussian_are_those_of_scipy():
 @pytest.mark.parametrize("values", [3, 256])
 def test_discretized_logistic_has_the_mass_of_each_bin(values):
     head = head_of(DiscretizedLogistic(), shape=(values, 7))
-    x = jnp.arange(values, dtype=jnp.float32)[:, None] / (values - 1)
-    actual = jax.vmap(DiscretizedLogistic(values).log_prob)(
-        tuple(h[..., None] for h in head), jnp.broadcast_to(x, (values, 7))[..., None]
+    x = np.arange(values, dtype=np.float32)[:, None] / np.float32(values - 1)
+    actual = jax.jit(jax.vmap(DiscretizedLogistic(values).log_prob))(
+        tuple(np.asarray(h)[..., None] for h in head), np.broadcast_to(x, (values, 7))[..., None]
     )
-    expected = np.stack([log_masses(tuple(h[k] for h in head), values)[k] for k in range(values)])
-    assert_close(actual, expected, 8, size_of_log_masses(head, np.asarray(x)) + np.abs(expected))
+    expected = np.stack(
+        [log_masses([np.asarray(h)[k] for h in head], values)[k] for k in range(values)]
+    )
+    assert_close(actual, expected, 8, size_of_log_masses(head, x) + np.abs(expected))
 
 
 @pytest.mark.parametrize("values", [2, 256])
 @pytest.mark.parametrize("spread", [1.0, 30.0])
 def test_discretized_logistic_sums_to_one(values, spread):
     head = head_of(DiscretizedLogistic(), shape=(1, 1, 8), spread=spread)
-    x = jnp.arange(values, dtype=jnp.float32)[:, None, None] / (values - 1)
-    of_pixels = jax.vmap(DiscretizedLogistic(values).log_prob, (2, None), 1)
-    log_p = of_pixels(tuple(jnp.broadcast_to(h[..., None], (values, 1, 8, 1)) for h in head), x)
-    mass, size = np.exp(np.float64(log_p)), size_of_log_masses(head, np.asarray(x))
+    x = np.arange(values, dtype=np.float32)[:, None, None] / np.float32(values - 1)
+    of_pixels = jax.jit(jax.vmap(DiscretizedLogistic(values).log_prob, (2, None), 1))
+    of_all = tuple(np.broadcast_to(np.asarray(h)[..., None], (values, 1, 8, 1)) for h in head)
+    log_p = of_pixels(of_all, x)
+    mass, size = np.exp(np.float64(log_p)), size_of_log_masses(head, x)
     error = float32_error(8, mass * (size.swapaxes(1, 2) + np.abs(log_p))).sum(0)
     assert_within(mass.sum(0), np.ones(mass.shape[1:]), error)
 
@@ -104,16 +109,20 @@ def test_the_mean_of_other_observations_is_the_distributions():
     np.testing.assert_array_equal(GaussianObservation().mean(head), head[0])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def value_gradient_and_mean(observation, head, x):
+    value_and_gradient = jax.value_and_grad(lambda h: jnp.sum(observation.log_prob(h, x)))
+    return *value_and_gradient(head), observation.mean(head)
+
+
 @pytest.mark.parametrize("observation", ALL, ids=repr)
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_densities_and_gradients_are_finite_at_extremes(observation, scale):
     head = head_of(observation, spread=scale)
     values = getattr(observation, "values", 2)
-    x = jnp.float32(np.random.default_rng(2).integers(0, values, (1, 5, 4)) / (values - 1))
-    value, gradient = jax.value_and_grad(lambda h: jnp.sum(observation.log_prob(h, x)))(head)
-    assert np.isfinite(value)
-    assert all(np.all(np.isfinite(g)) for g in gradient)
-    assert np.all(np.isfinite(observation.mean(head)))
+    x = np.float32(np.random.default_rng(2).integers(0, values, (1, 5, 4)) / (values - 1))
+    for found in jax.tree.leaves(value_gradient_and_mean(observation, head, x)):
+        assert np.all(np.isfinite(found))
 
 
 @pytest.mark.parametrize("observation", ALL, ids=repr)

@@ -126,7 +126,7 @@ def scaled(dtype, **fields):
 
 def initial(model):
     keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
-    return model.init(keys, jnp.zeros((1, model.data_dim)))
+    return jax.jit(model.init)(keys, jnp.zeros((1, model.data_dim)))
 
 
 def initial_of_dtype(dtype):
