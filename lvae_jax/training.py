@@ -212,6 +212,7 @@ def train_step(
     # Always float32, so that the state keeps its dtypes; parameters keep theirs as in optax.
     scale = jnp.asarray(update_scale, jnp.float32)
 
+    @jax.jit  # traced once for both ways of `_choose`
     def updated(state: TrainState) -> TrainState:
         updates, opt_state = optax.with_extra_args_support(optimizer).update(
             gradients, state.opt_state, state.params, update_scale=scale
