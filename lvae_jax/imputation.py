@@ -241,7 +241,7 @@ def _given_observed(
 
     stated = jnp.broadcast_to(x, (effort.chains, *x.shape))
     start = (jnp.int32(0), weigh(jax.random.fold_in(key, 0), stated))
-    rounds, posterior = jax.lax.while_loop(unfinished, one_round, start)
+    rounds, posterior = jax.lax.while_loop(unfinished, one_round, start) if effort.rounds else start
     return posterior, rounds.astype(jnp.float32)
 
 
