@@ -6,7 +6,6 @@ import gc
 import io
 import json
 import re
-import resource
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import records
+from full_disk import no_room_beyond
 from PIL import Image
 from records import replica_results, run_results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -545,16 +545,12 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(tmp_p
 def test_a_disk_that_fills_up_with_tensorboards_events_ends_the_run_in_one_line(
     finished, tmp_path, capsys
 ):
-    """On such a disk no file can grow beyond a size. Its programs are those of `finished`."""
+    """Its programs are those of `finished`: there is no room to keep one."""
     settings = dataclasses.replace(
         SETTINGS, workdir=str(tmp_path), epochs=100_000, eval_every=0, checkpoint_seconds=1000.0
     )
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
-    try:
+    with no_room_beyond(20_000):
         line = said_with_status(2, settings, capsys)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     gc.collect()  # tensorboardX has not closed its file
     assert lines_of(tmp_path)
     assert re.match(
@@ -564,10 +560,12 @@ def test_a_disk_that_fills_up_with_tensorboards_events_ends_the_run_in_one_line(
 
 @pytest.mark.faults
 def test_parameters_that_the_last_update_ruins_are_no_result(tmp_path):
-    # The only update is finite, and the parameters after it are of the size of the learning rate.
+    # The only update is finite, and the parameters after it are of the size of the learning rate:
+    # the other two of the epoch are skipped.
     settings = dataclasses.replace(
-        SETTINGS, workdir=str(tmp_path / "run"), learning_rate=1e30, epochs=1, batch_size=50
-    )
+        SETTINGS, workdir=str(tmp_path / "run"), learning_rate=1e30, epochs=1,
+        on_nonfinite="skip", max_nonfinite=2,
+    )  # fmt: skip
     with pytest.raises(
         NonFiniteError, match=r"evaluated after 1 epoch: the test ELBO is not finite\. Try a sm"
     ):

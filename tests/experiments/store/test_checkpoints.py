@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from full_disk import no_room_beyond
 from xla_flags import with_cpu_devices
 
 from experiments.errors import WorkdirError
@@ -272,7 +273,6 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from experiments.errors import WorkdirError
 from experiments.store.checkpoints import Checkpoints
 from tests_of import assert_is_state_of, state_of
 """
@@ -360,37 +360,21 @@ jax.distributed.initialize(sys.argv[3], num_processes=2, process_id=int(sys.argv
     assert_is_state_of(5, state)
 
 
-FULL = """
-import resource
-path = Path(sys.argv[1])
-checkpoints = Checkpoints(path)
-checkpoints.save(state_of(1), 1)
-unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), unlimited[1]))
-try:
-    checkpoints.save(state_of(2), 2)
-except WorkdirError as error:
-    print(error)
-resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-print(sorted(p.name for p in path.iterdir()))
-state, step = Checkpoints(path).restore(state_of(0))
-assert_is_state_of(1, state)
-checkpoints.save(state_of(2), 2)
-print(checkpoints.steps())
-"""
-
-
-def test_a_limit_on_file_sizes_ends_in_one_line_and_leaves_the_one_before_intact(tmp_path):
-    process = start(FULL, tmp_path / "checkpoints", 1000)
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (0, "")
-    assert out.splitlines() == [
-        f"cannot save the checkpoint of step 2 in {tmp_path / 'checkpoints'}: "
+def test_a_limit_on_file_sizes_ends_in_one_line_and_leaves_the_one_before_intact(tmp_path, capfd):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state_of(1), 1)
+    with no_room_beyond(1000), pytest.raises(WorkdirError) as refusal:
+        checkpoints.save(state_of(2), 2)
+    assert str(refusal.value) == (
+        f"cannot save the checkpoint of step 2 in {tmp_path}: "
         f"{os.strerror(errno.EFBIG).lower()}; the one of step 1 is intact. "
-        "Free space and run the same command again",
-        "['1']",
-        "[1, 2]",
-    ]
+        "Free space and run the same command again"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert_is_state_of(1, Checkpoints(tmp_path).restore(state_of(0))[0])
+    checkpoints.save(state_of(2), 2)
+    assert checkpoints.steps() == [1, 2]
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
