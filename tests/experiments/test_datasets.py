@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_files
+from PIL import Image
 
 from experiments import arrays, binarized_mnist, cli, digits, fashion_mnist, mnist, norb, omniglot
 from experiments.run.loop import run
@@ -91,10 +92,8 @@ def folders_of(tmp_path, real_tfds_dir, monkeypatch):
     ],
 )
 def test_a_data_set_is_prepared_from_its_files_trained_on_and_evaluated(
-    experiment, names, data_dim, given, folders_of, tmp_path, request
+    experiment, names, data_dim, given, folders_of, tmp_path, without_figures
 ):
-    if experiment is not mnist:  # the pictures of the others are like its, or those of the digits
-        request.getfixturevalue("without_figures")
     folder, tfds_dir = folders_of(experiment.__name__.split(".")[-1])
     defaults = getattr(experiment, "DEFAULTS", Settings())
     nowhere = {"data_dir": str(tmp_path / "no files"), "tfds_dir": str(tmp_path / "none prepared")}
@@ -118,13 +117,13 @@ def test_a_data_set_is_prepared_from_its_files_trained_on_and_evaluated(
         assert -784 * 20 < results["test_log_likelihood"] < 0
 
 
-def test_digits_are_trained_on_as_continuous_values(tmp_path):
+def test_digits_are_trained_on_as_continuous_values(tmp_path, without_figures):
     dataset, results = run_tiny(digits, digits.DEFAULTS, tmp_path / "run", continuous=True)
     assert results["dataset"] == dataset.name == "digits-continuous"
     assert (dataset.observation, dataset.binarisation) == ("gaussian", "none")
 
 
-def test_own_arrays_of_any_shape_are_trained_on(tmp_path):
+def test_own_arrays_of_any_shape_are_trained_on_and_drawn(tmp_path):
     generator = np.random.default_rng(0)
     np.save(tmp_path / "volumes.npy", generator.random((150, 4, 2, 8)))
     dataset, _ = run_tiny(
@@ -137,6 +136,10 @@ def test_own_arrays_of_any_shape_are_trained_on(tmp_path):
     )
     assert (dataset.name, dataset.image_shape) == ("volumes", (4, 2, 8))
     assert (len(dataset.train_images), len(dataset.test_images)) == (100, 50)
+    # Of the data sets here they alone are drawn: their shape is the one that no other run's has.
+    for name in ("samples", "reconstructions", "layers", "interpolations"):
+        with Image.open(tmp_path / "run" / "figures" / f"{name}.png") as image:
+            assert np.ptp(np.asarray(image.convert("L"))) > 0
 
 
 def test_bad_arrays_end_in_one_line_with_status_2_and_nothing_created(

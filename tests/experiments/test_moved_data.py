@@ -5,21 +5,25 @@ import shutil
 
 import numpy as np
 import pytest
+from small_runs import SINGLE
 
 from experiments import arrays, finished
 from experiments.finished import UseSettings
 from experiments.report import report
 from experiments.run.loop import run
-from experiments.settings import Command
+from experiments.settings import Command, Settings
 from experiments.show import drawing
 from lvae_jax.data import DataError
 
 ARRAYS = Command("arrays", arrays.DEFAULTS)
 
+# Of the digits' number and size and with the model of their small runs, whose programs these are.
 SETTINGS = dataclasses.replace(
-    arrays.DEFAULTS, model="vae", depth=1, latent_sizes=(2,), hidden_sizes=(4,), epochs=1,
-    warmup_epochs=0, batch_size=10, eval_every=1, eval_samples=2, train="mine.npy",
-)  # fmt: skip
+    arrays.DEFAULTS,
+    **{field.name: getattr(SINGLE, field.name) for field in dataclasses.fields(Settings)},
+    train="mine.npy",
+    holdout=297 / 1797,
+)
 
 
 def test_a_run_on_own_arrays_is_resumed_reported_and_used_wherever_they_are(
@@ -28,7 +32,7 @@ def test_a_run_on_own_arrays_is_resumed_reported_and_used_wherever_they_are(
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
-    images = np.random.default_rng(0).integers(0, 256, (40, 4, 3)).astype(np.uint8)
+    images = np.random.default_rng(0).random((1797, 8, 8), np.float32)
     np.save(here / "mine.npy", images)
 
     monkeypatch.chdir(here)
