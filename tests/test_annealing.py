@@ -20,7 +20,7 @@ LAYERS = lg.LADDER[:2]
 def eight_pixels():
     """A model of eight binary pixels and two layers of one unit, and its exact log p(x)."""
     model = LadderVAE(8, (1, 1), ((3,), (3,)), activation="tanh", batch_norm=False)
-    params = random_params(model, seed=4, scale=0.9)
+    params = random_params(model, seed=2, scale=1.5)
     networks = jax.tree.map(np.float64, params["generative"])
 
     def mlp(name, d):
@@ -56,9 +56,9 @@ def linear():
 
 @functools.cache
 def of_one_chain(exact):
-    """Of a model, 4000 images and their bounds, at temperatures so few that these vary."""
+    """Of a model, 2500 images and their bounds, at temperatures so few that these vary."""
     model, variables, _ = exact()
-    keys = jax.random.split(jax.random.key(0), 4000)
+    keys = jax.random.split(jax.random.key(0), 2500)
     return evaluation.bidirectional(
         model, variables, keys, temperatures=30, chains=1, leapfrog_steps=5
     )
@@ -78,9 +78,9 @@ def test_one_chain_is_unbiased_for_the_evidence_up_and_for_its_inverse_down(exac
 
 def test_the_bounds_close_around_the_evidence():
     model, variables, log_evidence = eight_pixels()
-    keys = jax.random.split(jax.random.key(1), 100)
+    keys = jax.random.split(jax.random.key(1), 200)
     gaps = []
-    for temperatures in (10, 300):
+    for temperatures in (10, 100):
         result = evaluation.bidirectional(
             model, variables, keys, temperatures=temperatures, chains=2, leapfrog_steps=5
         )
@@ -90,7 +90,8 @@ def test_the_bounds_close_around_the_evidence():
             assert gap.mean() > -threshold(4, len(keys) - 1) * standard_error(gap)
         gaps.append((below + above).mean())
         assert 0.3 < float(jnp.mean(result.acceptance)) <= 1
-    assert gaps[1] < min(0.3, gaps[0] / 2)  # it falls as one over the temperatures
+    assert gaps[0] > 0.1  # so that there is something to close
+    assert gaps[1] < gaps[0] / 2  # it falls as one over the temperatures
 
 
 def test_images_are_draws_of_the_model():
