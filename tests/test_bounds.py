@@ -420,6 +420,17 @@ PATH_BOUNDS = {
 }
 
 
+@functools.cache
+def gradient_of_images(name, importance_samples):
+    """Of a path bound, image i times i, so that a share of another image's gradient would show."""
+
+    def of_images(terms, beta):
+        bound = PATH_BOUNDS[name][0](terms, beta, importance_samples)
+        return jnp.sum(jnp.float32([1, 2, 3]) * bound)
+
+    return jax.jit(jax.grad(of_images))
+
+
 @pytest.mark.parametrize("importance_samples", [1, 3])
 @pytest.mark.parametrize("beta", np.float32([0.0, 0.5, 1.0]))
 @pytest.mark.parametrize("name", PATH_BOUNDS)
@@ -427,14 +438,11 @@ def test_gradients_share_out_the_path_by_the_normalised_weights(name, beta, impo
     terms = make_terms(closed_form_kl=(True, True))
     # Within a few nats of each other, so that no weight is near one.
     terms = dataclasses.replace(terms, log_px=terms.log_px / 5)
-    path_bound, weight_of = PATH_BOUNDS[name]
-    of_image = np.float32([1, 2, 3])  # so that a share of another image's gradient would show
-    gradient = jax.jit(
-        jax.grad(lambda terms, beta: (of_image * path_bound(terms, beta, importance_samples)).sum())
-    )(terms, beta)
+    _, weight_of = PATH_BOUNDS[name]
+    gradient = gradient_of_images(name, importance_samples)(terms, beta)
     log_weights = log_weights_in_float64(terms, beta).reshape(-1, importance_samples, 3)
     weights = weight_of(special.softmax(log_weights, axis=1), np.float64(beta))
-    share = np.float64(of_image) * importance_samples / 6  # of a group in the mean over groups
+    share = np.float64([1, 2, 3]) * importance_samples / 6  # of a group in the mean over groups
     weights = share * weights.reshape(6, 3)
     # exp makes the absolute errors of log weights relative ones of their shares.
     error = share * float32_error(roundings_of(terms), 2 * size_of(terms, beta).max())
