@@ -39,21 +39,18 @@ def hits(setting, **environment):
 
 
 def files(path):
-    return [file for file in path.rglob("*") if file.is_file()]
+    return {file for file in path.rglob("*") if file.is_file()}
 
 
-def test_a_second_process_reads_what_the_first_compiled(tmp_path):
-    home = {"XDG_CACHE_HOME": str(tmp_path)}
-    assert [hits("", **home) for _ in range(2)] == [False, True]
-    assert files(tmp_path / "lvae_jax" / "xla")
-
-
-def test_the_flag_moves_it_and_switches_it_off(tmp_path):
+def test_a_second_process_reads_what_the_first_compiled_unless_the_flag_says_otherwise(tmp_path):
     home, own = {"XDG_CACHE_HOME": str(tmp_path / "home")}, tmp_path / "own"
-    assert [hits(str(own), **home) for _ in range(2)] == [False, True]
-    assert not hits("off", **home)
+    assert [hits("", **home) for _ in range(2)] == [False, True]
+    before = files(tmp_path / "home" / "lvae_jax" / "xla")
+    assert before
+    assert not hits(str(own), **home)
     assert files(own)
-    assert not files(tmp_path / "home")
+    assert not hits("off", **home)
+    assert files(tmp_path / "home") == before
 
 
 def test_the_flag_comes_before_jaxs_variable_and_that_before_the_default(tmp_path, monkeypatch):
