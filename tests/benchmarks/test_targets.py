@@ -12,16 +12,13 @@ from benchmarks.sizes import Sizes
 from benchmarks.targets import Plan, Target
 from benchmarks.timing import markdown
 
-TINY = Plan(
-    Sizes(12, (4,), (8,)), ("here",), (1,), (1, 2), 16, images=64, evaluated=4, num_samples=8
-)
+TINY = Plan(Sizes(12, (4,), (8,)), ("here",), (1,), (2,), 16, images=64, evaluated=4, num_samples=8)
 HERE = Target("cpu", "jaxlib", "", "", 1, 2**30)
 
 
 def test_every_program_of_a_run_is_compiled_and_counted():
     rows = targets.compile_all("here", HERE, TINY)
     assert [row["program"] for row in rows] == [
-        "step, depth 1, 1 replica",
         "step, depth 1, 2 replicas",
         "re-estimation, per batch",
         "ELBO, per 4 images",
@@ -31,17 +28,18 @@ def test_every_program_of_a_run_is_compiled_and_counted():
         assert sum(row["kernels"].values()) > 0
         assert row["bytes_moved"] > 0
         assert row["collectives"] == {}
-    # Parameters, both of Adam's moments, and the images, in bytes; at most a few numbers more.
+    # Parameters and both of Adam's moments, of two replicas, and the images, in bytes; at most a
+    # few numbers more.
     arguments = rows[0]["argument_bytes"]
     weights = (12 * 8 + 8 * 8 + 8 * 8) + (4 * 8 + 8 * 8 + 8 * 12) + 2 * (8 + 8 + 8 + 8 + 8) + 12
-    assert 0 <= arguments - (3 * 4 * weights + 64 * 12) < 200
+    assert 0 <= arguments - (2 * 3 * 4 * weights + 64 * 12) < 200
     cells = [targets._cells(row) for row in rows]
     assert cells[0]["kernels"] == sum(rows[0]["kernels"].values())
     assert markdown(cells).count("| here ") == len(rows)
 
 
 def test_a_program_that_does_not_fit_is_an_error():
-    with pytest.raises(RuntimeError, match=r"depth 1, 1 replica needs .*, but a device of here"):
+    with pytest.raises(RuntimeError, match=r"depth 1, 2 replicas needs .*, but a device of here"):
         targets.compile_all("here", HERE._replace(memory=1000), TINY)
 
 
