@@ -101,7 +101,10 @@ def _tests(plan: Plan) -> dict[str, Any]:
     folder = Path(__file__).parent.parent / "tests"
     files = [str(folder / name) for name in TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "--numprocesses=0", *files]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60 * plan.minutes)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60 * plan.minutes,
+    )  # fmt: skip
     return {"status": done.returncode, "said": done.stdout.splitlines()[-30:]}
 
 

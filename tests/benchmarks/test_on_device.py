@@ -54,6 +54,13 @@ def test_an_option_that_xla_does_not_know_is_reported(plan):
     assert "xla_of_another_version" in result["refused"]
 
 
+def test_what_stops_the_numeric_tests_is_in_their_result(plan, monkeypatch):
+    monkeypatch.setattr(on_device, "TESTS", ("absent.py",))
+    result = on_device.parts(plan)["tests"]()
+    assert result["status"] != 0
+    assert "absent.py" in "".join(result["said"])
+
+
 @pytest.mark.slow
 def test_a_run_is_made_from_prepared_images(plan):
     startup.write_random_images(plan.tfds_dir, 512, 4)
