@@ -29,11 +29,7 @@ from experiments.store.workdir import Workdir
 FIGURES = ("figure2", "figure3", "figure4", "figure5", "figure6")
 
 LADDER = "digits-lvae-bn-wu-2"
-"""The one run of `tiny` that is trained."""
-
-KINDS = (LADDER, "digits-vae-2", "digits-vae-bn-wu-2", "digits-fine-tuning-iw-10-2")
-"""Both models, one without batch norm, and one that continues another with more samples. The other
-runs combine the same at other depths. The slow test trains all of these."""
+"""The one run of `tiny` that is trained. The slow test trains all."""
 
 
 def record(settings, dataset, command):
@@ -323,8 +319,8 @@ def test_every_figure_is_a_picture_of_something(tiny, name):
 
 
 @pytest.mark.slow
-def test_runs_of_every_kind_in_the_plan_are_trained_and_shown(tmp_path):
-    with made(tmp_path, KINDS.__contains__) as settings:
+def test_all_runs_of_the_plan_are_trained_and_shown(tmp_path):
+    with made(tmp_path, lambda name: True) as settings:
         test_every_run_of_the_plan_is_made_with_its_schedule_shortened(settings)
         test_table_1_holds_the_papers_numbers_beside_those_of_the_runs(settings)
         test_table_2_holds_every_model_at_every_depth(settings)
