@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from PIL import Image
 from small_runs import SINGLE, break_off
@@ -17,7 +18,7 @@ from small_runs import SINGLE, break_off
 from experiments import compare, digits, registry
 from experiments.errors import WorkdirError
 from experiments.report import ReportSettings, main, report
-from experiments.show import page
+from experiments.show import drawing, page
 from experiments.store.workdir import read_run
 from lvae_jax.data import DataError
 
@@ -86,6 +87,17 @@ def test_a_finished_run_is_drawn_again_byte_for_byte(finished, tmp_path):
     report(copied)
     assert figures_of(copied) == expected
     assert page_of(copied) == shown.replace(str(finished), str(copied))
+
+
+def test_the_model_is_drawn_with_the_matmul_precision_of_its_run(finished, tmp_path, monkeypatch):
+    found = []
+
+    def draw_model(*_):
+        found.append(jax.config.jax_default_matmul_precision)
+
+    monkeypatch.setattr(drawing, "draw_model", draw_model)
+    report(copy_of(finished, tmp_path))
+    assert found == ["float32"]  # None is the device's own, which is another on a GPU
 
 
 def test_the_command_on_the_page_is_the_runs(finished):
