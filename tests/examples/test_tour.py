@@ -11,8 +11,10 @@ SHORTER = {
     "range(100)": "range(3)",
     "num_samples=500": "num_samples=20",
     "temperatures=200": "temperatures=10",
+    "mean_image, key)": "mean_image, key, effort=evaluation.Conditioning(64, rounds=0))",
 }
-"""Fewer epochs, samples and temperatures: they change numbers alone, which are not compared."""
+"""Fewer epochs, samples and temperatures, and no rounds of Metropolis-within-Gibbs: they change
+numbers alone, which are not compared."""
 
 
 @pytest.mark.slow
