@@ -300,19 +300,31 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_the_command_compares_runs_and_refuses_others_in_one_line_with_status_2(tmp_path, capsys):
+def test_the_command_compares_runs(tmp_path):
     write_run(tmp_path / "runs" / "a")
     result = command("runs/a", "--output=out", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert (tmp_path / "out" / "table.md").read_text() in result.stdout
-    result = command("runs/a", "runs", cwd=tmp_path)
-    message = "error: runs holds no config.json; give a run's folder\n"
-    assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
-    with pytest.raises(SystemExit) as end, cli.errors_in_one_line():
-        compare.compare(CompareSettings())
-    message = "error: no runs given; name workdirs: python -m experiments.compare RUN...\n"
-    assert (end.value.code, capsys.readouterr().err) == (2, message)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (["a", "."], ". holds no config.json; give a run's folder"),
+        ([], "no runs given; name workdirs: python -m experiments.compare RUN..."),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line_with_status_2(
+    runs, message, tmp_path, monkeypatch, capsys
+):
+    write_run(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end, cli.errors_in_one_line():
+        compare.compare(CompareSettings(), *runs)
+    said = capsys.readouterr()
+    assert (end.value.code, said.out, said.err) == (2, "", f"error: {message}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def write_replicas(path: Path, values: tuple[float, float], finished: bool = True, **settings):

@@ -89,11 +89,15 @@ def test_a_bad_flag_is_refused_in_one_line_with_status_2_and_nothing_created(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_only_the_data_can_refuse_is_refused_the_same_way(tmp_path):
-    result = digits("--batch_size=1501", cwd=tmp_path)
+def test_what_only_the_data_can_refuse_is_refused_the_same_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    experiment = registry.experiment("digits")
+    settings = dataclasses.replace(experiment.defaults, batch_size=1501)
+    with pytest.raises(SystemExit) as stopped, cli.errors_in_one_line():
+        run(settings, experiment.load(settings))
     message = "error: --batch_size=1501: digits has 1500 training images; give at most that\n"
-    assert (result.returncode, result.stderr) == (2, message)
-    assert not (tmp_path / "runs").exists()
+    assert (stopped.value.code, capsys.readouterr().err) == (2, message)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_to_continue_that_is_not_there_is_refused_and_nothing_created(tmp_path, monkeypatch):
