@@ -297,17 +297,18 @@ def test_of_more_than_two_runs_the_legend_hides_nothing_that_is_drawn(draw, coun
         assert axes_box.height > 300  # pixels: it has not been squeezed
 
 
-@pytest.mark.parametrize("name", ["_scratch", r"$\frac$", "a$b", "$x$", r"a\b"])
-def test_a_run_is_named_as_its_folder_is_whatever_matplotlib_makes_of_the_letters(name):
-    curves = figures.learning_curves({name: epochs_of([-3.0])})
-    bars = figures.kl_per_layer({name: with_layers([1.0])})
-    units = figures.kl_per_unit({name: [with_units([[1.0]])]})
+def test_a_run_is_named_as_its_folder_is_whatever_matplotlib_makes_of_the_letters():
+    names = ["_scratch", r"$\frac$", "a$b", "$x$", r"a\b"]
+    curves = figures.learning_curves(dict.fromkeys(names, epochs_of([-3.0])))
+    bars = figures.kl_per_layer(dict.fromkeys(names, with_layers([1.0])))
+    units = figures.kl_per_unit({name: [with_units([[1.0]])] for name in names})
     for figure in (curves, bars, units):
         assert np.ptp(pixels(figure)) > 0
-    for shown in (legend_texts(curves)[0], *legend_texts(bars), units.axes[0].get_title()):
+    titles = [axes.get_title() for axes in units.axes[: len(names)]]
+    for texts in (legend_texts(curves)[: len(names)], legend_texts(bars), titles):
         # An escaped dollar is drawn as a dollar, and no other one is left.
-        assert re.sub(r"\\\$", "", shown).count("$") == 0
-        assert shown.replace(r"\$", "$").strip() == name
+        assert all(re.sub(r"\\\$", "", shown).count("$") == 0 for shown in texts)
+        assert [shown.replace(r"\$", "$").strip() for shown in texts] == names
 
 
 # Principal components.
