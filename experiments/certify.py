@@ -58,7 +58,8 @@ def bound(run: Finished, settings: CertifySettings) -> np.ndarray:
 def certify(settings: CertifySettings, *workdirs: str) -> None:
     """Prints the bounds, and writes them with a figure into the run's folder."""
     run = finished.read(settings, "certify", workdirs)
-    lower, upper, estimate, acceptance = bound(run, settings)
+    with run.precision():
+        lower, upper, estimate, acceptance = bound(run, settings)
     name = f"L_{settings.samples}"
     by_name = {
         "lower bound of log p(x)": lower,

@@ -5,9 +5,11 @@ The model is loaded by `lvae_jax.load`, so a folder made by `lvae_jax.save` work
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -16,7 +18,8 @@ from experiments import registry
 from experiments.errors import SettingsError, WorkdirError
 from experiments.progress import Progress
 from experiments.run import compilation_cache, devices
-from experiments.settings import MOST_SEEDS, choice, setting, whole
+from experiments.run.setup import MATMUL_PRECISION
+from experiments.settings import MOST_SEEDS, Settings, choice, setting, whole
 from experiments.show.figures import write_png
 from experiments.store.files import read_json, write_json, writing
 from lvae_jax.data import Dataset
@@ -41,6 +44,12 @@ class Finished(NamedTuple):
     model: HierarchicalVAE
     variables: dict[str, Any]
     dataset: Dataset
+    matmul_precision: str
+    """That of the run; without one, the default of all runs."""
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Within it, matrix products have the precision with which the run was evaluated."""
+        return jax.default_matmul_precision(MATMUL_PRECISION[self.matmul_precision])
 
     def train_x(self) -> np.ndarray:
         """x of the training images, binarised or dequantised once, as test images are."""
@@ -94,7 +103,8 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
             f"the images of {dataset.name} have {dataset.data_dim} values, but the model of "
             f"{path} takes {model.data_dim}; give the data set that it was trained on with --data"
         )
-    return Finished(path, model, variables, dataset)
+    precision = config["settings"].get("matmul_precision", Settings.matmul_precision)
+    return Finished(path, model, variables, dataset, precision)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

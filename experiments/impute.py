@@ -188,7 +188,8 @@ def impute(settings: ImputeSettings, *workdirs: str) -> None:
         )
     train_x, x = run.train_x(), run.dataset.test_x()[: settings.images]
     observed = observed_entries(settings.missing, run.dataset.image_shape, len(x), settings.seed)
-    found, likelihood = draw(run, x, observed, train_x.mean(0), settings)
+    with run.precision():
+        found, likelihood = draw(run, x, observed, train_x.mean(0), settings)
 
     model = (np.asarray(found.mean), np.asarray(likelihood.log_likelihood))
     others = comparisons(x, observed, train_x, settings.neighbours, observation)

@@ -143,7 +143,9 @@ def outliers(settings: OutlierSettings, *workdirs: str) -> None:
     x, other_x = run.dataset.test_x()[: settings.images], other_images(run, settings)
     path, array = arrays.file_and_key(settings.against)
     names = (run.dataset.name, f"{path.stem}-{array}" if array else path.stem)
-    inside, outside = scores(run, x, settings, names[0]), scores(run, other_x, settings, names[1])
+    with run.precision():
+        inside = scores(run, x, settings, names[0])
+        outside = scores(run, other_x, settings, names[1])
     counts = [len(x), len(other_x)]
     rng = np.random.default_rng(settings.seed)
     rows: list[list[str]] = []

@@ -168,7 +168,8 @@ def probe(settings: ProbeSettings, *workdirs: str) -> None:
             "more, of at least two classes"
         )
     train_x, test_x = run.train_x()[rows], run.dataset.test_x()
-    features, active = representations(run, train_x, test_x)
+    with run.precision():
+        features, active = representations(run, train_x, test_x)
 
     rng = np.random.default_rng(settings.seed)
     choices = {

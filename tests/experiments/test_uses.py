@@ -103,6 +103,34 @@ def test_data_of_another_size_are_refused(tmp_path):
         finished.read(finished.UseSettings(data="digits"), "probe", [str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("command", "computes", "settings"),
+    [
+        (probe.probe, "representations", probe.ProbeSettings()),
+        (outliers.outliers, "scores", outliers.OutlierSettings(against="others.npy")),
+        (impute.impute, "draw", impute.ImputeSettings()),
+        (certify.certify, "bound", certify.CertifySettings()),
+    ],
+)
+def test_commands_compute_with_the_matmul_precision_of_the_run(
+    command, computes, settings, folder, tmp_path, monkeypatch
+):
+    def compute(*_):
+        raise InterruptedError(jax.config.jax_default_matmul_precision)
+
+    monkeypatch.setattr(sys.modules[command.__module__], computes, compute)
+    monkeypatch.chdir(tmp_path)
+    np.save("others.npy", digits.load().test_images[:5])
+    shutil.copytree(folder, "run/model")
+    config = {"format": 2, "experiment": "digits", "settings": {"continuous": False}}
+    # Without a setting, that of a run's default: None would be the device's own.
+    for given, expected in ({}, "float32"), ({"matmul_precision": "tf32"}, "tensorfloat32"):
+        of_run = config | {"settings": config["settings"] | given}
+        Path("run/config.json").write_text(json.dumps(of_run))
+        with pytest.raises(InterruptedError, match=expected):
+            command(settings, "run")
+
+
 # probe
 
 
