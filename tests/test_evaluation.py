@@ -171,7 +171,7 @@ def looped():
     return model, variables, x, key, log_weights, sizes
 
 
-@pytest.mark.parametrize("chunk_size", [7, 100])
+@pytest.mark.parametrize("chunk_size", [1, 7, 100])
 def test_log_likelihood_of_any_chunk_size_is_that_of_a_loop_over_the_documented_keys(chunk_size):
     model, variables, x, key, log_weights, sizes = looped()
     result = evaluation.log_likelihood(model, variables, x, key, 23, chunk_size)
@@ -551,7 +551,7 @@ def elbo_looped():
     return np.array(elbos), np.array(log_px), kl_per_unit, means, np.mean(sizes)
 
 
-@pytest.mark.parametrize("batch_size", [4, 250])
+@pytest.mark.parametrize("batch_size", [1, 4, 250])
 def test_elbo_of_any_batch_size_is_that_of_a_loop_over_the_images(batch_size):
     result = elbo(batch_size)
     elbos, log_px, kl_per_unit, _, size = elbo_looped()

@@ -125,7 +125,7 @@ def test_the_probabilities_of_all_binary_x_add_up_to_one(
 ):
     model, variables = model_and_variables(variant, depth, batch_norm)
     x = list(itertools.product((0, 1), repeat=8))
-    repeats = max(32, 1_000 // num_samples)
+    repeats = max(32, 2_000 // num_samples)
     sums = estimates(estimate, model, variables, x, num_samples, repeats).sum(axis=1)
     assert standard_error(sums) < 0.02  # so that 0.12 nats too many or too few would be seen
     assert_mean(sums, 1.0)
