@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -18,8 +17,8 @@ from experiments import registry
 from experiments.errors import SettingsError, WorkdirError
 from experiments.progress import Progress
 from experiments.run import compilation_cache, devices
-from experiments.run.setup import MATMUL_PRECISION
-from experiments.settings import MOST_SEEDS, Settings, choice, setting, whole
+from experiments.run.setup import at_precision
+from experiments.settings import MOST_SEEDS, choice, setting, whole
 from experiments.show.figures import write_png
 from experiments.store.files import read_json, write_json, writing
 from lvae_jax.data import Dataset
@@ -45,11 +44,11 @@ class Finished(NamedTuple):
     variables: dict[str, Any]
     dataset: Dataset
     matmul_precision: str
-    """That of the run; without one, the default of all runs."""
+    """That of the run; without a run, the default of its data's experiment."""
 
     def precision(self) -> AbstractContextManager[None]:
         """Within it, matrix products have the precision with which the run was evaluated."""
-        return jax.default_matmul_precision(MATMUL_PRECISION[self.matmul_precision])
+        return at_precision(self.matmul_precision)
 
     def train_x(self) -> np.ndarray:
         """x of the training images, binarised or dequantised once, as test images are."""
@@ -103,7 +102,7 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
             f"the images of {dataset.name} have {dataset.data_dim} values, but the model of "
             f"{path} takes {model.data_dim}; give the data set that it was trained on with --data"
         )
-    precision = config["settings"].get("matmul_precision", Settings.matmul_precision)
+    precision = registry.settings_of(config).matmul_precision
     return Finished(path, model, variables, dataset, precision)
 
 

@@ -64,7 +64,7 @@ def _draw_model(run: Run, layer: int | None, changed: Mapping[str, str]) -> None
 
     from experiments.run import devices
     from experiments.run.evaluation import evaluation_variables
-    from experiments.run.setup import MATMUL_PRECISION, make_experiment
+    from experiments.run.setup import at_precision, make_experiment
     from experiments.show import drawing
     from experiments.store.workdir import read_chosen_epochs, read_trained
 
@@ -79,7 +79,7 @@ def _draw_model(run: Run, layer: int | None, changed: Mapping[str, str]) -> None
     chosen = read_chosen_epochs(run.path)
     epoch = chosen[0] if chosen else step // experiment.steps_per_epoch
     # As the run computes and draws them, with the programs that it has compiled.
-    with jax.default_matmul_precision(MATMUL_PRECISION[settings.matmul_precision]):
+    with at_precision(settings.matmul_precision):
         variables = evaluation_variables(experiment, first, epoch)
         drawing.draw_model(
             experiment.model,

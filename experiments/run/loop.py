@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from experiments import processes
 from experiments.progress import Progress
 from experiments.results import EpochRecord
@@ -19,8 +17,8 @@ from experiments.run.final import evaluate_and_report
 from experiments.run.program import TrainingProgram, compile_and_initialise
 from experiments.run.record import Record
 from experiments.run.setup import (
-    MATMUL_PRECISION,
     Experiment,
+    at_precision,
     continued,
     make_config,
     make_experiment,
@@ -60,7 +58,7 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
         say(f"{path} is finished.", console.describe(found, config))
         return
     line = command and command.line(settings, path)
-    precision = jax.default_matmul_precision(MATMUL_PRECISION[settings.matmul_precision])
+    precision = at_precision(settings.matmul_precision)
     with precision, Interruption() as interruption, contextlib.closing(workdir):
         # Set up the model, the data on the devices and the state. Files are written only after
         # everything that can refuse the run.

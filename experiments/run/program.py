@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from experiments.run import devices, memory
 from experiments.run.setup import (
-    MATMUL_PRECISION,
     Experiment,
+    at_precision,
     new_state,
     objective_of,
     shape_of,
@@ -139,7 +139,7 @@ def _training_program(
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return train, steps
     # Set the contexts here: they belong to a thread, and this may not be the run's.
-    with jax.set_mesh(mesh), jax.default_matmul_precision(MATMUL_PRECISION[matmul_precision]):
+    with jax.set_mesh(mesh), at_precision(matmul_precision):
         options = compilation.compiler_options("loop")
         jitted = jax.jit(train, donate_argnums=0, compiler_options=options)
         scalar = jax.ShapeDtypeStruct(keys.shape, np.float32, sharding=keys.sharding)

@@ -4,6 +4,7 @@ import functools
 import math
 import platform
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,11 @@ PRNG = {"threefry": "threefry2x32", "rbg": "rbg"}
 
 MATMUL_PRECISION = {"float32": "float32", "tf32": "tensorfloat32", "bf16": "BF16_BF16_F32"}
 """JAX's names of the precisions; bf16 products are summed in float32."""
+
+
+def at_precision(name: str) -> AbstractContextManager[None]:
+    """Within it, matrix products have the precision that a run's settings name."""
+    return jax.default_matmul_precision(MATMUL_PRECISION[name])
 
 
 class Experiment(NamedTuple):
