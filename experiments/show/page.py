@@ -104,13 +104,19 @@ def render(
         several=several,
         over_replicas=numbers.OVER_REPLICAS,
         settings=_settings(run),
-        versions=[
-            ("data set", run.config["dataset"]),
-            ("SHA-256 of the data", run.config["data_sha256"]),
-            *run.config["versions"].items(),
-            ("first started on", run.config["device"]),
-        ],
+        versions=_versions(run.config),
     )
+
+
+def _versions(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The data and versions that config.json names; one that was written by hand may name fewer."""
+    named = {
+        "data set": config["dataset"],
+        "SHA-256 of the data": config.get("data_sha256"),
+        **config.get("versions", {}),
+        "first started on": config.get("device"),
+    }
+    return [(name, value) for name, value in named.items() if value is not None]
 
 
 def _title(run: Run) -> str:

@@ -105,6 +105,16 @@ def test_every_tag_is_closed_in_its_place(results, images):
     assert {"h1", "table", "pre"} <= set(parsed.tags)
 
 
+def test_a_config_without_versions_gives_a_page_with_what_it_names():
+    config = config_of()
+    for name in ("data_sha256", "versions", "device"):
+        del config[name]
+    shown, whole = Page(render(config)).table(), Page(render()).table()
+    left_out = {"SHA-256 of the data", "python", "jax", "first started on"}
+    assert shown == {first: rest for first, rest in whole.items() if first not in left_out}
+    assert shown["data set"] == ["mnist"]
+
+
 def test_names_from_elsewhere_are_shown_as_they_are_and_make_no_element():
     harmless = Page(render())
     config = config_of(dataset=EVIL)
