@@ -44,13 +44,11 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Garbage is not collected among what has been imported, and seldom among the rest.
+    """Garbage is collected seldom.
 
     JAX's modules and what they import are a quarter of a million objects, and tracing makes many
     more: at Python's own thresholds, collecting garbage takes 8 % of a run's CPU time.
     """
-    gc.collect()
-    gc.freeze()
     gc.set_threshold(50_000, 20, 100)
 
 
