@@ -179,6 +179,7 @@ def _batch_normalize(y: Array, scale: Array, shift: Array, epsilon: float) -> Ar
 
 
 Residuals = tuple[Array, Moments, Array]
+Arrays = tuple[Array, ...]
 
 
 def _forward(y: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Residuals]:
@@ -190,28 +191,24 @@ def _backward(epsilon: float, residuals: Residuals, g: Array) -> tuple[Array, Ar
     y, statistics, scale = residuals
     inverse_std = jax.lax.rsqrt(statistics.variance + epsilon)
     rows, g_rows = (a.reshape(-1, a.shape[-1]) for a in (y, g))
-    from_mean = rows - statistics.mean[None]
-    d_shift, d_scale = _both_sums(g_rows, g_rows * (from_mean * inverse_std[None]))
-    count = jnp.float32(rows.shape[0])
-    given = (from_mean, g_rows, scale, inverse_std, d_shift / count, d_scale / count)
-    d_y = jax.lax.platform_dependent(*given, tpu=_d_y_by_coefficients, default=_d_y)
+    y_hat = (rows - statistics.mean[None]) * inverse_std[None]
+    g_y_hat = g_rows * y_hat
+    d_shift, d_scale = _both_sums(g_rows, g_y_hat)
+    mean_g, mean_g_y_hat = jax.lax.platform_dependent(
+        (g_rows, g_y_hat), (d_shift, d_scale), tpu=_means_of_shares, default=_means_of_sums
+    )
+    d_y = (scale * inverse_std)[None] * (g_rows - mean_g[None] - y_hat * mean_g_y_hat[None])
     return d_y.reshape(y.shape), d_scale, d_shift
 
 
-def _d_y(
-    from_mean: Array, g: Array, scale: Array, inverse_std: Array, mean_g: Array, mean_g_y_hat: Array
-) -> Array:
-    y_hat = from_mean * inverse_std[None]
-    return (scale * inverse_std)[None] * (g - mean_g[None] - y_hat * mean_g_y_hat[None])
+def _means_of_shares(arrays: Arrays, sums: Arrays) -> Arrays:
+    return tuple(map(_sum_of_shares, arrays))
 
 
-def _d_y_by_coefficients(
-    from_mean: Array, g: Array, scale: Array, inverse_std: Array, mean_g: Array, mean_g_y_hat: Array
-) -> Array:
-    """`_d_y` from three coefficients per unit: on a TPU, one kernel instead of two."""
-    factor = scale * inverse_std
-    offset, slope = factor * mean_g, factor * inverse_std * mean_g_y_hat
-    return factor[None] * g - offset[None] - slope[None] * from_mean
+def _means_of_sums(arrays: Arrays, sums: Arrays) -> Arrays:
+    return tuple(
+        total / jnp.float32(rows.shape[0]) for rows, total in zip(arrays, sums, strict=True)
+    )
 
 
 _batch_normalize.defvjp(_forward, _backward)
