@@ -22,6 +22,10 @@ ROUNDING = 16 * float(jnp.finfo(jnp.float32).eps)
 """A unit is constant if it deviates from its mean by no more than this fraction of the mean."""
 
 
+Arrays = tuple[Array, ...]
+MeanOfRows = Callable[[Float[Array, "rows units"]], Float[Array, " units"]]
+
+
 class Moments(NamedTuple):
     """Mean and (biased) variance of every unit."""
 
@@ -32,12 +36,15 @@ class Moments(NamedTuple):
 def moments(y: Float[Array, "*batch units"]) -> Moments:
     """Mean and variance over all axes but the last, without the cancellation of E[y^2] - E[y]^2.
 
-    Takes two passes over y, but one on a GPU. If `jax.set_mesh` splits the batch over devices, a
-    GPU takes two passes as well, because the first row would have to be sent to all devices.
+    Takes two passes over y, but one on a GPU. If the batch is split over devices, a GPU takes two
+    passes as well, because the first row would have to be sent to all devices.
     """
     rows = y.reshape(-1, y.shape[-1])
-    two_passes, on_tpu = _in_two_passes(_mean), _in_two_passes(_sum_of_shares)
-    on_gpu = two_passes if _is_split() else _in_one_pass
+    two_passes = _in_two_passes(_mean, _mean)
+    if _is_split(rows):
+        on_gpu, on_tpu = two_passes, _in_two_passes(_sum_of_shares, _sum_of_shares)
+    else:
+        on_gpu, on_tpu = _in_one_pass, _in_two_passes(_sum_of_shares, _product_with_shares)
     found = jax.lax.platform_dependent(
         rows, tpu=on_tpu, cuda=on_gpu, rocm=on_gpu, default=two_passes
     )
@@ -45,11 +52,11 @@ def moments(y: Float[Array, "*batch units"]) -> Moments:
 
 
 def _in_two_passes(
-    mean_of: Callable[[Float[Array, "rows units"]], Float[Array, " units"]],
+    mean_of: MeanOfRows, mean_of_squares: MeanOfRows
 ) -> Callable[[Float[Array, "rows units"]], Moments]:
     def of_rows(rows: Float[Array, "rows units"]) -> Moments:
         mean = mean_of(rows)
-        return Moments(mean, mean_of((rows - mean[None]) ** 2))
+        return Moments(mean, mean_of_squares((rows - mean[None]) ** 2))
 
     return of_rows
 
@@ -66,6 +73,16 @@ def _sum_of_shares(rows: Float[Array, "rows units"]) -> Float[Array, " units"]:
     return jnp.sum(rows * jnp.float32(1 / rows.shape[0]), axis=0)
 
 
+def _product_with_shares(rows: Float[Array, "rows units"]) -> Float[Array, " units"]:
+    """The mean as a matrix product, whose kernel on a TPU also computes what is made of the mean.
+
+    A sum's kernel computes only what is added up. XLA would turn a product with one row into a sum;
+    a TPU's registers have eight.
+    """
+    share = jnp.full((8, rows.shape[0]), 1 / rows.shape[0], rows.dtype)
+    return jnp.matmul(share, rows, precision=jax.lax.Precision.HIGHEST)[0]
+
+
 def _in_one_pass(rows: Float[Array, "rows units"]) -> Moments:
     """Mean and variance by the sums of d and d^2, d = y - y[0].
 
@@ -80,9 +97,9 @@ def _in_one_pass(rows: Float[Array, "rows units"]) -> Moments:
     return Moments(rows[0] + mean, jnp.maximum(squares / count - mean**2, 0.0))
 
 
-def _is_split() -> bool:
-    """Whether `jax.set_mesh` splits batches over devices, by its axis "data"."""
-    return auto_axes("data").get("data", 1) > 1
+def _is_split(rows: Float[Array, "rows units"]) -> bool:
+    """Whether a mesh splits batches over devices: by our axis "data", or by Explicit axes."""
+    return auto_axes("data").get("data", 1) > 1 or any(jax.typeof(rows).sharding.spec)
 
 
 def _separate_sums(a: Array, b: Array) -> tuple[Array, Array]:
@@ -140,9 +157,26 @@ def normalize(
     epsilon: float = EPSILON,
 ) -> Float[Array, "*batch units"]:
     """scale (y - mean) / sqrt(variance + epsilon) + shift with given statistics."""
-    factor = scale * jax.lax.rsqrt(statistics.variance + epsilon)
+    factor = scale * _inverse_std(statistics.variance, epsilon)
     last = (1,) * (y.ndim - 1) + (-1,)
     return (y - statistics.mean.reshape(last)) * factor.reshape(last) + shift.reshape(last)
+
+
+def _inverse_std(variance: Float[Array, " units"], epsilon: float) -> Float[Array, " units"]:
+    """1 / sqrt(variance + epsilon), on a TPU as the one result of the variance's kernel.
+
+    Without the barrier its results are the variance and the factor of `normalize`, and another
+    kernel computes this.
+    """
+
+    def inverse_std(variance: Array) -> Array:
+        return jax.lax.rsqrt(variance + epsilon)
+
+    def one_result(variance: Array) -> Array:
+        return jax.lax.optimization_barrier(inverse_std(variance))
+
+    found: Array = jax.lax.platform_dependent(variance, tpu=one_result, default=inverse_std)
+    return found
 
 
 def batch_normalize(
@@ -179,7 +213,6 @@ def _batch_normalize(y: Array, scale: Array, shift: Array, epsilon: float) -> Ar
 
 
 Residuals = tuple[Array, Moments, Array]
-Arrays = tuple[Array, ...]
 
 
 def _forward(y: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Array, Residuals]:
@@ -189,7 +222,7 @@ def _forward(y: Array, scale: Array, shift: Array, epsilon: float) -> tuple[Arra
 
 def _backward(epsilon: float, residuals: Residuals, g: Array) -> tuple[Array, Array, Array]:
     y, statistics, scale = residuals
-    inverse_std = jax.lax.rsqrt(statistics.variance + epsilon)
+    inverse_std = _inverse_std(statistics.variance, epsilon)
     rows, g_rows = (a.reshape(-1, a.shape[-1]) for a in (y, g))
     y_hat = (rows - statistics.mean[None]) * inverse_std[None]
     g_y_hat = g_rows * y_hat
@@ -202,6 +235,7 @@ def _backward(epsilon: float, residuals: Residuals, g: Array) -> tuple[Array, Ar
 
 
 def _means_of_shares(arrays: Arrays, sums: Arrays) -> Arrays:
+    """On a TPU these are computed together with the sums; quotients would need another kernel."""
     return tuple(map(_sum_of_shares, arrays))
 
 

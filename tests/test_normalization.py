@@ -151,27 +151,35 @@ def test_the_variance_of_a_constant_unit_is_its_rounding_at_most(constant, platf
 
 
 def test_a_mesh_of_one_device_splits_no_batch():
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    mesh, rows = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,)), jnp.zeros((4, 3))
     with jax.set_mesh(mesh):
-        assert not normalization._is_split()
+        assert not normalization._is_split(rows)
 
 
 @pytest.mark.parametrize(
-    ("name", "axis_type", "splits"),
+    ("name", "axis_type", "split", "expected"),
     [
-        ("data", AxisType.Auto, True),
-        ("data", AxisType.Explicit, False),  # somebody else's: ours is automatic
-        ("theirs", AxisType.Auto, False),
+        ("data", AxisType.Auto, None, True),
+        ("theirs", AxisType.Auto, None, False),
+        ("data", AxisType.Explicit, None, False),
+        ("data", AxisType.Explicit, "data", True),
+        ("theirs", AxisType.Explicit, "theirs", True),
     ],
 )
-def test_a_mesh_of_two_devices_splits_batches_over_its_axis_data(name, axis_type, splits):
+def test_a_mesh_of_two_devices_splits_batches_over_its_axis_data_or_as_they_say(
+    name, axis_type, split, expected
+):
     mesh = jax.sharding.AbstractMesh((2,), (name,), axis_types=(axis_type,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(split))
+    rows = jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=sharding)
+    found = []
     with jax.sharding.use_abstract_mesh(mesh):
-        assert normalization._is_split() == splits
+        jax.eval_shape(lambda rows: found.append(normalization._is_split(rows)), rows)
+    assert found == [expected]
 
 
 def test_where_a_mesh_splits_the_batch_moments_are_of_all_of_it(monkeypatch):
-    monkeypatch.setattr(normalization, "_is_split", lambda: True)
+    monkeypatch.setattr(normalization, "_is_split", lambda rows: True)
     y = np.float32(np.random.default_rng(0).normal([5.0, -1e4, 0.0], [1.0, 1.0, 1e-3], (64, 3)))
     actual = normalization.moments(jnp.asarray(y))
     assert_moments(actual, np.float64(y))
