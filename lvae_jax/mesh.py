@@ -41,13 +41,18 @@ def split_examples(x: Array, axes: str | tuple[str, ...] = "data") -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(found)))
 
 
+def split_explicitly(x: Array) -> bool:
+    """Whether a caller has split an array over Explicit axes."""
+    return any(jax.typeof(x).sharding.spec)
+
+
 def whole(x: Array) -> Array:
     """Puts an array that a caller has split over Explicit axes whole on every device.
 
     Other arrays are returned unchanged. Batches are gathered by rows; with Explicit axes, the code
     would have to say where each row goes.
     """
-    if any(jax.typeof(x).sharding.spec):
+    if split_explicitly(x):
         return jax.sharding.reshard(x, PartitionSpec())
     return x
 

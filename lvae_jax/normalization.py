@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lvae_jax.mesh import auto_axes, vary_alike
+from lvae_jax.mesh import auto_axes, split_explicitly, vary_alike
 
 EPSILON = 1e-5
 """Added to a batch's variance by default, so that a unit constant over it normalises to zero."""
@@ -99,7 +99,7 @@ def _in_one_pass(rows: Float[Array, "rows units"]) -> Moments:
 
 def _is_split(rows: Float[Array, "rows units"]) -> bool:
     """Whether a mesh splits batches over devices: by our axis "data", or by Explicit axes."""
-    return auto_axes("data").get("data", 1) > 1 or any(jax.typeof(rows).sharding.spec)
+    return auto_axes("data").get("data", 1) > 1 or split_explicitly(rows)
 
 
 def _separate_sums(a: Array, b: Array) -> tuple[Array, Array]:
@@ -240,9 +240,8 @@ def _means_of_shares(arrays: Arrays, sums: Arrays) -> Arrays:
 
 
 def _means_of_sums(arrays: Arrays, sums: Arrays) -> Arrays:
-    return tuple(
-        total / jnp.float32(rows.shape[0]) for rows, total in zip(arrays, sums, strict=True)
-    )
+    count = jnp.float32(arrays[0].shape[0])
+    return tuple(total / count for total in sums)
 
 
 _batch_normalize.defvjp(_forward, _backward)
