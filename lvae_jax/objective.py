@@ -114,7 +114,7 @@ def _means(per_layer: tuple[Float[Array, "samples batch"], ...]) -> Float[Array,
         return jnp.stack([jnp.mean(layer) for layer in layers])
 
     def at_once(*layers: Array) -> Array:
-        return jnp.mean(jnp.stack(layers), axis=(1, 2))
+        return jnp.mean(jnp.stack(layers, axis=-1), axis=(0, 1))
 
     means: Array = jax.lax.platform_dependent(*per_layer, cpu=one_by_one, default=at_once)
     return means
