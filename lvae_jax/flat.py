@@ -1,11 +1,14 @@
-"""A training state as a few vectors, for fast updates on accelerators.
+"""A training state as a few vectors or matrices, for fast updates on accelerators.
 
 On an accelerator, launching a kernel costs more than updating one of a model's hundred small
 arrays. On a CPU the arrays are updated one by one, because a vector would first have to be
 assembled from them.
 """
 
+import dataclasses
 import functools
+import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,7 +21,7 @@ from jaxtyping import Array, Bool
 
 
 class Flattenable(optax.GradientTransformationExtraArgs):
-    """An optimiser that gives the same updates for one vector of all parameters as for their tree.
+    """An optimiser that gives the same updates for parameters as a tree, a vector or matrices.
 
     This holds if it treats all numbers alike, or depends on the norm of all of them, as Adam and
     clipping do. It does not hold if it uses shapes or names, as a mask or Adafactor does.
@@ -49,6 +52,88 @@ def to_arrays(params: Any, opt_state: Any) -> Any:
     return jax.tree.map(
         lambda leaf: unravel(leaf) if leaf.shape == vector.shape else leaf, opt_state
     )
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["matrices"],
+    meta_fields=["structure", "shapes"],
+)
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """A tree of arrays as a matrix for each number of columns, in which they lie below each other.
+
+    A TPU keeps matrices in tiles. Its products read rows of a matrix in place, while a weight that
+    lies within a vector is first written to tiles of its own.
+
+    Fields:
+      matrices: by dtype and columns.
+      structure: of the tree.
+      shapes: of the tree's arrays.
+    """
+
+    matrices: dict[tuple[str, int], Any]
+    structure: jax.tree_util.PyTreeDef
+    shapes: tuple[jax.ShapeDtypeStruct, ...]
+
+
+def stacked(tree: Any) -> Stacked:
+    """The arrays of a tree as matrices; a vector is a row.
+
+    Example:
+      >>> tree = {"weights": jnp.ones((3, 2)), "bias": jnp.zeros(2), "scale": jnp.ones(4)}
+      >>> [matrix.shape for matrix in stacked(tree).matrices.values()]
+      [(4, 2), (1, 4)]
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    parts: dict[tuple[str, int], list[Array]] = {}
+    for leaf, shape in zip(leaves, shapes, strict=True):
+        name, rows = _place(shape)
+        parts.setdefault(name, []).append(leaf.reshape(rows, name[1]))
+    matrices = {name: jnp.concatenate(rows) for name, rows in parts.items()}
+    return Stacked(matrices, structure, shapes)
+
+
+def _place(array: jax.ShapeDtypeStruct) -> tuple[tuple[str, int], int]:
+    """The name of an array's matrix, and how many of its rows the array takes."""
+    *rows, columns = array.shape or (1,)
+    return (array.dtype.name, columns), math.prod(rows)
+
+
+def unstacked(tree: Any) -> Any:
+    """A tree with its own arrays in the place of every `Stacked`."""
+
+    def arrays(node: Any) -> Any:
+        if not _is_stacked(node):
+            return node
+        leaves, start = [], Counter[tuple[str, int]]()
+        for shape in node.shapes:
+            name, rows = _place(shape)
+            part = node.matrices[name][start[name] : start[name] + rows]
+            leaves.append(part.reshape(shape.shape))
+            start[name] += rows
+        return jax.tree.unflatten(node.structure, leaves)
+
+    return jax.tree.map(arrays, tree, is_leaf=_is_stacked)
+
+
+def stacked_state(
+    optimizer: optax.GradientTransformation, params: Any, opt_state: Any
+) -> tuple[Stacked, Any]:
+    """Parameters as matrices, and the optimiser's state for them; `unstacked` is the reverse."""
+    of_matrices = jax.eval_shape(lambda params: optimizer.init(stacked(params)), params)
+    opt_state = jax.tree.map(
+        lambda like, part: stacked(part) if _is_stacked(like) else part,
+        of_matrices,
+        opt_state,
+        is_leaf=_is_stacked,
+    )
+    return stacked(params), opt_state
+
+
+def _is_stacked(node: Any) -> bool:
+    return isinstance(node, Stacked)
 
 
 SMALL = 64

@@ -21,7 +21,18 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt32
 
 from lvae_jax.averaging import average_parameters, averaged
 from lvae_jax.checks import check_rows
-from lvae_jax.flat import Flattenable, all_finite, flattened, join, to_arrays, to_vectors
+from lvae_jax.flat import (
+    Flattenable,
+    Stacked,
+    all_finite,
+    flattened,
+    join,
+    stacked,
+    stacked_state,
+    to_arrays,
+    to_vectors,
+    unstacked,
+)
 from lvae_jax.keys import named_key, typed_key
 from lvae_jax.mesh import MESH_AXES, auto_axes, split_examples, vary_alike, whole
 from lvae_jax.models import Model
@@ -206,8 +217,10 @@ def train_step(
     """
     state = vary_alike(state, x, key, beta, update_scale, condition)
     value, metrics, gradients = _loss_and_gradients(
-        model, state.params, x, key, beta, objective, condition
+        model, unstacked(state.params), x, key, beta, objective, condition
     )
+    if isinstance(state.params, Stacked):
+        gradients = stacked(gradients)
 
     # Always float32, so that the state keeps its dtypes; parameters keep theirs as in optax.
     scale = jnp.asarray(update_scale, jnp.float32)
@@ -264,7 +277,10 @@ def _take_steps(
     state: TrainState,
     rows: Int[Array, "steps batch"],
 ) -> TrainState:
-    """`jax.lax.scan` of steps; accelerators carry all but the parameters in a few vectors."""
+    """`jax.lax.scan` of steps.
+
+    A GPU carries all but the parameters in a few vectors, a TPU all in a few matrices.
+    """
 
     def by_arrays(state: TrainState) -> TrainState:
         return jax.lax.scan(functools.partial(step, optimizer), state, rows)[0]
@@ -286,7 +302,18 @@ def _take_steps(
         opt_state = to_arrays(params, state_of(joined).opt_state)
         return state_of(joined)._replace(params=params, opt_state=opt_state)
 
-    return cast(TrainState, jax.lax.platform_dependent(state, cpu=by_arrays, default=by_vectors))
+    def by_matrices(state: TrainState) -> TrainState:
+        params, opt_state = stacked_state(optimizer, state.params, state.opt_state)
+        joined, state_of = join(state._replace(params=params, opt_state=opt_state))
+
+        def joined_step(joined: Any, rows: Array) -> tuple[Any, None]:
+            return join(step(optimizer, state_of(joined), rows)[0])[0], None
+
+        joined, _ = jax.lax.scan(joined_step, joined, rows)
+        return cast(TrainState, unstacked(state_of(joined)))
+
+    chosen = jax.lax.platform_dependent(state, cpu=by_arrays, tpu=by_matrices, default=by_vectors)
+    return cast(TrainState, chosen)
 
 
 def epoch_batches(

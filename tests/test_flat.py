@@ -1,4 +1,4 @@
-"""Parameters as one vector give the same steps as by arrays."""
+"""Parameters as one vector, or as few matrices, give the same steps as by arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +24,59 @@ ROUNDINGS = 2 * 10
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_updates_of_a_vector_are_those_of_its_arrays(optimizer):
+def test_updates_of_a_vector_and_of_matrices_are_those_of_their_arrays(optimizer):
     state = optimizer.init(PARAMS)
     of_vectors = flat.flattened(optimizer)
     vectors = flat.to_vectors(of_vectors, PARAMS, state)
+    params, matrices = flat.stacked_state(optimizer, PARAMS, state)
+    gradients = flat.stacked(GRADIENTS)
     update, update_vectors = jax.jit(optimizer.update), jax.jit(of_vectors.update)
     for _ in range(2):
         expected, state = update(GRADIENTS, state, PARAMS)
-        found, vectors = update_vectors(GRADIENTS, vectors, PARAMS)
-        assert_close(ravel_pytree(found)[0], ravel_pytree(expected)[0], ROUNDINGS)
+        of_vector, vectors = update_vectors(GRADIENTS, vectors, PARAMS)
+        of_matrices, matrices = update(gradients, matrices, params)
+        for found in (of_vector, flat.unstacked(of_matrices)):
+            assert_close(ravel_pytree(found)[0], ravel_pytree(expected)[0], ROUNDINGS)
     assert max(leaf.size for leaf in jax.tree.leaves(vectors)) == 5
-    arrays = flat.to_arrays(PARAMS, vectors)
-    assert jax.tree.structure(arrays) == jax.tree.structure(state)
-    for one, other in zip(jax.tree.leaves(arrays), jax.tree.leaves(state), strict=True):
-        assert one.shape == other.shape
-        assert_close(one, other, ROUNDINGS)
+    assert {leaf.shape for leaf in jax.tree.leaves(matrices) if leaf.ndim} == {(2, 2), (1, 1)}
+    for arrays in (flat.to_arrays(PARAMS, vectors), flat.unstacked(matrices)):
+        assert jax.tree.structure(arrays) == jax.tree.structure(state)
+        for one, other in zip(jax.tree.leaves(arrays), jax.tree.leaves(state), strict=True):
+            assert one.shape == other.shape
+            assert_close(one, other, ROUNDINGS)
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.vmap])
+def test_stacked_arrays_are_given_back_bit_for_bit(transform):
+    def values(*shape):
+        return np.arange(2 * np.prod(shape), dtype=np.float32).reshape(2, *shape)
+
+    tree = {
+        "weights": (values(3, 4), values(5, 4)),
+        "convolution": values(2, 3, 1, 4),
+        "bias": values(4),
+        "others": [values(5, 2), values(1), values(), values(0), values(0, 4), values(2, 0)],
+        "integers": np.int32([[1, 2, 3, 4], [5, 6, 7, 8]]),
+        "nothing": None,
+    }
+
+    def there_and_back(tree):
+        found = flat.stacked(tree)
+        shapes = {name: matrix.shape for name, matrix in found.matrices.items()}
+        last = {name: shape[-1] for name, shape in shapes.items()}
+        assert last == {name: name[1] for name in shapes}
+        if transform is jax.vmap:  # there each array has its own shape
+            assert shapes["float32", 4] == (3 + 5 + 6 + 1 + 0, 4)
+            assert shapes["float32", 1] == (2, 1)
+            assert shapes["int32", 4] == (1, 4)
+        return flat.unstacked({"within": found, "beside": tree["bias"]})
+
+    back = transform(there_and_back)(tree)
+    assert np.asarray(back["beside"]).tobytes() == tree["bias"].tobytes()
+    assert jax.tree.structure(back["within"]) == jax.tree.structure(tree)
+    for one, other in zip(jax.tree.leaves(back["within"]), jax.tree.leaves(tree), strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert np.asarray(one).tobytes() == other.tobytes()
 
 
 def test_a_state_of_one_array_has_its_counts_left_alone():
@@ -47,6 +85,9 @@ def test_a_state_of_one_array_has_its_counts_left_alone():
     vectors = flat.to_vectors(flat.flattened(optimizer), params, state)
     assert [leaf.shape for leaf in jax.tree.leaves(vectors)] == [(), (3,), (3,)]
     assert jax.tree.structure(flat.to_arrays(params, vectors)) == jax.tree.structure(state)
+    _, matrices = flat.stacked_state(optimizer, params, state)
+    assert [leaf.shape for leaf in jax.tree.leaves(matrices)] == [(), (1, 3), (1, 3)]
+    assert jax.tree.structure(flat.unstacked(matrices)) == jax.tree.structure(state)
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.vmap])
@@ -103,8 +144,9 @@ def choose_platform(platform, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])  # by vectors and by matrices
 @pytest.mark.parametrize("replicas", [None, 2])
-def test_an_epoch_by_vectors_is_the_one_by_arrays(replicas, monkeypatch):
+def test_an_epoch_on_an_accelerator_is_the_one_by_arrays(replicas, platform, monkeypatch):
     model = LadderVAE(5, (2,), ((4,),))
     optimizer = training.make_optimizer(0.01, max_gradient_norm=4.0, adam_epsilon=1e-3)
     images = jnp.float32(np.random.default_rng(0).integers(0, 2, (12, 5)))
@@ -127,13 +169,13 @@ def test_an_epoch_by_vectors_is_the_one_by_arrays(replicas, monkeypatch):
 
     # Of every parameter: half a dozen layers and batch norm, in each of three steps.
     expected, error = value_and_error(from_params, state.params, roundings=32)
-    choose_platform("accelerator", monkeypatch)
-    vectors = traced()
-    assert str(arrays.jaxpr) != str(vectors.jaxpr)
-    assert_trees_within(vectors.lower().compile()(state, key), expected, error)
+    choose_platform(platform, monkeypatch)
+    together = traced()
+    assert str(arrays.jaxpr) != str(together.jaxpr)
+    assert_trees_within(together.lower().compile()(state, key), expected, error)
 
 
-def test_only_accelerators_are_given_vectors():
+def test_a_gpu_is_given_vectors_and_a_tpu_matrices():
     model, images, key = LadderVAE(5, (2,), ((4,),)), jnp.zeros((4, 5)), jax.random.key(0)
     adam = training.make_optimizer()
     state = training.init_state(model, adam, key)
@@ -142,4 +184,8 @@ def test_only_accelerators_are_given_vectors():
     )
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     texts = [traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda", "tpu")]
-    assert [f"tensor<{size}xf32>" in text for text in texts] == [False, True, True]
+    assert [f"tensor<{size}xf32>" in text for text in texts] == [False, True, False]
+    matrix = (
+        "tensor<17x4xf32>"  # weights of 5, 4 and 2 inputs; scale and shift of three batch norms
+    )
+    assert [matrix in text for text in texts] == [False, False, True]
