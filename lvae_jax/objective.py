@@ -13,7 +13,7 @@ from lvae_jax.bounds import Terms
 from lvae_jax.models import Model, given
 
 PATH_BOUNDS = {"stl": bounds.sticking_the_landing, "dreg": bounds.doubly_reparameterized}
-"""The objectives of the inference model's parameters in place of the bound, by gradient name."""
+"""The bounds whose gradient leaves out the score of q(z | x), by gradient name."""
 
 GRADIENTS = ("standard", *PATH_BOUNDS)
 
@@ -28,7 +28,8 @@ class Objective:
         KL terms in closed form where possible; with K > 1, the importance-weighted bound.
       gradient: the gradient of the inference model's parameters: "standard", the bound's own;
         "stl", that of `bounds.sticking_the_landing`; or "dreg", that of
-        `bounds.doubly_reparameterized`.
+        `bounds.doubly_reparameterized`. With "stl" the generative model's gradient, too, is of the
+        bound without closed forms, so that both need one pass backward.
       free_bits: nats per unit, see `bounds.free_bits`; 0 for none. For the ELBO and its standard
         gradient only.
       closed_form_kl: whether the ELBO's KL terms are in closed form where possible; if not, all
@@ -182,14 +183,21 @@ def loss_and_gradients(
         terms = infer(params)
         return objective.loss(terms, beta), metrics_of(terms)
 
-    def path_loss(inference: Any) -> Float[Array, ""]:
-        # The samples depend on the inference model; the densities at them have constant parameters.
-        z = infer({**params, "inference": inference}).z
-        path = cast(Terms, model.apply({"params": params}, x, z, method="densities", **training))
+    def path_loss(params: Any) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Metrics]]:
+        # The inference model's parameters enter the samples, and the densities as constants.
+        constant = {**params, "inference": jax.lax.stop_gradient(params["inference"])}
+        terms = infer(params)
+        path = cast(
+            Terms, model.apply({"params": constant}, x, terms.z, method="densities", **training)
+        )
         bound = PATH_BOUNDS[objective.gradient](path, beta, objective.importance_samples)
-        return -jnp.mean(bound)
+        return -jnp.mean(bound), (objective.loss(terms, beta), metrics_of(terms))
 
-    (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    if objective.gradient != "standard":
-        gradients = {**gradients, "inference": jax.grad(path_loss)(params["inference"])}
+    if objective.gradient == "standard":
+        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return value, metrics, gradients
+    gradients, (value, metrics) = jax.grad(path_loss, has_aux=True)(params)
+    if objective.gradient == "dreg":  # its weights are for the inference model alone
+        own, _ = jax.grad(loss, has_aux=True)(params)
+        gradients = {**own, "inference": gradients["inference"]}
     return value, metrics, gradients
