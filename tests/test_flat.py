@@ -185,7 +185,6 @@ def test_a_gpu_is_given_vectors_and_a_tpu_matrices():
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     texts = [traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda", "tpu")]
     assert [f"tensor<{size}xf32>" in text for text in texts] == [False, True, False]
-    matrix = (
-        "tensor<17x4xf32>"  # weights of 5, 4 and 2 inputs; scale and shift of three batch norms
-    )
+    # Weights of 5, 4 and 2 inputs, and scale and shift of three batch norms, all of 4 columns.
+    matrix = "tensor<17x4xf32>"
     assert [matrix in text for text in texts] == [False, False, True]
