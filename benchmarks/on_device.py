@@ -10,17 +10,20 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks import likelihood
 from benchmarks.run import machine
@@ -28,24 +31,41 @@ from benchmarks.sizes import PAPER, Sizes
 from benchmarks.timing import in_turn, seconds, spread
 from benchmarks.training_step import random_images
 from experiments.paper import plan as paper_plan
+from experiments.run.setup import at_precision
 from lvae_jax import LadderVAE, evaluation, training
 from lvae_jax.data import binarise
 
 TESTS = ("test_distributions.py", "test_normalization.py", "test_bounds.py")
 
-OPTIONS: dict[str, dict[str, str | bool]] = {
-    "default": {},
-    "command-buffers": {
-        "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL"
-    },
-    "command-buffers-while": {
-        "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,WHILE"
-    },
-    "no-command-buffers": {"xla_gpu_enable_command_buffer": ""},
-    "unrolled-loop": {"xla_gpu_enable_while_loop_unrolling": "WHILE_LOOP_UNROLLING_DOUBLE_BUFFER"},
-    "no-triton-gemm": {"xla_gpu_enable_triton_gemm": False},
+
+class Step(NamedTuple):
+    """A training step to time."""
+
+    replicas: int = 1
+    precision: str = "tf32"
+    """Of matrix products, as `--matmul_precision`; JAX's own default on a GPU is tf32."""
+    options: tuple[tuple[str, str | bool], ...] = ()
+    """XLA's options. One that this XLA does not know is reported as refused."""
+
+
+GRAPHS = "xla_gpu_enable_command_buffer"
+GRAPHED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL"
+UNROLLED = "WHILE_LOOP_UNROLLING_DOUBLE_BUFFER"
+STEPS = {
+    "default": Step(),
+    "float32": Step(precision="float32"),
+    "bf16": Step(precision="bf16"),
+    "command-buffers": Step(options=((GRAPHS, GRAPHED),)),
+    "command-buffers-while": Step(options=((GRAPHS, f"{GRAPHED},WHILE"),)),
+    "no-command-buffers": Step(options=((GRAPHS, ""),)),
+    "unrolled-loop": Step(options=(("xla_gpu_enable_while_loop_unrolling", UNROLLED),)),
+    "no-triton-gemm": Step(options=(("xla_gpu_enable_triton_gemm", False),)),
+    "replicas-2": Step(2),
+    "replicas-4": Step(4),
+    "replicas-8": Step(8),
+    "replicas-16": Step(16),
+    "replicas-8-float32": Step(8, "float32"),
 }
-"""XLA's options for timing a step. If this XLA does not know one, the part's result says so."""
 
 
 class Plan(NamedTuple):
@@ -58,8 +78,8 @@ class Plan(NamedTuple):
     """A run that takes longer is stopped and saved; the next start resumes it."""
     sizes: Sizes = PAPER
     steps: int = 234
-    rounds: int = 9
-    replicas: tuple[int, ...] = (2, 4, 8, 16)
+    rounds: int = 5
+    timed: Mapping[str, Step] = STEPS
     num_samples: int = 5000
     seeds: int = 8
     scale: float = 1.0
@@ -74,12 +94,11 @@ Part = Callable[[], dict[str, Any] | None]
 
 def parts(plan: Plan) -> dict[str, Part]:
     """All measurements by name, the most valuable first."""
-    found: dict[str, Part] = {"tests": functools.partial(_tests, plan)}
-    for name, options in OPTIONS.items():
-        found[f"step-{name}"] = functools.partial(step, plan, 1, options)
-    for count in plan.replicas:
-        found[f"replicas-{count}"] = functools.partial(step, plan, count, {})
-    found["likelihood"] = functools.partial(_likelihood, plan)
+    found: dict[str, Part] = {
+        "tests": functools.partial(_tests, plan),
+        "steps": functools.partial(steps, plan),
+        "likelihood": functools.partial(_likelihood, plan),
+    }
     # Table 1: a run with the paper's 2,000 epochs and L_5000, then two runs that fine-tune it.
     table_1 = ["experiments.paper", "--only=table1", f"--scale={plan.scale}"]
     found["table1"] = functools.partial(
@@ -97,56 +116,105 @@ def parts(plan: Plan) -> dict[str, Part]:
 
 
 def _tests(plan: Plan) -> dict[str, Any]:
-    """Runs the numeric tests on the device."""
+    """Runs the numeric tests on the device, with products in float32."""
     folder = Path(__file__).parent.parent / "tests"
     files = [str(folder / name) for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses=0", *files]
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", "pytest", "-q", *files],
+        # The workers share the device, so none may take most of its memory at once.
+        env={
+            **os.environ,
+            "JAX_DEFAULT_MATMUL_PRECISION": "float32",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        },
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60 * plan.minutes,
     )  # fmt: skip
     return {"status": done.returncode, "said": done.stdout.splitlines()[-30:]}
 
 
-def step(plan: Plan, replicas: int, options: Mapping[str, str | bool]) -> dict[str, Any]:
-    """Seconds of a training step within its epoch, compiled with these options of XLA's."""
+def steps(plan: Plan) -> dict[str, Any]:
+    """Seconds of training steps within their epochs, all compiled side by side, timed in turn."""
     model, optimizer = LadderVAE(*plan.sizes), training.make_optimizer()
     batch_size = 256
     images = jnp.asarray(random_images(plan.steps * batch_size, plan.sizes.data_dim))
-    keys = jax.vmap(jax.random.key)(jnp.arange(replicas))
-    state = training.init_state(model, optimizer, keys)
-    ones = jnp.ones(replicas, jnp.float32)
-    lowered = training.train_replicas.lower(
-        model, optimizer, binarise, state, images, keys, ones, ones, batch_size=batch_size
+
+    most = max(step.replicas for step in plan.timed.values())
+    keys = jax.vmap(jax.random.key)(jnp.arange(most))
+    ones = jnp.ones(most, jnp.float32)
+    # To the host and back: the states of fewer replicas are then made without compiling anything.
+    states = jax.tree.map(np.asarray, training.init_state(model, optimizer, keys))
+
+    def initial(replicas: int) -> Any:
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[:replicas]), states)
+
+    @functools.cache
+    def arguments(replicas: int) -> tuple[Any, ...]:
+        return images, keys[:replicas], *2 * (ones[:replicas],)
+
+    @functools.cache
+    def lowered(replicas: int, precision: str) -> jax.stages.Lowered:
+        with at_precision(precision):
+            return training.train_replicas.lower(
+                model, optimizer, binarise, initial(replicas), *arguments(replicas),
+                batch_size=batch_size,
+            )  # fmt: skip
+
+    def compiled(step: Step) -> tuple[float, Any] | str:
+        try:
+            return seconds(lambda: program_of[step].compile(dict(step.options)))
+        except jax.errors.JaxRuntimeError as error:
+            return str(error).splitlines()[0]
+
+    program_of = {step: lowered(step.replicas, step.precision) for step in plan.timed.values()}
+    with ThreadPoolExecutor() as beside:
+        programs = dict(zip(plan.timed, beside.map(compiled, plan.timed.values()), strict=True))
+
+    def epoch(replicas: int, program: Any) -> Callable[[], Any]:
+        state = initial(replicas)
+
+        def run() -> Any:
+            nonlocal state
+            state, metrics = program(state, *arguments(replicas))
+            return metrics
+
+        return run
+
+    times = in_turn(
+        {
+            name: epoch(plan.timed[name].replicas, found[1])
+            for name, found in programs.items()
+            if not isinstance(found, str)
+        },
+        plan.rounds,
     )
-    try:
-        compile_seconds, compiled = seconds(lambda: lowered.compile(dict(options)))
-    except jax.errors.JaxRuntimeError as error:
-        return {"options": dict(options), "refused": str(error).splitlines()[0]}
-
-    def epoch() -> Any:
-        nonlocal state
-        state, metrics = compiled(state, images, keys, ones, ones)
-        return metrics
-
-    (times,) = in_turn({"epoch": epoch}, plan.rounds).values()
     return {
-        "options": dict(options),
-        "replicas": replicas,
-        "compile_seconds": compile_seconds,
-        "step_seconds": spread([value / plan.steps for value in times]),
+        name: {**step._asdict(), "options": dict(step.options)}
+        | (
+            {
+                "compile_seconds": programs[name][0],
+                "step_seconds": spread([value / plan.steps for value in times[name]]),
+            }
+            if name in times
+            else {"refused": programs[name]}
+        )
+        for name, step in plan.timed.items()
     }
 
 
 def _likelihood(plan: Plan) -> dict[str, Any]:
-    """Seconds of L_K of 250 images with the default chunk size."""
+    """Seconds of L_K of 250 images with the default chunk size, by precision of products."""
     model, variables = likelihood.initial_variables(plan.sizes)
     key = jax.random.key(1)
     x = binarise(key, jnp.asarray(random_images(250, plan.sizes.data_dim)))
     program = evaluation.log_likelihood_program()
-    run = {"likelihood": lambda: program(model, variables, x, key, plan.num_samples)}
-    (times,) = in_turn(run, plan.rounds).values()
-    return {"images": 250, "num_samples": plan.num_samples, "seconds": spread(times)}
+
+    def at(precision: str) -> Any:
+        with at_precision(precision):
+            return program(model, variables, x, key, plan.num_samples)
+
+    run = {precision: functools.partial(at, precision) for precision in ("float32", "tf32")}
+    times = {name: spread(values) for name, values in in_turn(run, plan.rounds).items()}
+    return {"images": 250, "num_samples": plan.num_samples, "seconds": times}
 
 
 def _run(plan: Plan, arguments: list[str], name: str) -> dict[str, Any] | None:

@@ -7,15 +7,21 @@ import subprocess
 import pytest
 
 from benchmarks import on_device, startup
-from benchmarks.on_device import Plan
+from benchmarks.on_device import Plan, Step
 from benchmarks.sizes import Sizes
+
+TIMED = {
+    "default": Step(),
+    "two": Step(2, "float32"),
+    "unknown": Step(2, options=(("xla_of_another_version", True),)),
+}
 
 
 @pytest.fixture
 def plan(tmp_path):
     return Plan(
         tmp_path / "results", tmp_path / "data", sizes=Sizes(12, (4,), (8,)), steps=2, rounds=2,
-        replicas=(2,), num_samples=4, seeds=2, scale=0.0005,
+        timed=TIMED, num_samples=4, seeds=2, scale=0.0005,
     )  # fmt: skip
 
 
@@ -39,26 +45,35 @@ def test_a_part_with_a_result_is_not_repeated_and_one_that_had_to_stop_is(plan):
     assert json.loads((plan.results / "long.json").read_text())["found"] == 2
 
 
-def test_steps_of_replicas_and_the_likelihood_are_timed(plan):
-    wanted = ("replicas-2", "likelihood")
+def test_steps_and_the_likelihood_are_timed(plan):
+    wanted = ("steps", "likelihood")
     found = on_device.parts(plan)
     assert on_device.measure(plan, {name: found[name] for name in wanted}) == []
-    for name, key in zip(wanted, ("step_seconds", "seconds"), strict=True):
-        result = json.loads((plan.results / f"{name}.json").read_text())
-        assert 0 < result[key]["min"] <= result[key]["median"]
-        assert result["machine"]["device"]
+    results = [json.loads((plan.results / f"{name}.json").read_text()) for name in wanted]
+    assert all(result["machine"]["device"] for result in results)
+    steps, likelihood = results
+    for times in (
+        steps["default"]["step_seconds"],
+        steps["two"]["step_seconds"],
+        *likelihood["seconds"].values(),
+    ):
+        assert 0 < times["min"] <= times["median"]
+    assert (steps["two"]["replicas"], steps["two"]["precision"]) == (2, "float32")
 
 
 def test_an_option_that_xla_does_not_know_is_reported(plan):
-    result = on_device.step(plan, 2, {"xla_of_another_version": True})
-    assert "xla_of_another_version" in result["refused"]
+    found = on_device.steps(plan)["unknown"]
+    assert "xla_of_another_version" in found["refused"]
+    assert "step_seconds" not in found
 
 
-def test_what_stops_the_numeric_tests_is_in_their_result(plan, monkeypatch):
-    monkeypatch.setattr(on_device, "TESTS", ("absent.py",))
+def test_what_stops_the_numeric_tests_is_in_their_result(plan, monkeypatch, tmp_path):
+    broken = tmp_path / "test_broken.py"
+    broken.write_text("import absent_package")
+    monkeypatch.setattr(on_device, "TESTS", (str(broken),))
     result = on_device.parts(plan)["tests"]()
     assert result["status"] != 0
-    assert "absent.py" in "".join(result["said"])
+    assert "absent_package" in "".join(result["said"])
 
 
 @pytest.mark.slow
