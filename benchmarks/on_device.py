@@ -159,15 +159,18 @@ def steps(plan: Plan) -> dict[str, Any]:
                 batch_size=batch_size,
             )  # fmt: skip
 
-    def compiled(step: Step) -> tuple[float, Any] | str:
+    def compiled(step: Step, program: jax.stages.Lowered) -> tuple[float, Any] | str:
         try:
-            return seconds(lambda: program_of[step].compile(dict(step.options)))
+            return seconds(lambda: program.compile(dict(step.options)))
         except jax.errors.JaxRuntimeError as error:
             return str(error).splitlines()[0]
 
-    program_of = {step: lowered(step.replicas, step.precision) for step in plan.timed.values()}
-    with ThreadPoolExecutor() as beside:
-        programs = dict(zip(plan.timed, beside.map(compiled, plan.timed.values()), strict=True))
+    with ThreadPoolExecutor() as beside:  # compiles some while others are still traced
+        compiling = {
+            name: beside.submit(compiled, step, lowered(step.replicas, step.precision))
+            for name, step in plan.timed.items()
+        }
+        programs = {name: found.result() for name, found in compiling.items()}
 
     def epoch(replicas: int, program: Any) -> Callable[[], Any]:
         state = initial(replicas)
