@@ -50,21 +50,24 @@ class Step(NamedTuple):
 
 GRAPHS = "xla_gpu_enable_command_buffer"
 GRAPHED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL"
-UNROLLED = "WHILE_LOOP_UNROLLING_DOUBLE_BUFFER"
+UNROLLED = ("xla_gpu_enable_while_loop_unrolling", "WHILE_LOOP_UNROLLING_DOUBLE_BUFFER")
+NO_TRITON = ("xla_gpu_enable_triton_gemm", False)
+# Autotuning times kernels on the device, one program after the other.
+UNTUNED = (("xla_gpu_autotune_level", "0"), NO_TRITON)
 STEPS = {
     "default": Step(),
-    "float32": Step(precision="float32"),
-    "bf16": Step(precision="bf16"),
-    "command-buffers": Step(options=((GRAPHS, GRAPHED),)),
-    "command-buffers-while": Step(options=((GRAPHS, f"{GRAPHED},WHILE"),)),
-    "no-command-buffers": Step(options=((GRAPHS, ""),)),
-    "unrolled-loop": Step(options=(("xla_gpu_enable_while_loop_unrolling", UNROLLED),)),
-    "no-triton-gemm": Step(options=(("xla_gpu_enable_triton_gemm", False),)),
-    "replicas-2": Step(2),
-    "replicas-4": Step(4),
-    "replicas-8": Step(8),
-    "replicas-16": Step(16),
-    "replicas-8-float32": Step(8, "float32"),
+    "no-triton-gemm": Step(options=(NO_TRITON,)),
+    "untuned": Step(options=UNTUNED),
+    "float32": Step(precision="float32", options=UNTUNED),
+    "bf16": Step(precision="bf16", options=UNTUNED),
+    "command-buffers-while": Step(options=(*UNTUNED, (GRAPHS, f"{GRAPHED},WHILE"))),
+    "no-command-buffers": Step(options=(*UNTUNED, (GRAPHS, ""))),
+    "unrolled-loop": Step(options=(*UNTUNED, UNROLLED)),
+    "replicas-2": Step(2, options=UNTUNED),
+    "replicas-4": Step(4, options=UNTUNED),
+    "replicas-8": Step(8, options=UNTUNED),
+    "replicas-16": Step(16, options=UNTUNED),
+    "replicas-8-float32": Step(8, "float32", UNTUNED),
 }
 
 
@@ -277,8 +280,11 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="time limit of a part")
     parser.add_argument("--only", default="", help="run only parts whose names begin with this")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="fraction of the paper's epochs to train for"
+    )
     given = parser.parse_args()
-    plan = Plan(given.results, given.tfds_dir, given.minutes)
+    plan = Plan(given.results, given.tfds_dir, given.minutes, scale=given.scale)
     chosen = {name: part for name, part in parts(plan).items() if name.startswith(given.only)}
     left = measure(plan, chosen)
     print(f"to be resumed: {', '.join(left)}" if left else "all parts are done")
