@@ -7,7 +7,6 @@ set.
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 import os
@@ -108,12 +107,13 @@ def parts(plan: Plan) -> dict[str, Part]:
         _run, plan, [*table_1, f"--eval_samples={plan.num_samples}"], "table1"
     )
     # Figure 3: the paper's runs, each with several seeds in one program.
-    paper = paper_plan.PaperSettings(scale=plan.scale, eval_samples=plan.num_samples)
+    paper = paper_plan.PaperSettings(
+        scale=plan.scale, eval_samples=plan.num_samples, replicas=plan.seeds
+    )
     for planned in paper_plan.plan(paper, "figure3"):
         name = f"figure3-{planned.name}"
-        settings = dataclasses.replace(planned.settings, replicas=plan.seeds)
         # Without "python -m", and without the folder, which `_run` gives.
-        _, _, *arguments, _ = shlex.split(planned.command.line(settings, Path(name)))
+        _, _, *arguments, _ = shlex.split(planned.command.line(planned.settings, Path(name)))
         found[name] = functools.partial(_run, plan, [*arguments, *plan.flags], name)
     return found
 

@@ -40,6 +40,9 @@ TABLE_1_ROWS = {
 }
 """The paper's own rows of Table 1, each with the variant that makes it."""
 
+OF_RUNS = ("seed", "replicas", "matmul_precision", "eval_samples", "eval_subset")
+"""The settings that `PaperSettings` hands to every run."""
+
 MC_SAMPLES = 10
 """Monte Carlo samples of fine-tuning; also the importance samples in the row "IW=10"."""
 
@@ -68,8 +71,19 @@ class PaperSettings:
     on: str = setting(
         "", choice("", *ON), "make everything on this data set instead of the paper's"
     )
-    seed: int = setting(0, whole(0, MOST_SEEDS - 1), "seed of every run")
+    seed: int = setting(0, whole(0, MOST_SEEDS - 1), "seed of every run, or the first of them")
+    replicas: int = setting(
+        1, whole(1), "seeds of every run, which one program trains; tables show their mean"
+    )
+    matmul_precision: str = setting(
+        "float32",
+        choice("float32", "tf32", "bf16"),
+        "precision of matrix products on a GPU or TPU",
+    )
     eval_samples: int = setting(5000, whole(1), "importance samples of the test log-likelihoods")
+    eval_subset: int = setting(
+        0, whole(0), "take the log-likelihood of the first N test images; 0: of all"
+    )
     workdir: str = setting("runs/paper", PATH, "folder for the runs, tables and figures")
     data_dir: str = setting(
         "", PATH, "folder of original files, with one folder per data set, such as mnist"
@@ -149,10 +163,9 @@ def _defaults(paper: PaperSettings, experiment: str) -> Settings:
         epochs=epochs,
         warmup_epochs=round(defaults.by_replica("warmup_epochs")[0] * paper.scale),
         eval_every=math.ceil(epochs / 50),
-        eval_samples=paper.eval_samples,
-        seed=paper.seed,
         data_dir=folder,
         tfds_dir=paper.tfds_dir,
+        **{name: getattr(paper, name) for name in OF_RUNS},
     )
 
 

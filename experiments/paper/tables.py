@@ -10,6 +10,7 @@ from typing import Any
 from experiments import published
 from experiments.paper import claims
 from experiments.paper.plan import (
+    OF_RUNS,
     TABLE_1_ROWS,
     PaperSettings,
     PlannedRun,
@@ -123,9 +124,8 @@ def _bounds(results: RunResults | None) -> list[str]:
     """Cells with L_K, L_1 and their difference; empty for an unfinished run."""
     if results is None:
         return ["", "", ""]
-    elbo = results.mean("test_elbo")
-    gap = results.mean("test_log_likelihood") - elbo
-    return [log_likelihood(results), f"{elbo:.2f}", f"{gap:.2f}"]
+    gap = results.mean("test_log_likelihood") - results.mean("test_elbo")
+    return [log_likelihood(results), number(results, "test_elbo"), f"{gap:.2f}"]
 
 
 def table_2(paper: PaperSettings, found: Found) -> str:
@@ -203,9 +203,15 @@ def _note(paper: PaperSettings, found: Found) -> str:
     """The note above a table: what its numbers are, and the command that makes them."""
     settings = found[0][0].settings
     devices = sorted({results.device for _, results in found if results})
+    images, seeds = settings.eval_subset, f"seed {settings.seed}"
+    spread = "standard error over the test images"
+    if settings.replicas > 1:
+        seeds = f"mean over the seeds {settings.seed} to {settings.seed + settings.replicas - 1}"
+        spread = "standard deviation over the seeds"
     return (
-        f"Test log-likelihood, L_{settings.eval_samples}, in nats; ± is the standard error over "
-        f"the test images. {settings.epochs:,} epochs, seed {settings.seed}"
+        f"Test log-likelihood, L_{settings.eval_samples}, "
+        + f"of the first {images:,} test images, " * bool(images)
+        + f"in nats; ± is the {spread}. {settings.epochs:,} epochs, {seeds}"
         + (f", on {', '.join(devices)}" if devices else "")
         + f".{scaled(paper)}\n\nMade by `{command(paper)}`.\n\n"
     )
@@ -215,7 +221,7 @@ def command(paper: PaperSettings) -> str:
     """The command line that makes the same tables and figures."""
     defaults = PaperSettings()
     given = []
-    for name in ("only", "on", "scale", "seed", "eval_samples"):
+    for name in ("only", "on", "scale", *OF_RUNS):
         value = getattr(paper, name)
         if value != getattr(defaults, name):
             given.append(f"--{name}={','.join(value) if name == 'only' else value}")

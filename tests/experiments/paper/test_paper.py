@@ -210,6 +210,33 @@ def test_figure_3_has_its_numbers_in_a_table(tiny):
         assert row[6:] == ["", ""]  # digits are not in the paper
 
 
+def test_several_seeds_of_a_run_are_shown_by_their_mean_and_deviation():
+    settings = PaperSettings(
+        seed=4, replicas=2, eval_subset=2000, matmul_precision="tf32", only=("figure3",)
+    )
+    runs = plan(settings, "figure3")
+    for planned in runs:
+        made = planned.settings
+        assert (made.seed, made.replicas, made.eval_subset) == (4, 2, 2000)
+        assert made.matmul_precision == "tf32"
+    seeds = [
+        records.replica_results(
+            test_log_likelihood=-82.0 + offset, test_elbo=-85.0 + 2 * offset, train_elbo=-84.0,
+            seed=4 + i,
+        )
+        for i, offset in enumerate((-0.3, 0.3))
+    ]  # fmt: skip
+    text = tables.figure_3(settings, [(runs[0], records.run_results(*seeds))])
+    assert "of the first 2,000 test images" in text
+    assert "± is the standard deviation over the seeds" in text
+    assert "mean over the seeds 4 to 5" in text
+    assert "--seed=4 --replicas=2 --matmul_precision=tf32 --eval_subset=2000" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| VAE")]
+    # Two values that differ by d deviate by d / sqrt(2).
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:6] == ["-84.00 ± 0.00", "-82.00 ± 0.42", "-85.00 ± 0.85", "3.00"]
+
+
 def test_claims_are_judged_by_the_runs(tiny):
     text = (Path(tiny.workdir) / "claims.md").read_text()
     results = results_of(tiny)
