@@ -3,7 +3,7 @@
 Each part takes at most about ten minutes and writes a JSON file into the results folder. A part
 with such a file is not repeated. Run the same command until it reports that all parts are done. It
 needs neither a network nor tensorflow-datasets: MNIST comes from a folder with the prepared data
-set.
+set. Flags that it does not know are given to the runs of Figure 3.
 """
 
 import argparse
@@ -35,6 +35,9 @@ from lvae_jax import LadderVAE, evaluation, training
 from lvae_jax.data import binarise
 
 TESTS = ("test_distributions.py", "test_normalization.py", "test_bounds.py")
+
+SHARING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+"""For processes that share a device: none takes most of its memory when it starts."""
 
 
 class Step(NamedTuple):
@@ -87,7 +90,9 @@ class Plan(NamedTuple):
     scale: float = 1.0
     """Fraction of the paper's epochs that runs train for."""
     flags: tuple[str, ...] = ()
-    """Further flags of every run of Figure 3, such as smaller sizes for a rehearsal."""
+    """Further flags of every run of Figure 3, such as `--matmul_precision=tf32`."""
+    at_once: int = 1
+    """How many parts share the device. Steps are then not timed alone."""
 
 
 Part = Callable[[], dict[str, Any] | None]
@@ -114,7 +119,9 @@ def parts(plan: Plan) -> dict[str, Part]:
         name = f"figure3-{planned.name}"
         # Without "python -m", and without the folder, which `_run` gives.
         _, _, *arguments, _ = shlex.split(planned.command.line(planned.settings, Path(name)))
-        found[name] = functools.partial(_run, plan, [*arguments, *plan.flags], name)
+        # Where `python -m experiments.paper --workdir=RESULTS/runs/figure3` looks for it.
+        folder = f"figure3/runs/{planned.name}"
+        found[name] = functools.partial(_run, plan, [*arguments, *plan.flags], name, folder)
     return found
 
 
@@ -124,12 +131,7 @@ def _tests(plan: Plan) -> dict[str, Any]:
     files = [str(folder / name) for name in TESTS]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *files],
-        # The workers share the device, so none may take most of its memory at once.
-        env={
-            **os.environ,
-            "JAX_DEFAULT_MATMUL_PRECISION": "float32",
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        },
+        env={**os.environ, **SHARING, "JAX_DEFAULT_MATMUL_PRECISION": "float32"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60 * plan.minutes,
     )  # fmt: skip
     return {"status": done.returncode, "said": done.stdout.splitlines()[-30:]}
@@ -223,15 +225,20 @@ def _likelihood(plan: Plan) -> dict[str, Any]:
     return {"images": 250, "num_samples": plan.num_samples, "seconds": times}
 
 
-def _run(plan: Plan, arguments: list[str], name: str) -> dict[str, Any] | None:
+def _run(
+    plan: Plan, arguments: list[str], name: str, folder: str | None = None
+) -> dict[str, Any] | None:
     """Makes or resumes runs in a subprocess, and stops them when the part's time is over."""
-    workdir = plan.results / "runs" / name
+    workdir = plan.results / "runs" / (folder or name)
     command = [*arguments, f"--workdir={workdir}", f"--tfds_dir={plan.tfds_dir}"]
     start = time.perf_counter()
     plan.results.mkdir(parents=True, exist_ok=True)
     with (plan.results / f"{name}.log").open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", *command],
+            env={**os.environ, **SHARING} if plan.at_once > 1 else None,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
         try:
             status = process.wait(timeout=60 * plan.minutes)
@@ -255,20 +262,23 @@ def measure(plan: Plan, chosen: Mapping[str, Part]) -> list[str]:
       The names of the parts that still have none.
     """
     plan.results.mkdir(parents=True, exist_ok=True)
-    left = []
-    for name, part in chosen.items():
+
+    def is_done(name: str) -> bool:
         path = plan.results / f"{name}.json"
         if path.exists():
-            continue
+            return True
         print(f"{name} ...", flush=True)
-        result = part()
+        result = chosen[name]()
         if result is None:
-            left.append(name)
-            continue
+            return False
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
         partial.replace(path)  # so the file is complete if it exists
-    return left
+        return True
+
+    with ThreadPoolExecutor(plan.at_once) as beside:
+        done = list(beside.map(is_done, chosen))
+    return [name for name, ended in zip(chosen, done, strict=True) if not ended]
 
 
 def main() -> None:
@@ -283,8 +293,18 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="fraction of the paper's epochs to train for"
     )
-    given = parser.parse_args()
-    plan = Plan(given.results, given.tfds_dir, given.minutes, scale=given.scale)
+    parser.add_argument(
+        "--at_once", type=int, default=1, help="how many parts share the device; times suffer"
+    )
+    given, flags = parser.parse_known_args()  # further flags are those of Figure 3's runs
+    plan = Plan(
+        given.results,
+        given.tfds_dir,
+        given.minutes,
+        scale=given.scale,
+        flags=tuple(flags),
+        at_once=given.at_once,
+    )
     chosen = {name: part for name, part in parts(plan).items() if name.startswith(given.only)}
     left = measure(plan, chosen)
     print(f"to be resumed: {', '.join(left)}" if left else "all parts are done")

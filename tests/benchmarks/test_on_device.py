@@ -3,12 +3,14 @@
 import json
 import signal
 import subprocess
+import threading
 
 import pytest
 
 from benchmarks import on_device, startup
 from benchmarks.on_device import Plan, Step
 from benchmarks.sizes import Sizes
+from experiments.paper import plan as paper_plan
 
 TIMED = {
     "default": Step(),
@@ -45,6 +47,16 @@ def test_a_part_with_a_result_is_not_repeated_and_one_that_had_to_stop_is(plan):
     assert json.loads((plan.results / "long.json").read_text())["found"] == 2
 
 
+def test_parts_share_the_device_where_the_plan_says_so(plan):
+    both = threading.Barrier(2)
+
+    def part():
+        both.wait(timeout=60)  # passes if the other part has started as well
+        return {}
+
+    assert on_device.measure(plan._replace(at_once=2), {"one": part, "other": part}) == []
+
+
 def test_steps_and_the_likelihood_are_timed(plan):
     wanted = ("steps", "likelihood")
     found = on_device.parts(plan)
@@ -77,16 +89,24 @@ def test_what_stops_the_numeric_tests_is_in_their_result(plan, monkeypatch, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_is_made_from_prepared_images(plan):
+def test_a_run_is_made_from_prepared_images_where_the_paper_looks_for_it(plan):
     startup.write_random_images(plan.tfds_dir, 512, 4)
     # The paper's batch of 256, one epoch of two steps, two seeds in one program.
-    plan = plan._replace(flags=("--latent_sizes=3", "--hidden_sizes=4"))
+    plan = plan._replace(flags=("--matmul_precision=tf32",))
     name = "figure3-mnist-vae-bn-wu-1"
     result = on_device.parts(plan)[name]()
     log = (plan.results / f"{name}.log").read_text()
     assert result is not None, log
     assert result["status"] == 0, log
     assert result["results"]["."]["dataset"] == "mnist"
+    paper = paper_plan.PaperSettings(
+        scale=plan.scale, eval_samples=plan.num_samples, replicas=plan.seeds,
+        matmul_precision="tf32", workdir=str(plan.results / "runs" / "figure3"),
+    )  # fmt: skip
+    runs = {planned.name: planned for planned in paper_plan.plan(paper, "figure3")}
+    found = paper_plan.results_of(runs["mnist-vae-bn-wu-1"])
+    assert found is not None
+    assert found.each("seed") == [0, 1]
 
 
 @pytest.mark.parametrize("ends_with", [128 + signal.SIGTERM, -signal.SIGTERM])
