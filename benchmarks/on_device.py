@@ -71,6 +71,7 @@ STEPS = {
     "replicas-16": Step(16, options=UNTUNED),
     "replicas-8-float32": Step(8, "float32", UNTUNED),
 }
+"""The steps to time, by name."""
 
 
 class Plan(NamedTuple):
