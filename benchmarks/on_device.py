@@ -147,11 +147,11 @@ def steps(plan: Plan) -> dict[str, Any]:
     most = max(step.replicas for step in plan.timed.values())
     keys = jax.vmap(jax.random.key)(jnp.arange(most))
     ones = jnp.ones(most, jnp.float32)
-    # To the host and back: the states of fewer replicas are then made without compiling anything.
+    # On the host: the states of fewer replicas are then made without compiling anything.
     states = jax.tree.map(np.asarray, training.init_state(model, optimizer, keys))
 
     def initial(replicas: int) -> Any:
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf[:replicas]), states)
+        return jax.tree.map(lambda leaf: leaf[:replicas], states)
 
     @functools.cache
     def arguments(replicas: int) -> tuple[Any, ...]:
@@ -165,11 +165,13 @@ def steps(plan: Plan) -> dict[str, Any]:
                 batch_size=batch_size,
             )  # fmt: skip
 
-    def compiled(step: Step, program: jax.stages.Lowered) -> tuple[float, Any] | str:
+    def compiled(step: Step, program: jax.stages.Lowered) -> tuple[dict[str, Any], Any]:
+        described = {**step._asdict(), "options": dict(step.options)}
         try:
-            return seconds(lambda: program.compile(dict(step.options)))
+            taken, ready = seconds(lambda: program.compile(described["options"]))
         except jax.errors.JaxRuntimeError as error:
-            return str(error).splitlines()[0]
+            return {**described, "refused": str(error).splitlines()[0]}, None
+        return {**described, "compile_seconds": taken}, ready
 
     with ThreadPoolExecutor() as beside:  # compiles some while others are still traced
         compiling = {
@@ -190,24 +192,16 @@ def steps(plan: Plan) -> dict[str, Any]:
 
     times = in_turn(
         {
-            name: epoch(plan.timed[name].replicas, found[1])
-            for name, found in programs.items()
-            if not isinstance(found, str)
+            name: epoch(described["replicas"], program)
+            for name, (described, program) in programs.items()
+            if program is not None
         },
         plan.rounds,
     )
-    return {
-        name: {**step._asdict(), "options": dict(step.options)}
-        | (
-            {
-                "compile_seconds": programs[name][0],
-                "step_seconds": spread([value / plan.steps for value in times[name]]),
-            }
-            if name in times
-            else {"refused": programs[name]}
-        )
-        for name, step in plan.timed.items()
-    }
+    results = {name: described for name, (described, _) in programs.items()}
+    for name, values in times.items():
+        results[name]["step_seconds"] = spread(values, 1 / plan.steps)
+    return results
 
 
 def _likelihood(plan: Plan) -> dict[str, Any]:

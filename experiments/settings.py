@@ -50,6 +50,7 @@ def choice(*choices: str) -> Kind:
 
 
 POSITIVE = real("a number greater than 0, within float32", lambda v: v > 0)
+PRECISION = choice("float32", "tf32", "bf16")
 NOT_NEGATIVE = real("a number of at least 0, within float32", lambda v: v >= 0)
 MOST_SEEDS = 2**32
 """JAX makes this many different keys from seeds."""
@@ -234,7 +235,7 @@ class Settings:
     )
     matmul_precision: str = setting(
         "float32",
-        choice("float32", "tf32", "bf16"),
+        PRECISION,
         "precision of matrix products on a GPU or TPU; sums, and all on a CPU, stay in float32",
     )
     init_from: str = setting("", SOURCE, "workdir of another run, to continue its training")

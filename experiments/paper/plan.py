@@ -13,6 +13,7 @@ from experiments.settings import (
     FLAG,
     MOST_SEEDS,
     PATH,
+    PRECISION,
     Command,
     Kind,
     Settings,
@@ -76,9 +77,7 @@ class PaperSettings:
         1, whole(1), "seeds of every run, which one program trains; tables show their mean"
     )
     matmul_precision: str = setting(
-        "float32",
-        choice("float32", "tf32", "bf16"),
-        "precision of matrix products on a GPU or TPU",
+        "float32", PRECISION, "precision of matrix products on a GPU or TPU"
     )
     eval_samples: int = setting(5000, whole(1), "importance samples of the test log-likelihoods")
     eval_subset: int = setting(
