@@ -5,6 +5,7 @@ position i - 1. x is [batch, data_dim] and z_i is [samples, batch, units].
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -587,10 +588,15 @@ class HierarchicalVAE(nn.Module):
         return self.observed.mean(self.generative.observe(z_1, condition=condition))
 
     def _noise(self, key: Any, shape: tuple[int, ...]) -> list[Float[Array, "..."]]:
-        """Standard normal noise of every layer, [*shape, units], drawn in one call."""
+        """Standard normal noise of every layer, [*shape, units], drawn in one call.
+
+        Examples and units are drawn as one axis: a TPU counts along each further axis in kernels of
+        their own. Samples are not, so that a mesh can split the examples.
+        """
         ends = [sum(self.latent_sizes[:i]) for i in range(1, self.depth)]
-        noise = jax.random.normal(key, (*shape, sum(self.latent_sizes)), jnp.float32)
-        return jnp.split(noise, ends, axis=-1)
+        samples, *others = (*shape, sum(self.latent_sizes))
+        noise = jax.random.normal(key, (samples, math.prod(others)), jnp.float32)
+        return jnp.split(noise.reshape(samples, *others), ends, axis=-1)
 
     def _condition_of(self, condition: Condition, examples: int | None = None) -> Condition:
         """The condition as float32, with a row per example; zeros if `init` is called without one.

@@ -426,7 +426,8 @@ def train_epoch(
         optimizer: optax.GradientTransformation, state: TrainState, rows: Int[Array, " batch"]
     ) -> tuple[TrainState, None]:
         rows = split_examples(rows)
-        x, sample_key = step_inputs(preprocess, images[rows], key, state.step)
+        batch = images.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
+        x, sample_key = step_inputs(preprocess, batch, key, state.step)
         stepped, _ = train_step(
             model,
             optimizer,

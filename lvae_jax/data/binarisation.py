@@ -89,7 +89,8 @@ def binarise(key: Key[Array, ""], images: Images) -> Float32[Array, "batch data_
       [[0.0, 1.0], [1.0, 0.0]]
     """
     grey: Float[Array, "batch data_dim"] = flatten(images)
-    uniform = jax.random.uniform(key, grey.shape, jnp.float32)  # in [0, 1): below 1, never below 0
+    # In [0, 1): below 1, never below 0. A TPU counts along a second axis in kernels of their own.
+    uniform = jax.random.uniform(key, (grey.size,), jnp.float32).reshape(grey.shape)
     return (uniform < grey).astype(jnp.float32)
 
 
