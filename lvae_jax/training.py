@@ -426,8 +426,11 @@ def train_epoch(
         optimizer: optax.GradientTransformation, state: TrainState, rows: Int[Array, " batch"]
     ) -> tuple[TrainState, None]:
         rows = split_examples(rows)
-        batch = images.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
-        x, sample_key = step_inputs(preprocess, batch, key, state.step)
+
+        def of_batch(array: Array) -> Array:
+            return array.at[rows].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+        x, sample_key = step_inputs(preprocess, of_batch(images), key, state.step)
         stepped, _ = train_step(
             model,
             optimizer,
@@ -437,7 +440,7 @@ def train_epoch(
             beta,
             update_scale,
             objective,
-            None if condition is None else condition[rows],
+            None if condition is None else of_batch(condition),
         )
         stopped = stepped.nonfinite > max_nonfinite
         return stepped._replace(

@@ -39,6 +39,7 @@ def dequantise(
     refuse_other_integers(images)
     scale = width if images.dtype == jnp.uint8 else 1.0
     grey = jnp.asarray(images).astype(jnp.float32).reshape(images.shape[0], -1)
+    # Drawn along one axis, as in `binarise`.
     uniform = jax.random.uniform(key, (grey.size,), jnp.float32).reshape(grey.shape)
     return np.float32(scale) * grey + np.float32(width) * uniform
 
