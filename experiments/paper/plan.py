@@ -64,7 +64,7 @@ class PaperSettings:
     scale: float = setting(
         1.0,
         real("a number greater than 0 and at most 1", lambda v: 0 < v <= 1),
-        "fraction of the paper's epochs to train for, for a smoke run",
+        "fraction of the paper's epochs to train for",
     )
     dry_run: bool = setting(
         False, FLAG, "print the plan and the tables of the finished runs, and make no runs"
@@ -263,6 +263,6 @@ def scaled(paper: PaperSettings) -> str:
     if paper.scale == 1.0:
         return ""
     return (
-        f" Schedules are shortened to {paper.scale:g} of their length: this is a smoke run, not a "
-        "result."
+        f" Schedules are shortened to {paper.scale:g} of their length, so these models are trained "
+        "less than the paper's."
     )

@@ -176,7 +176,7 @@ def test_table_1_holds_the_papers_numbers_beside_those_of_the_runs(tiny):
         "Tran et al., 2015",
     ]  # fmt: skip
     assert [row[3:6] for row in rows] == [["", "", ""]] * 4 + [bounds(results[n]) for n in names]
-    assert "shortened to 0.0075 of their length: this is a smoke run, not a" in path.read_text()
+    assert "shortened to 0.0075 of their length, so these models" in path.read_text()
     assert "`python -m experiments.paper --on=digits --scale=0.0075 --eval_samples=3`" in (
         path.read_text()
     )
@@ -193,7 +193,7 @@ def test_table_2_holds_every_model_at_every_depth(tiny):
             name = f"digits-{model}-{depth}"
             # A ladder of one layer is the VAE; digits are not in the paper, so no number of its.
             assert cell == (shown(results[name]) if name in results else "")
-    assert "smoke run" in path.read_text()
+    assert "shortened to 0.0075" in path.read_text()
     assert "Brackets hold" not in path.read_text()
 
 
@@ -249,7 +249,7 @@ def test_claims_are_judged_by_the_runs(tiny):
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         f"## Figure {i}" for i in (2, 3, 4, 5, 6)
     ]
-    assert "this is a smoke run, not a result" in text
+    assert "shortened to 0.0075" in text
 
 
 def model(test_elbo: float, kl_per_unit=((1.0,), (1.0,)), log_likelihood: float = 0.0):
@@ -547,7 +547,7 @@ def test_table_2_shows_the_papers_numbers_before_a_run_is_made(tmp_path):
     assert "| 64-32 | (2792) | (3224) | (3483) | (3272) |" in words
     assert published.OMNIGLOT_NOTE in text
     assert published.NORB_NOTE in text
-    assert "smoke run" not in text
+    assert "shortened" not in text
 
 
 def test_the_time_left_is_that_of_the_epochs_so_far_times_the_samples(tmp_path):
