@@ -191,7 +191,7 @@ class Settings:
     gradient: str = setting(
         "standard",
         choice("standard", "stl", "dreg"),
-        "gradient of the inference model; stl: sticking the landing; dreg: doubly reparameterised",
+        "gradient of training; stl: sticking the landing; dreg: doubly reparameterised",
     )
     closed_form_kl: bool = setting(
         True,
