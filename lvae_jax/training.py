@@ -186,6 +186,7 @@ def train_step(
     update_scale: float | Float[Array, ""] = 1.0,
     objective: Objective = ELBO,
     condition: Float[Array, "batch features"] | None = None,
+    may_update: bool | Bool[Array, ""] = True,
 ) -> tuple[TrainState, Metrics]:
     """One step of gradient ascent on the objective, equation (20) or (6).
 
@@ -202,6 +203,7 @@ def train_step(
         compilation.
       objective: the objective.
       condition: of each example, for a model that takes one.
+      may_update: False makes no update, as if the loss were not finite.
 
     Returns:
       The state after the step, and the batch's metrics.
@@ -242,7 +244,7 @@ def train_step(
     def skipped(state: TrainState) -> TrainState:
         return state._replace(nonfinite=state.nonfinite + 1)
 
-    finite = all_finite((value, gradients))
+    finite = all_finite((jnp.where(may_update, value, jnp.nan), gradients))
     state = _choose(finite, updated, skipped, state)
     return state._replace(step=state.step + 1), metrics
 
@@ -441,6 +443,7 @@ def train_epoch(
             update_scale,
             objective,
             None if condition is None else of_batch(condition),
+            state.nonfinite <= max_nonfinite,
         )
         stopped = stepped.nonfinite > max_nonfinite
         return stepped._replace(

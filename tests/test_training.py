@@ -973,6 +973,27 @@ def test_training_stops_before_the_first_bad_step_beyond_the_limit(max_nonfinite
     assert_trees_equal(state.params, before.params)
 
 
+@pytest.mark.parametrize("stops_at", [0, 1])
+def test_after_a_bad_image_nothing_changes_though_later_batches_are_good(stops_at):
+    _, batches = training.epoch_batches(ROOT, 0, len(IMAGES), 4)
+    row = batches[stops_at][2]
+    bad = jnp.asarray(IMAGES)[row : row + 1]
+
+    def preprocess(key, images):
+        is_bad = jnp.all(images == bad, axis=1, keepdims=True)
+        return jnp.where(is_bad, jnp.nan, binarisation.binarise(key, images))
+
+    expected = start()
+    if stops_at:
+        expected, _ = train_epoch(start(), steps=stops_at)
+    expected = jax.tree.map(np.asarray, expected._replace(nonfinite=jnp.int32(1)))
+    state, _ = train_epoch(start(), preprocess=preprocess)
+    assert_trees_equal(state, expected)
+    state, _ = train_epoch(state, preprocess=preprocess)
+    assert_trees_equal((state.params, state.opt_state), (expected.params, expected.opt_state))
+    assert (state.step, state.nonfinite) == (stops_at, 1)
+
+
 # Replicas and devices
 
 
