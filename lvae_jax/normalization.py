@@ -37,9 +37,10 @@ def moments(y: Float[Array, "*batch units"]) -> Moments:
     """Mean and variance over all axes but the last, without the cancellation of E[y^2] - E[y]^2.
 
     Takes two passes over y, but one on a GPU. If the batch is split over devices, a GPU takes two
-    passes as well, because the first row would have to be sent to all devices.
+    passes as well, because the first row would have to be sent to all devices. Bfloat16 and float16
+    are added up in float32.
     """
-    rows = y.reshape(-1, y.shape[-1])
+    rows = _at_least_float32(y).reshape(-1, y.shape[-1])
     two_passes = _in_two_passes(_mean, _mean)
     if _is_split(rows):
         on_gpu, on_tpu = two_passes, _in_two_passes(_sum_of_shares, _sum_of_shares)
@@ -49,6 +50,10 @@ def moments(y: Float[Array, "*batch units"]) -> Moments:
         rows, tpu=on_tpu, cuda=on_gpu, rocm=on_gpu, default=two_passes
     )
     return Moments(*found)
+
+
+def _at_least_float32(a: Array) -> Array:
+    return a.astype(jnp.promote_types(a.dtype, jnp.float32))
 
 
 def _in_two_passes(
@@ -193,6 +198,8 @@ def batch_normalize(
 
         dL/dy = scale / sqrt(variance + epsilon) (g - mean(g) - y_hat mean(g y_hat))
 
+    It is for reverse mode; `jax.jvp` and `jax.jacfwd` need `normalize(y, moments(y), ...)`.
+
     Args:
       y: pre-activations.
       scale: of each unit.
@@ -200,11 +207,13 @@ def batch_normalize(
       epsilon: added to the variance.
 
     Returns:
-      Of y's shape.
+      Of y's shape. Bfloat16 and float16 are computed in float32.
     """
+    dtype = jnp.result_type(y, scale, shift)
+    y, scale, shift = map(_at_least_float32, (y, scale, shift))
     # Within `jax.shard_map` the gradient of a scale that all devices share is a sum over devices:
     # JAX adds it where the scale is made to vary as y does, outside the function below.
-    return _batch_normalize(*vary_alike((y, scale, shift)), epsilon)
+    return _batch_normalize(*vary_alike((y, scale, shift)), epsilon).astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -395,3 +395,21 @@ def test_float32_stays_float32(shape):
 
     leaves = jax.tree.leaves(jax.eval_shape(everything))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrower_numbers_are_computed_in_float32_and_rounded_once(dtype):
+    inputs = [a.astype(dtype) for a in random_inputs((64, 3))]
+    y, scale, shift, g = inputs
+    exact = [np.asarray(a, np.float64) for a in inputs]
+    rounding = float(jnp.finfo(dtype).eps)
+    moments = jax.jit(lambda y: normalization.moments(y))(y)  # a program of each platform
+    assert {m.dtype for m in moments} == {jnp.dtype("float32")}
+    assert_moments(moments, exact[0])
+    output, pull = jax.vjp(lambda *a: normalization.batch_normalize(*a), y, scale, shift)
+    expected, error = value_and_error(batch_normalize_in_float64, *exact[:3], roundings=8)
+    of_float64 = (expected, *gradients_in_float64(*exact))
+    errors = (error, *errors_of_gradients(*exact))
+    for result, value, error in zip((output, *pull(g)), of_float64, errors, strict=True):
+        assert result.dtype == dtype
+        assert_within(result, value, rounding * np.abs(value) + error)
