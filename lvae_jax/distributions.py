@@ -94,8 +94,8 @@ def log_prob(p: Gaussian | Bernoulli, x: Shaped[ArrayLike, "*#shape"]) -> Float[
     """Log density, or log probability, of each unit, in nats.
 
     A Gaussian's is -1/2 (log(2 pi var) + (x - mean)^2 / var). A Bernoulli's, x l - softplus(l) with
-    l the logit, is split into x l - max(l, 0), which is exact for x of 0 or 1, and the remainder
-    -log1p(exp(-|l|)), so that it keeps its relative accuracy at any logit.
+    l the logit, is written x log sigmoid(l) + (1 - x) log sigmoid(-l), so that it keeps its
+    relative accuracy at any logit.
 
     Args:
       p: the distribution.
@@ -110,11 +110,8 @@ def log_prob(p: Gaussian | Bernoulli, x: Shaped[ArrayLike, "*#shape"]) -> Float[
     """
     if isinstance(p, Gaussian):
         return -0.5 * (jnp.log(2 * jnp.pi * p.variance) + (x - p.mean) ** 2 / p.variance)
-    logits = p.logits
-    # -|l| as min(l, -l), whose derivative at 0 is 0. The derivative of jnp.abs is 1 there, which
-    # would give x instead of x - 1/2 as the gradient at a logit of exactly 0.
-    linear = jnp.multiply(x, logits) - jnp.maximum(logits, 0.0)
-    return linear - jnp.log1p(jnp.exp(jnp.minimum(logits, -logits)))
+    x = jnp.asarray(x, jnp.result_type(x, p.logits))
+    return x * jax.nn.log_sigmoid(p.logits) + (1 - x) * jax.nn.log_sigmoid(-p.logits)
 
 
 def sum_log_prob(
@@ -150,7 +147,8 @@ def kl(q: Gaussian, p: Gaussian) -> Float[Array, "*shape"]:
 
     Args:
       q: the Gaussian that the expectation is over (the posterior).
-      p: the other one (the prior).
+      p: the other one (the prior). Variances are positive and finite, and so is their ratio in
+        float32.
 
     Returns:
       Divergences of the broadcast shape.
@@ -174,7 +172,7 @@ def precision_weighted(likelihood: Gaussian, prior: Gaussian) -> Gaussian:
 
     Args:
       likelihood: the approximate likelihood N(mu_hat, var_hat) of the deterministic upward pass.
-      prior: p(z_i | z_{i+1}).
+      prior: p(z_i | z_{i+1}). Variances are positive and finite.
 
     Returns:
       The posterior, of the broadcast shape.

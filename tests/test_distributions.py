@@ -172,11 +172,12 @@ def test_logits_and_values_of_a_sum_of_bernoulli_log_probs_broadcast_and_may_be_
     assert_close(gradient, expected, roundings=16, size=5)
 
 
-def test_the_second_derivative_of_a_sum_of_bernoulli_log_probs_is_minus_the_variance():
+@pytest.mark.parametrize(
+    "total", [distributions.sum_log_prob, lambda p, x: jnp.sum(distributions.log_prob(p, x))]
+)
+def test_the_second_derivative_of_a_sum_of_bernoulli_log_probs_is_minus_the_variance(total):
     logits = jnp.float32([-3.0, 0.0, 0.4])
-    hessian = jax.jit(
-        jax.hessian(lambda at: distributions.sum_log_prob(Bernoulli(at), jnp.ones(3)))
-    )(logits)
+    hessian = jax.jit(jax.hessian(lambda at: total(Bernoulli(at), jnp.ones(3))))(logits)
     p = special.expit(np.float64(logits))
     assert_close(hessian, -np.diag(p * (1 - p)), roundings=8, size=1)
 
