@@ -435,6 +435,8 @@ class HierarchicalVAE(nn.Module):
         condition: Condition = None,
     ) -> Terms:
         """The rest of `__call__`, given the result of `encode`."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}; give at least 1")
         noise = self._noise(self.make_rng("sample"), (num_samples, len(x)))
 
         def draw(i: int, q: Gaussian) -> Array:
@@ -541,7 +543,7 @@ class HierarchicalVAE(nn.Module):
         self,
         z_or_key: Float[Array, "samples units"] | Key[Array, ""] | UInt32[Array, " words"],
         layer: int | None = None,
-        num_samples: int = 1,
+        num_samples: int | None = None,
         condition: Condition = None,
     ) -> Float[Array, "samples data_dim"]:
         """Ancestral samples: the means of p(x | z_1).
@@ -549,8 +551,9 @@ class HierarchicalVAE(nn.Module):
         Args:
           z_or_key: values of z of `layer`; the layers below are drawn from the "sample" stream. Or
             a PRNG key, from which `num_samples` samples of all layers are drawn.
-          layer: the layer that z belongs to, 1 to L; the top one by default.
-          num_samples: how many samples to draw if a key is given.
+          layer: the layer that z belongs to, 1 to L; the top one by default. Not with a key.
+          num_samples: how many samples to draw by a key, by default 1. Not with z, each of whose
+            rows gives one.
           condition: [samples, condition_dim], for a model with a `condition_dim`.
 
         Returns:
@@ -558,12 +561,21 @@ class HierarchicalVAE(nn.Module):
           for Bernoulli observations.
 
         Raises:
-          ValueError: there is no such layer, or z or the condition does not have the model's shape.
+          ValueError: there is no such layer, z or the condition does not have the model's shape, or
+            an argument belongs to a key and z is given, or the other way round.
         """
+        is_key = _is_key(z_or_key)
+        if is_key and layer is not None:
+            raise ValueError(f"layer={layer}, but a key draws all layers; give z of that layer")
+        if not is_key and num_samples is not None:
+            raise ValueError(
+                f"num_samples={num_samples}, but each row of z gives one sample; give as many rows"
+            )
         layer = self.depth if layer is None else layer
         if not 1 <= layer <= self.depth:
             raise ValueError(f"layer={layer}; this model has layers 1 to {self.depth}")
-        if _is_key(z_or_key):
+        if is_key:
+            num_samples = 1 if num_samples is None else num_samples
             condition = self._condition_of(condition, num_samples)
             *noise, z = self._noise(z_or_key, (num_samples,))
             return self.generative.ancestral(z, self.depth, noise, condition)

@@ -59,7 +59,7 @@ def densities(model, variables, x, z, train=False):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "layer", "num_samples"))
-def generate(model, variables, z_or_key, key=None, layer=None, num_samples=1):
+def generate(model, variables, z_or_key, key=None, layer=None, num_samples=None):
     rngs = {} if key is None else {"sample": key}
     return model.apply(
         variables, z_or_key, layer=layer, num_samples=num_samples, rngs=rngs, method="generate"
@@ -1195,6 +1195,23 @@ def test_generation_refuses_what_no_layer_takes(shape, layer, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         generate(model, variables, jnp.zeros(shape, jnp.float32), jax.random.key(18), layer=layer)
     assert str(error.value) == message
+
+
+def test_generation_refuses_arguments_of_the_other_kind():
+    model, variables = linear_ladder()
+    z = jnp.zeros((2, 1), jnp.float32)
+    with pytest.raises(ValueError, match="num_samples=4, but each row of z gives one sample"):
+        generate(model, variables, z, jax.random.key(18), num_samples=4)
+    with pytest.raises(ValueError, match="layer=1, but a key draws all layers; give z of that"):
+        generate(model, variables, jax.random.key(18), layer=1)
+
+
+@pytest.mark.parametrize("num_samples", [0, -1])
+def test_fewer_than_one_sample_is_refused(num_samples):
+    model, variables = linear_ladder()
+    x = jnp.zeros((2, model.data_dim), jnp.float32)
+    with pytest.raises(ValueError, match=f"num_samples={num_samples}; give at least 1"):
+        infer(model, variables, x, jax.random.key(18), num_samples=num_samples)
 
 
 def test_generation_takes_z_as_lists_of_numbers(monkeypatch):
