@@ -65,7 +65,7 @@ def save(
     that are functions or your own objects are not stored; pass them to `load`.
 
     Args:
-      folder: where to write; an existing model is replaced.
+      folder: where to write; an existing model is replaced, once the new one is on the disk.
       model: a `LadderVAE` or a `VAE`.
       variables: the variables for evaluation, batch statistics included
         (`evaluation.reestimate_batch_stats`).
@@ -124,8 +124,12 @@ def save(
     described["sha256"] = _checksum(described, encoded)
     path = Path(folder).expanduser()
     path.mkdir(parents=True, exist_ok=True)
-    _write(path / "weights.safetensors", encoded)
-    _write(path / "model.json", (json.dumps(described, indent=2) + "\n").encode())
+    written = [
+        _write_beside(path / "weights.safetensors", encoded),
+        _write_beside(path / "model.json", (json.dumps(described, indent=2) + "\n").encode()),
+    ]
+    for temporary in written:
+        temporary.replace(temporary.with_suffix(""))
 
 
 def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE, dict[str, Any]]:
@@ -326,11 +330,11 @@ def _checksum(described: dict[str, Any], encoded: bytes) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode() + encoded).hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file completely or not at all."""
+def _write_beside(path: Path, content: bytes) -> Path:
+    """Writes what is to replace a file into another one beside it, and returns that."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
+    return temporary

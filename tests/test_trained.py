@@ -12,6 +12,7 @@ import jaxtyping
 import numpy as np
 import pytest
 from flax import linen as nn
+from full_disk import no_room_beyond
 
 from lvae_jax import VAE, LadderVAE, load, save
 from lvae_jax.trained import ModelFolderError
@@ -220,6 +221,18 @@ def test_save_replaces_a_model(saved, copied):
     save(copied, MODELS["vae"], made_up_variables(MODELS["vae"]))
     assert load(copied)[0] == MODELS["vae"]
     assert {path.name for path in copied.iterdir()} == {"model.json", "weights.safetensors"}
+
+
+def test_a_save_without_room_leaves_the_model_that_was_there(saved, copied):
+    size = max(path.stat().st_size for path in copied.iterdir())
+    larger = LadderVAE(64, (32,), ((32,),))
+    with no_room_beyond(size), pytest.raises(OSError, match="File too large"):
+        save(copied, larger, made_up_variables(larger))
+    described = MODELS["ladder"]
+    with no_room_beyond(size), pytest.raises(OSError, match="File too large"):
+        # The weights have room, model.json has not.
+        save(copied, described, made_up_variables(described), metadata={"notes": size * "a"})
+    assert load(copied)[0] == load(saved)[0]
 
 
 def test_a_save_that_was_cut_short_is_found_damaged(saved, copied, tmp_path):
