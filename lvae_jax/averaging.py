@@ -61,6 +61,10 @@ def average_parameters(decay: float) -> optax.GradientTransformationExtraArgs:
         update_scale: float | Float[Array, ""] = 1.0,
         **_: Any,
     ) -> tuple[Any, Average]:
+        if params is None:
+            raise ValueError(
+                "params=None, but they are what is averaged; give update(updates, state, params)"
+            )
         count = state.updates + 1
         weight = jnp.maximum(jnp.float32(1 - decay), 1 / count.astype(jnp.float32))
         average = jax.tree.map(

@@ -9,6 +9,7 @@ layer, in nats; tuples run from the bottom layer to the top.
 
 import dataclasses
 import functools
+import math
 import typing
 from numbers import Integral
 
@@ -154,7 +155,7 @@ def log_weights(
 
 def log_mean_exp(log_values: Float[Array, " samples *rest"]) -> Float[Array, "*rest"]:
     """The logarithm of the mean over the first axis of values given by their logarithms."""
-    return jax.nn.logsumexp(log_values, axis=0) - jnp.log(jnp.float32(log_values.shape[0]))
+    return jax.nn.logsumexp(log_values, axis=0) - math.log(log_values.shape[0])
 
 
 def importance_weighted(

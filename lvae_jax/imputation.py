@@ -389,4 +389,4 @@ def _checked(x: Array, observed: Array, filling: Array) -> tuple[Array, Array]:
             f"x has shape {x.shape}, observed {observed.shape}, filling {filling.shape}; give "
             "observed for every value of x, and filling for one image"
         )
-    return whole(observed), whole(filling)
+    return whole(observed), whole(jnp.asarray(filling, x.dtype))

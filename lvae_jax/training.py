@@ -70,7 +70,6 @@ class TrainState(NamedTuple):
         return self.params if average is None else average
 
 
-@functools.cache
 def make_optimizer(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     max_gradient_norm: float | None = None,
@@ -101,6 +100,17 @@ def make_optimizer(
       >>> [round(float(u), 3) for u in updates]  # Adam's first step follows the gradient's signs
       [-0.1, 0.1]
     """
+    return _make_optimizer(learning_rate, max_gradient_norm, max_gradient, adam_epsilon, ema_decay)
+
+
+@functools.cache
+def _make_optimizer(
+    learning_rate: optax.ScalarOrSchedule,
+    max_gradient_norm: float | None,
+    max_gradient: float | None,
+    adam_epsilon: float,
+    ema_decay: float,
+) -> Flattenable:
     chain = optax.chain(
         optax.identity()
         if max_gradient_norm is None
@@ -154,7 +164,8 @@ def fresh_state(params: Any, optimizer: optax.GradientTransformation, depth: int
       depth: L, the model's number of layers.
 
     Returns:
-      A state; it holds the given parameters, not copies.
+      A state; it holds the given parameters, not copies: copy them if you need them after
+      `train_epoch`.
     """
     # Every array is separate, so that all of them can be donated.
     return TrainState(
@@ -377,7 +388,7 @@ def train_epoch(
       model: a model.
       optimizer: any of optax; its updates are added to the parameters.
       preprocess: makes x of a batch of images, with a new key at every step.
-      state: before the epoch, or within it.
+      state: before the epoch, or within it. Its buffers are donated: use the returned one.
       images: [n, ...], as stored; they stay on the device.
       key: the root key of the run.
       beta: weight of the KL terms in this epoch.

@@ -44,6 +44,13 @@ def test_a_decay_out_of_range_is_refused(decay):
         averaging.average_parameters(decay)
 
 
+def test_an_update_without_parameters_is_refused():
+    optimizer = training.make_optimizer(ema_decay=0.5)
+    state = optimizer.init(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"give update\(updates, state, params\)"):
+        optimizer.update(jnp.ones(2), state)
+
+
 def test_an_optimiser_without_an_average_has_none_and_its_parameters_are_evaluated():
     params = {"w": jnp.ones(2)}
     state = training.fresh_state(params, training.make_optimizer(), 1)

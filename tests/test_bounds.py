@@ -310,6 +310,14 @@ def test_log_mean_exp_is_the_logarithm_of_the_mean():
     assert_close(of_zero_and_one, -np.log(2), roundings=8, size=1)
 
 
+def test_log_mean_exp_of_float64_has_its_accuracy():
+    values = np.random.default_rng(3).uniform(0.1, 5.0, 7)
+    with jax.enable_x64(True):
+        actual = bounds.log_mean_exp(jnp.asarray(np.log(values)))
+    roundings = (7 + 8) * np.finfo(np.float64).eps * np.log(10)
+    assert_within(actual, np.log(values.mean()), roundings)
+
+
 # --- The objective of training -------------------------------------------------------------------
 
 

@@ -85,7 +85,7 @@ class Dataset:
     def preprocess(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
         """The function from a key and training images to `x` [batch, data_dim].
 
-        A pure JAX function, called with a new key every epoch. Data sets that are treated alike
+        A pure JAX function, called with a new key at every step. Data sets that are treated alike
         share one object, so that a compiled program is reused.
         """
         if self.binarisation == "dynamic":
