@@ -15,6 +15,7 @@ from lvae_jax.bounds import Terms
 from lvae_jax.models import HierarchicalVAE
 
 INTERPOLATION_STEPS = 10
+LONGEST = 8  # times as long as wide
 
 
 class Draws(NamedTuple):
@@ -111,16 +112,32 @@ def as_pictures(x: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
     Args:
       x: [n, data_dim].
       image_shape: shape of the data set's images. [height, width] and [height, width, 1 or 3] are
-        drawn as they are; for other shapes all axes but the last are stacked vertically.
+        drawn as they are; for other shapes all axes but the last are stacked vertically. What is
+        more than eight times as long as wide, such as a series or a vector, is cut into parts.
 
     Returns:
       [n, height, width], or [n, height, width, 3] for colours.
     """
     if len(image_shape) == 3 and image_shape[-1] == 3:
-        return x.reshape(-1, *image_shape)
+        return _cut_into_parts(x.reshape(-1, *image_shape))
     if len(image_shape) == 3 and image_shape[-1] == 1:
         image_shape = image_shape[:-1]
-    return x.reshape(len(x), -1, image_shape[-1])
+    return _cut_into_parts(x.reshape(len(x), -1, image_shape[-1]))
+
+
+def _cut_into_parts(pictures: np.ndarray) -> np.ndarray:
+    """Equally long parts of a long picture, side by side, make one that is about square."""
+    n, height, width, *colours = pictures.shape
+    if width > height:
+        return _cut_into_parts(pictures.swapaxes(1, 2)).swapaxes(1, 2)
+    if height <= LONGEST * width:
+        return pictures
+    parts = round(math.sqrt(height / width))
+    length = math.ceil(height / parts)
+    padded = np.full((n, parts * length, width, *colours), np.nan, pictures.dtype)
+    padded[:, :height] = pictures
+    beside = np.moveaxis(padded.reshape(n, parts, length, width, *colours), 1, 2)
+    return beside.reshape(n, length, parts * width, *colours)
 
 
 def grid(pictures: np.ndarray, columns: int, low: float, high: float) -> np.ndarray:

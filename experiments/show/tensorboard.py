@@ -1,12 +1,12 @@
 """TensorBoard's files of a run, written without TensorFlow: scalars, histograms, pictures."""
 
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
@@ -71,10 +71,10 @@ class Events:
           WorkdirError: the disk is full, or cannot be written.
         """
         for file in sorted(folder.glob("*.png")):
-            with Image.open(file) as image:
-                width, height = image.size
+            encoded = file.read_bytes()
+            width, height = struct.unpack(">II", encoded[16:24])  # of the PNG's header
             picture = Summary.Image(
-                height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes()
+                height=height, width=width, colorspace=3, encoded_image_string=encoded
             )
             self._add(Summary(value=[Summary.Value(tag=file.stem, image=picture)]), epoch)
 

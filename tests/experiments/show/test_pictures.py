@@ -31,6 +31,33 @@ def test_images_are_drawn_in_their_own_shape(image_shape, drawn):
     np.testing.assert_array_equal(found.ravel(), x.ravel())
 
 
+@pytest.mark.parametrize(
+    ("image_shape", "drawn"),
+    [
+        ((8,), (1, 8)),
+        ((784,), (28, 28)),
+        ((1400, 1), (38, 37)),  # 37 parts of 38
+        ((500, 2), (32, 32)),
+        ((2, 500), (32, 32)),
+        ((3000, 2, 3), (77, 78, 3)),  # 39 parts of 77
+    ],
+)
+def test_long_pictures_are_cut_into_parts(image_shape, drawn):
+    size = int(np.prod(image_shape))
+    x = np.arange(2 * size, dtype=np.float32).reshape(2, size)
+    found = pictures.as_pictures(x, image_shape)
+    assert found.shape == (2, *drawn)
+    for one, values in zip(found, x, strict=True):
+        np.testing.assert_array_equal(np.sort(one[np.isfinite(one)]), values)
+
+
+def test_the_parts_of_a_long_picture_lie_side_by_side():
+    x = np.arange(9, dtype=np.float32)[None]
+    expected = [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+    np.testing.assert_array_equal(pictures.as_pictures(x, (9, 1)), [expected])
+    np.testing.assert_array_equal(pictures.as_pictures(x, (9,)), [np.transpose(expected)])
+
+
 def test_a_grid_lays_pictures_out_row_by_row_a_grey_pixel_apart():
     black, white = np.zeros((1, 2)), np.ones((1, 2))
     drawn = pictures.grid(np.stack([white, black, white]), columns=2, low=0.0, high=1.0)
