@@ -439,6 +439,11 @@ def _rules_of_the_model(s: Settings) -> Rules:
             "most as many, or longer --latent_sizes and --hidden_sizes",
         ),
         (
+            bool(s.validation) and not s.eval_every,
+            f"--validation={s.validation} --eval_every=0: the best of the evaluated epochs is "
+            "chosen; give --eval_every of at least 1, or --validation=0",
+        ),
+        (
             s.batch_size == 1 and s.batch_norm,
             "--batch_size=1: batch normalisation has nothing to normalise over; give at least 2, "
             "or --nobatch_norm",

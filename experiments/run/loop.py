@@ -14,7 +14,11 @@ from experiments.run.checkpointing import Checkpointing
 from experiments.run.divergence import check_finite
 from experiments.run.evaluation import measure_epoch
 from experiments.run.final import evaluate_and_report
-from experiments.run.program import TrainingProgram, compile_and_initialise
+from experiments.run.program import (
+    TrainingProgram,
+    compile_and_initialise,
+    unfinished_warm_up,
+)
 from experiments.run.record import Record
 from experiments.run.setup import (
     Experiment,
@@ -66,6 +70,8 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
         initial = {} if workdir.resumes() else continued(experiment, path)
         workdir.lock()
         report(experiment.describe())
+        if unfinished := unfinished_warm_up(settings):
+            report(unfinished)
         program, state = compile_and_initialise(experiment)
         state = state._replace(**devices.put(initial, experiment.mesh, "replica"))
         workdir.create()

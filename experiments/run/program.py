@@ -58,6 +58,18 @@ def scheduled(settings: Settings, epoch: int) -> tuple[list[float], list[float]]
     return beta, learning_rate
 
 
+def unfinished_warm_up(settings: Settings) -> str:
+    """What to say if the warm-up ends after the run; otherwise nothing."""
+    warmup_epochs = max(settings.by_replica("warmup_epochs"))
+    if warmup_epochs <= settings.epochs:
+        return ""
+    weight = float(schedules.warm_up(settings.epochs - 1, warmup_epochs))
+    return (
+        f"--epochs={settings.epochs} --warmup_epochs={warmup_epochs}: the weight of the KL terms "
+        f"ends at {weight:.2g} of --beta; for the ELBO give fewer epochs of warm-up"
+    )
+
+
 def most_nonfinite(settings: Settings) -> int:
     """How many updates may be skipped because the loss or a gradient is not finite."""
     return settings.max_nonfinite if settings.on_nonfinite == "skip" else 0

@@ -118,7 +118,7 @@ def test_a_command_gives_the_settings_again_that_it_was_made_of():
             own_top_down=True, mean_upward=True, variance_floor=1e-7, epochs=3, batch_size=17,
             learning_rate=1 / 3, schedule="staircase", mc_samples=2, iw_samples=3, gradient="dreg",
             adam_epsilon=1e-4, max_gradient_norm=4.0, max_gradient=0.9, seed=123,
-            init_from="/runs/an other", eval_every=0, validation=1000, eval_samples=10,
+            init_from="/runs/an other", eval_every=3, validation=1000, eval_samples=10,
             activation="tanh", tfds_dir="/pre pared", data_dir="/fi'les",
         ),
         config_of("mnist", mnist.DEFAULTS, free_bits=0.125),

@@ -70,6 +70,11 @@ def digits(*arguments, cwd=ROOT):
             "its standard gradient; give --free_bits=0, or --iw_samples=1 --gradient=standard",
         ),
         (
+            ["--validation=100", "--eval_every=0"],
+            "--validation=100 --eval_every=0: the best of the evaluated epochs is chosen; give "
+            "--eval_every of at least 1, or --validation=0",
+        ),
+        (
             ["--fresh_optimizer"],
             "--fresh_optimizer: there is no --init_from; give the workdir of the run to continue, "
             "or leave it out",

@@ -25,6 +25,7 @@ from experiments import cli
 from experiments.errors import NonFiniteError, SettingsError, WorkdirError
 from experiments.report import report
 from experiments.run.loop import run
+from experiments.run.program import unfinished_warm_up
 from experiments.run.setup import continued, make_experiment
 from experiments.settings import Settings
 from experiments.show.console import describe
@@ -100,6 +101,15 @@ def test_metrics_hold_a_line_an_epoch_with_beta_and_learning_rate(finished):
         assert_close(line["train_elbo"], elbo, roundings=16, size=abs(line["log_px"]) + kl)
     assert [line["epoch"] for line in lines if "test_elbo" in line] == [1, 3]
     assert [len(layer) for layer in lines[1]["kl_per_unit"]] == [3, 2]
+
+
+def test_a_warm_up_that_the_run_does_not_finish_is_said():
+    short = dataclasses.replace(SETTINGS, epochs=3, warmup_epochs=10)
+    assert unfinished_warm_up(short) == (
+        "--epochs=3 --warmup_epochs=10: the weight of the KL terms ends at 0.2 of --beta; for the "
+        "ELBO give fewer epochs of warm-up"
+    )
+    assert unfinished_warm_up(dataclasses.replace(short, epochs=10)) == ""
 
 
 def test_results_hold_what_the_run_found_and_its_settings_say(finished):
