@@ -56,8 +56,13 @@ def bound(run: Finished, settings: CertifySettings) -> np.ndarray:
 
 
 def certify(settings: CertifySettings, *workdirs: str) -> None:
-    """Prints the bounds, and writes them with a figure into the run's folder."""
+    """Prints the bounds, and writes them with a figure into the run's folder.
+
+    Raises:
+      WorkdirError: the folder holds no model of Bernoulli or Gaussian x.
+    """
     run = finished.read(settings, "certify", workdirs)
+    run.check_observation()
     with run.precision():
         lower, upper, estimate, acceptance = bound(run, settings)
     name = f"L_{settings.samples}"

@@ -50,6 +50,14 @@ class Finished(NamedTuple):
         """Within it, matrix products have the precision with which the run was evaluated."""
         return at_precision(self.matmul_precision)
 
+    def check_observation(self) -> None:
+        """Raises a WorkdirError if p(x | z_1) is not Bernoulli or Gaussian."""
+        if self.dataset.observation not in ("bernoulli", "gaussian"):
+            raise WorkdirError(
+                f"{self.path} observes x as {self.dataset.observation}; give a run whose "
+                "p(x | z_1) is Bernoulli or Gaussian"
+            )
+
     def train_x(self) -> np.ndarray:
         """x of the training images, binarised or dequantised once, as test images are."""
         return self.as_test_images(self.dataset.train_images, self.dataset.train_labels).test_x()
@@ -101,6 +109,11 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
         raise WorkdirError(
             f"the images of {dataset.name} have {dataset.data_dim} values, but the model of "
             f"{path} takes {model.data_dim}; give the data set that it was trained on with --data"
+        )
+    if isinstance(model.observation, str) and dataset.observation != model.observation:
+        raise WorkdirError(
+            f"{dataset.name} is observed as {dataset.observation}, but the model of {path} "
+            f"observes x as {model.observation}; give the data that it was trained on with --data"
         )
     precision = registry.settings_of(config).matmul_precision
     return Finished(path, model, variables, dataset, precision)

@@ -4,6 +4,7 @@ Compares with independent pixels and with the nearest training images.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import cli, finished
-from experiments.errors import SettingsError, WorkdirError
+from experiments.errors import SettingsError
 from experiments.finished import Finished, UseSettings
 from experiments.settings import TEXT, setting, whole
 from experiments.show import numbers, pictures, uses
@@ -28,6 +29,7 @@ LEAST_VARIANCE = 1e-4
 
 SHOWN = 10
 SHOWN_DRAWS = 3
+MOST_REDRAWS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +78,20 @@ def observed_entries(missing: str, shape: tuple[int, ...], images: int, seed: in
                 f"--missing={missing} is neither a fraction between 0 and 1, nor bottom, nor an "
                 ".npy file"
             )
-        gone = np.random.default_rng(seed).random((images, *shape)) < share
+        gone = _drawn(share, (images, math.prod(shape)), np.random.default_rng(seed))
     gone = gone.reshape(images, -1)
     if not np.all(gone.any(1) & ~gone.all(1)):
         raise SettingsError(f"--missing={missing} leaves an image with all or no values; change it")
     return ~gone
+
+
+def _drawn(share: float, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Values at random, drawn again for images that would have all or none."""
+    gone = rng.random(shape) < share
+    for _ in range(MOST_REDRAWS):
+        again = gone.all(1) | ~gone.any(1)
+        gone[again] = rng.random((again.sum(), shape[1])) < share
+    return gone
 
 
 def of_neighbours(
@@ -180,12 +191,8 @@ def impute(settings: ImputeSettings, *workdirs: str) -> None:
     if settings.samples % 32:
         raise SettingsError(f"--samples={settings.samples}; give a multiple of 32")
     run = finished.read(settings, "impute", workdirs)
+    run.check_observation()
     observation = run.dataset.observation
-    if observation not in ("bernoulli", "gaussian"):
-        raise WorkdirError(
-            f"{run.path} observes x as {observation}; give a run whose p(x | z_1) is Bernoulli or "
-            "Gaussian"
-        )
     train_x, x = run.train_x(), run.dataset.test_x()[: settings.images]
     observed = observed_entries(settings.missing, run.dataset.image_shape, len(x), settings.seed)
     with run.precision():

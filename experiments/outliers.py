@@ -6,6 +6,7 @@ images that are preprocessed in the same way.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from experiments.errors import SettingsError
 from experiments.finished import Finished, UseSettings
 from experiments.settings import PATH, TEXT, setting, whole
 from experiments.show import numbers, uses
-from lvae_jax import evaluation
+from lvae_jax import bounds, evaluation
 from lvae_jax.data import DataError, arrays
 from lvae_jax.data.binarisation import to_unit
 from lvae_jax.keys import image_keys
@@ -68,9 +69,22 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
     if len(images) < 2:
         raise DataError(f"{name} has one image; a standard error over images needs at least two")
     images = images[: settings.images]
-    if run.dataset.observation == "bernoulli" and run.dataset.train_images.dtype == np.float32:
-        images = np.asarray(to_unit(jnp.asarray(images)))
+    if run.dataset.observation == "bernoulli":
+        if run.dataset.train_images.dtype == np.float32:
+            images = np.asarray(to_unit(jnp.asarray(images)))
+        elif images.dtype == np.float32:
+            images = _grey(name, images)
     return run.as_test_images(images, np.full(len(images), -1, np.int32), name).test_x()
+
+
+def _grey(name: str, images: np.ndarray) -> np.ndarray:
+    """Values from 0 to 1 as the grey values of the run's images."""
+    if images.min() < 0 or images.max() > 1:
+        raise DataError(
+            f"{name} has values from {images.min():g} to {images.max():g}; give grey values in "
+            "uint8, or values from 0 to 1"
+        )
+    return np.rint(255 * images).astype(np.uint8)
 
 
 def scores(
@@ -93,6 +107,10 @@ def scores(
         )
         found.setdefault("ELBO", np.asarray(result.elbo))
         found[f"L - L^>{k}"] = np.asarray(result.ratio)
+    if model.depth == 1:
+        rngs = {"sample": key}
+        terms: Any = model.apply(variables, jnp.asarray(x), settings.elbo_samples, rngs=rngs)
+        found["ELBO"] = np.asarray(bounds.elbo(terms))
     return found
 
 
@@ -155,7 +173,7 @@ def outliers(settings: OutlierSettings, *workdirs: str) -> None:
             _unusual(score, inside[score]), _unusual(score, outside[score]), rng
         )
         means = [finished.mean_and_error(of[score]) for of in (inside, outside)]
-        by_score[score] = {**found, names[0]: means[0], "other": means[1]}
+        by_score[score] = {**found, "nats": dict(zip(("inside", "outside"), means, strict=True))}
         rows.append([score, *(uses.with_error(n, 3) for n in found.values())])
         rows[-1] += [uses.with_error(n) for n in means]
     header = ["score", "AUROC", "AUPRC", "FPR at 80 % TPR", *(f"{name}, nats" for name in names)]

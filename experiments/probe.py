@@ -161,7 +161,10 @@ def probe(settings: ProbeSettings, *workdirs: str) -> None:
     rows = slice(settings.subset or None)
     labels = (run.dataset.train_labels[rows], run.dataset.test_labels)
     if len(np.unique(run.dataset.train_labels)) < 2:
-        raise WorkdirError(f"{run.dataset.name} has no labels to probe; give --data with labels")
+        raise WorkdirError(
+            f"{run.dataset.name} has no labels to probe; give a classifier of your own the latents "
+            "of lvae_jax.latents.encode"
+        )
     if len(np.unique(labels[0])) < 2:
         raise SettingsError(
             f"--subset={settings.subset}: the first training images are all of one class; give "

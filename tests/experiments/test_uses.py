@@ -1,5 +1,6 @@
 """The commands on a trained model, on the digits, and their numbers against other computations."""
 
+import dataclasses
 import json
 import os
 import re
@@ -94,6 +95,14 @@ def test_what_cannot_be_read_is_one_line(settings, workdirs, message, folder):
     paths = [str(folder) if path == "FOLDER" else path for path in workdirs]
     with pytest.raises((SettingsError, WorkdirError), match=message):
         finished.read(finished.UseSettings(**settings), "probe", paths)
+
+
+def test_data_that_are_observed_otherwise_are_refused(tmp_path):
+    model = LadderVAE(64, (2,), (3,), batch_norm=False, observation="gaussian")
+    lvae_jax.save(tmp_path, model, {"params": random_params(model)})
+    message = "digits is observed as bernoulli, but the model of .* observes x as gaussian; give"
+    with pytest.raises(WorkdirError, match=message):
+        finished.read(finished.UseSettings(data="digits"), "impute", [str(tmp_path)])
 
 
 def test_data_of_another_size_are_refused(tmp_path):
@@ -310,8 +319,8 @@ def test_outliers_compares_the_scores_of_both_sets(folder, tmp_path, capsys):
         )
         score["ELBO"][name] = np.float64(ratio.elbo)
     for name, of in score.items():
-        for images in sets:
-            assert_states(found["scores"][name][images], of[images])
+        for images, place in (("digits", "inside"), ("other", "outside")):
+            assert_states(found["scores"][name]["nats"][place], of[images])
         auroc = np.mean(of["other"][:, None] < of["digits"])
         stated = found["scores"][name]["auroc"]["mean"]
         assert_close(stated, auroc, np.sqrt(60), epsilon=EPSILON_64)
@@ -350,7 +359,49 @@ def test_other_images_are_the_first_of_a_file_in_its_order(folder, tmp_path, mon
         outliers.other_images(run, outliers.OutlierSettings(against="~/both.npz"))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, bool])
+def test_other_images_from_0_to_1_are_grey_values_where_the_runs_are(dtype, tmp_path):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False)
+    lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
+    np.save(tmp_path / "grey.npy", np.arange(120, 160, dtype=np.uint8).reshape(10, 4))
+    own = finished.UseSettings(data="arrays", train=str(tmp_path / "grey.npy"))
+    run = finished.read(own, "outliers", [str(tmp_path / "model")])
+    images = np.random.default_rng(0).integers(0, 2, (20, 4)).astype(dtype)
+    np.save(tmp_path / "ones.npy", images)
+    settings = outliers.OutlierSettings(against=str(tmp_path / "ones.npy"))
+    np.testing.assert_array_equal(outliers.other_images(run, settings), np.float32(images))
+    np.save(tmp_path / "ones.npy", 17 * np.float32(images))
+    with pytest.raises(DataError, match="values from 0 to 17; give grey values in uint8, or val"):
+        outliers.other_images(run, settings)
+
+
+def test_a_model_of_one_layer_has_its_elbo_as_a_score(tmp_path):
+    model = LadderVAE(64, (3,), (6,), batch_norm=False)
+    variables = {"params": random_params(model, scale=0.3)}
+    lvae_jax.save(tmp_path, model, variables)
+    run = finished.read(finished.UseSettings(data="digits"), "outliers", [str(tmp_path)])
+    x = run.dataset.test_x()[:20]
+    settings = outliers.OutlierSettings(samples=2, elbo_samples=2000)
+    found = outliers.scores(run, x, settings, "digits")
+    assert list(found) == ["L_2", "ELBO"]
+    drawn = evaluation.elbo(
+        model, variables, lambda key, x: x, jnp.asarray(x), jax.random.key(1), num_samples=2000
+    )
+    # Two means over 2,000 samples of every image, of which one has less than 10 nats of noise.
+    error = threshold() * 10 * np.sqrt(2 / (2000 * len(x)))
+    assert abs(found["ELBO"].mean() - drawn.elbo) < error
+
+
 # impute
+
+
+def test_images_with_all_or_no_values_are_drawn_again():
+    observed = impute.observed_entries("0.5", (2,), 500, 0)
+    assert set(observed.sum(1)) == {1}
+    share = observed[:, 0].mean()
+    assert abs(share - 0.5) < threshold() * np.sqrt(0.25 / 500)
+    with pytest.raises(SettingsError, match="leaves an image with all or no values"):
+        impute.observed_entries("0.5", (1,), 5, 0)
 
 
 def test_masks_are_as_asked():
@@ -466,6 +517,19 @@ def test_impute_compares_three_ways(folder, capsys):
 
 
 # certify
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [(certify.certify, certify.CertifySettings()), (impute.impute, impute.ImputeSettings())],
+)
+def test_what_has_no_density_of_single_values_is_refused(command, settings, tmp_path):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False, observation="discretized_logistic")
+    lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
+    np.save(tmp_path / "x.npy", np.arange(40, dtype=np.uint8).reshape(10, 4))
+    settings = dataclasses.replace(settings, data="arrays", train=str(tmp_path / "x.npy"))
+    with pytest.raises(WorkdirError, match="observes x as discretized_logistic; give a run whose"):
+        command(settings, str(tmp_path / "model"))
 
 
 def test_certify_states_both_bounds(folder, capsys):
