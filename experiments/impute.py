@@ -90,6 +90,8 @@ def _drawn(share: float, shape: tuple[int, int], rng: np.random.Generator) -> np
     gone = rng.random(shape) < share
     for _ in range(MOST_REDRAWS):
         again = gone.all(1) | ~gone.any(1)
+        if not again.any():
+            break
         gone[again] = rng.random((again.sum(), shape[1])) < share
     return gone
 

@@ -14,11 +14,7 @@ from experiments.run.checkpointing import Checkpointing
 from experiments.run.divergence import check_finite
 from experiments.run.evaluation import measure_epoch
 from experiments.run.final import evaluate_and_report
-from experiments.run.program import (
-    TrainingProgram,
-    compile_and_initialise,
-    unfinished_warm_up,
-)
+from experiments.run.program import TrainingProgram, compile_and_initialise, unfinished_warm_up
 from experiments.run.record import Record
 from experiments.run.setup import (
     Experiment,
