@@ -280,7 +280,7 @@ def _epochs(folders: Mapping[str, Path]) -> dict[str, list[EpochRecord]]:
 
 def _by_depth(
     found: Sequence[tuple[PlannedRun, RunResults]],
-) -> tuple[dict[str, dict[str, dict[int, float]]], Mapping[str, Mapping[str, float]]]:
+) -> tuple[dict[str, dict[str, dict[int, list[float]]]], Mapping[str, Mapping[str, float]]]:
     """Figure 3: the curves of its panels, and on MNIST the numbers of the paper's text."""
     samples = found[0][0].settings.eval_samples
     panels = {
@@ -288,11 +288,11 @@ def _by_depth(
         "test_elbo": "test, $L_1$",
         "test_log_likelihood": f"test, $L_{{{samples}}}$",
     }
-    curves: dict[str, dict[str, dict[int, float]]] = {title: {} for title in panels.values()}
+    curves: dict[str, dict[str, dict[int, list[float]]]] = {title: {} for title in panels.values()}
     for planned, results in found:
         for name, title in panels.items():
             curve = curves[title].setdefault(planned.variant, {})
-            curve[planned.settings.depth] = results.mean(name)
+            curve[planned.settings.depth] = results.each(name)
     if found[0][1].dataset != "mnist":
         return curves, {}
     own = _own_settings(found)

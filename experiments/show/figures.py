@@ -31,6 +31,9 @@ MARKERS = "osD^vPX*<>"
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "**")
 """There is one more than the colours, so that bars of the same colour differ."""
 
+ERROR_BARS: Any = {"elinewidth": 1.0, "capsize": 2.0}
+"""The style of the bars of a standard deviation over replicas."""
+
 THIN: Any = {"linewidth": 0.7, "alpha": 0.45, "zorder": 1.5}
 """The style of each replica's curve, drawn beneath their mean."""
 
@@ -242,7 +245,7 @@ def kl_per_layer(runs: Mapping[str, Replicated]) -> Figure:
                 layers,
                 width,
                 yerr=kl.std(axis=0, ddof=1) if len(kl) > 1 else None,
-                error_kw={"elinewidth": 1.0, "capsize": 2.0},
+                error_kw=ERROR_BARS,
                 label=_label(name),
                 color=COLOURS[i % len(COLOURS)],
                 hatch=HATCHES[i % len(HATCHES)],
@@ -352,13 +355,14 @@ def labelled_rows(picture: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def by_depth(
-    values: Mapping[str, Mapping[str, Mapping[int, float]]],
+    values: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]],
     references: Mapping[str, Mapping[str, float]],
 ) -> Figure:
     """Log-likelihoods against the number of layers, after the paper's Figure 3.
 
     Args:
-      values: in nats, by panel, model and depth. Models without values are left out.
+      values: those of each replica, in nats, by panel, model and depth. The mean is drawn, and for
+        several replicas the standard deviation as a bar. Models without values are left out.
       references: values of horizontal lines, by panel and name.
 
     Returns:
@@ -370,14 +374,18 @@ def by_depth(
         panels = figure.subplots(1, len(values), squeeze=False)[0]
         for panel, (name, curves) in zip(panels, values.items(), strict=True):
             for i, model in enumerate(models):
-                points = sorted(curves.get(model, {}).items())
-                if points:
-                    panel.plot(
-                        *np.array(points, float).T,
-                        color=COLOURS[i % len(COLOURS)],
-                        marker=MARKERS[i % len(MARKERS)],
-                        label=model,
-                    )
+                depths = sorted(curves.get(model, {}))
+                if depths:
+                    # [depths, replicas]
+                    by_replica = np.array([curves[model][depth] for depth in depths], float)
+                    mean, colour = by_replica.mean(axis=1), COLOURS[i % len(COLOURS)]
+                    marker = MARKERS[i % len(MARKERS)]
+                    panel.plot(depths, mean, color=colour, marker=marker, label=model)
+                    if by_replica.shape[1] > 1:
+                        deviation = by_replica.std(axis=1, ddof=1)
+                        panel.errorbar(
+                            depths, mean, deviation, fmt="none", color=colour, **ERROR_BARS
+                        )
             for dashes, (label, value) in zip(
                 (":", "-."), references.get(name, {}).items(), strict=False
             ):

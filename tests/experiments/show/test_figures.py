@@ -478,7 +478,7 @@ def test_the_same_figure_is_the_same_file(tmp_path):
 
 
 def test_log_likelihoods_by_depth_are_drawn_by_model_beside_the_reference():
-    values = {"mnist": {"VAE": {2: -90.0, 1: -95.0}, "LVAE": {2: -85.0}, "none": {}}}
+    values = {"mnist": {"VAE": {2: [-90.0], 1: [-95.0]}, "LVAE": {2: [-85.0]}, "none": {}}}
     figure = figures.by_depth(values, {"mnist": {"the paper's": -82.12, "its VAE": -82.74}})
     assert np.ptp(pixels(figure)) > 0
     (panel,) = figure.axes
@@ -490,6 +490,20 @@ def test_log_likelihoods_by_depth_are_drawn_by_model_beside_the_reference():
     assert legend_texts(figure) == ["VAE", "LVAE", "the paper's", "its VAE"]
     assert len({(line.get_marker(), line.get_linestyle()) for line in panel.lines}) == 4
     assert panel.get_ylabel() == "nats"
+
+
+def test_log_likelihoods_of_replicas_are_drawn_as_mean_and_standard_deviation():
+    values = {"mnist": {"VAE": {1: [-90.0, -92.0], 3: [-80.0, -86.0]}}}
+    figure = figures.by_depth(values, {})
+    (panel,) = figure.axes
+    np.testing.assert_array_equal(panel.lines[0].get_xydata(), [[1, -91.0], [3, -83.0]])
+    (bars,) = panel.collections
+    # The deviation of two numbers is their distance divided by sqrt(2).
+    for bar, mean, deviation in zip(
+        bars.get_segments(), [-91, -83], [2**0.5, 18**0.5], strict=True
+    ):
+        np.testing.assert_allclose(bar[:, 1], [mean - deviation, mean + deviation])
+    assert legend_texts(figure) == ["VAE"]
 
 
 def test_kl_by_layer_is_that_of_the_results_else_of_the_last_evaluation_else_of_the_last_epoch():
