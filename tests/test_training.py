@@ -691,6 +691,7 @@ def train_epoch(
     preprocess=binarisation.binarise,
     steps=None,
     max_nonfinite=0,
+    batches=None,
     **options,
 ):
     """Three steps of 4 of the 14 images."""
@@ -707,6 +708,7 @@ def train_epoch(
         batch_size=4,
         steps=steps,
         objective=Objective(**options),
+        batches=batches,
     )
 
 
@@ -810,6 +812,26 @@ def test_an_epoch_in_parts_is_a_whole_one_bit_for_bit():
         assert_trees_equal(parts, whole)
 
 
+def test_an_epoch_ends_with_its_last_step_however_many_are_asked_for():
+    whole, parts = start(), start()
+    for epoch in range(2):
+        whole, expected = train_epoch(whole)
+        parts, _ = train_epoch(parts, steps=2)
+        parts, metrics = train_epoch(parts, steps=2 + epoch)
+        assert_trees_equal(metrics, expected)
+        assert_trees_equal(parts, whole)
+    parts, _ = train_epoch(train_epoch(start(), steps=1)[0])
+    assert_trees_equal(parts, train_epoch(start())[0])
+
+
+def test_the_batches_of_an_epoch_can_be_computed_before_it():
+    state, expected = train_epoch(start(), steps=1)[0], train_epoch(start())
+    batches = training.epoch_batches(ROOT, state.step, len(IMAGES), 4)[1]
+    assert_trees_equal(train_epoch(state, batches=batches), expected)
+    with pytest.raises(ValueError, match=r"batches of shape \(2, 4\); give .*, \(3, 4\)"):
+        train_epoch(start(), batches=batches[:2])
+
+
 # Numbers that are not finite
 
 
@@ -836,7 +858,7 @@ def test_a_number_of_steps_that_an_epoch_does_not_have_is_refused(steps):
 )
 def test_replicas_of_different_numbers_are_refused(keys, betas, scales, named):
     state = training.init_state(MODEL, ADAM, jax.random.split(ROOT, 3))
-    with pytest.raises(ValueError, match=f"update_scale have {named} replicas; give each as many"):
+    with pytest.raises(ValueError, match=f"and batches have {named} replicas; give each as many"):
         training.train_replicas(
             MODEL,
             ADAM,

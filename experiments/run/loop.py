@@ -114,21 +114,22 @@ def train(
       Interrupted: a signal stopped the run; its state is saved.
     """
     settings, per_epoch = experiment.settings, experiment.steps_per_epoch
-    epoch, first_step = step // per_epoch, step + program.steps
+    epoch, first_step = step // per_epoch, step
     if step:
         steps = f" and {step % per_epoch} steps" if step % per_epoch else ""
         report(f"resuming after epoch {epoch}{steps}")
     chosen = validation.restore(experiment, workdir, state)
     progress = Progress("epoch", settings.epochs, epoch, shown=processes.is_first())
     with Record(workdir, workdir.truncate_metrics(epoch), progress) as record:
-        epoch_started = time.monotonic()
+        epoch_started, batches = time.monotonic(), program.batches(state)
         while epoch < settings.epochs:
-            state, metrics = program.take_steps(state, epoch)
-            step, score = step + program.steps, None
+            state, metrics = program.take_steps(state, batches, epoch)
+            taken = min(program.steps, (epoch + 1) * per_epoch - step)
+            step, score = step + taken, None
             check_finite(experiment, workdir, state, epoch)
-            if step == first_step:
+            if step == first_step + taken:
                 report(
-                    f"the first {program.steps} step{'s' * (program.steps != 1)} took until "
+                    f"the first {taken} step{'s' * (taken != 1)} took until "
                     f"{time.monotonic() - started:.1f} s after this start, compilation included"
                 )
             if step % per_epoch == 0:
@@ -139,8 +140,8 @@ def train(
                     experiment, workdir, chosen, state, record.epochs, measured
                 )
                 record.add(measured)
-                held_out = measured.mean("validation_elbo")
-                score = measured.mean("train_elbo") if held_out is None else held_out
+                score = measured.mean("validation_elbo" if settings.validation else "train_elbo")
+                batches = program.batches(state)
             checkpointing.after(state, step, score)
     return chosen or validation.last(experiment, state.evaluated, settings.epochs), record.epochs
 

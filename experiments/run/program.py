@@ -1,6 +1,7 @@
 """The training program: several steps of an epoch, for all replicas, in one compiled call."""
 
 import functools
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -28,17 +29,19 @@ from lvae_jax.training import Metrics, Preprocess, TrainState
 
 CALL_FLOP = {"cpu": 1e11, "gpu": 5e12, "tpu": 5e12}
 """Operations per call of the training program, about a second's work. After every call the run
-checks for signals and due checkpoints. A longer epoch is split into equal parts."""
+checks for signals and due checkpoints. A longer epoch is split into parts."""
 
 
 class TrainingProgram(NamedTuple):
     """See `training_program`."""
 
-    take_steps: Callable[[TrainState, int], tuple[TrainState, Metrics]]
-    """A function of a state, which is donated, and its epoch. Returns the state after `steps` more
-    steps, and the epoch's metrics so far."""
+    batches: Callable[[TrainState], jax.Array]
+    """[replicas, steps, batch]: the rows of every batch of the epoch in which a state is."""
+    take_steps: Callable[[TrainState, jax.Array, int], tuple[TrainState, Metrics]]
+    """A function of a state, which is donated, the batches of its epoch, and the epoch. Returns the
+    state after `steps` more steps, or at the end of the epoch, and the epoch's metrics so far."""
     steps: int
-    """Steps per call."""
+    """Steps per call. The last call of an epoch may take fewer."""
     memory: int
     """Bytes that it needs on a device in addition to its arguments."""
 
@@ -97,7 +100,7 @@ def training_program(experiment: Experiment) -> TrainingProgram:
       The program. It is compiled ahead of time, so arguments of other shapes are an error.
     """
     settings, mesh = experiment.settings, experiment.mesh
-    program, steps = _training_program(
+    batches, program, steps = _training_program(
         experiment.model,
         experiment.optimizer,
         experiment.preprocess,
@@ -109,17 +112,27 @@ def training_program(experiment: Experiment) -> TrainingProgram:
         objective=objective_of(settings),
     )
 
-    def take_steps(state: TrainState, epoch: int) -> tuple[TrainState, Metrics]:
+    def take_steps(state: TrainState, batches: jax.Array, epoch: int) -> tuple[TrainState, Metrics]:
         numbers = tuple(np.asarray(values, np.float32) for values in scheduled(settings, epoch))
         beta, learning_rate = devices.put(numbers, mesh, "replica")
         most = np.int32(most_nonfinite(settings))
         return jax.block_until_ready(
-            program(state, experiment.train_images, experiment.keys, beta, learning_rate, most)
+            program(
+                state,
+                experiment.train_images,
+                experiment.keys,
+                beta,
+                learning_rate,
+                most,
+                batches=batches,
+            )
         )
 
     compiled = isinstance(program, jax.stages.Compiled)  # not under JAX_DISABLE_JIT
     needed = memory.size_of_program(program) if compiled else 0
-    return TrainingProgram(take_steps, steps, needed)
+    return TrainingProgram(
+        lambda state: batches(experiment.keys, state.step)[1], take_steps, steps, needed
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -134,11 +147,16 @@ def _training_program(
     *,
     batch_size: int,
     objective: Objective,
-) -> tuple[Any, int]:
+) -> tuple[Any, Any, int]:
     like = state_shapes(model, optimizer, keys)
     weights = sum(leaf.size for leaf in jax.tree.leaves(like.params))
     multiplications = weights * batch_size * objective.num_samples / mesh.size
-    steps = steps_per_call(images.shape[0] // batch_size, multiplications)
+    per_epoch = images.shape[0] // batch_size
+    steps = steps_per_call(per_epoch, multiplications)
+
+    shuffle = jax.vmap(
+        functools.partial(training.epoch_batches, images=images.shape[0], batch_size=batch_size)
+    )
     train = functools.partial(
         training.train_replicas,
         model,
@@ -149,13 +167,18 @@ def _training_program(
         objective=objective,
     )
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        return train, steps
+        return shuffle, train, steps
     # Set the contexts here: they belong to a thread, and this may not be the run's.
     with jax.set_mesh(mesh), at_precision(matmul_precision):
+        batches = jax.jit(shuffle, out_shardings=keys.sharding)
         options = compilation.compiler_options("loop")
         jitted = jax.jit(train, donate_argnums=0, compiler_options=options)
         scalar = jax.ShapeDtypeStruct(keys.shape, np.float32, sharding=keys.sharding)
-        return jitted.lower(like, images, keys, scalar, scalar, np.int32(0)).compile(), steps
+        rows = jax.ShapeDtypeStruct(
+            (*keys.shape, per_epoch, batch_size), np.int32, sharding=keys.sharding
+        )
+        lowered = jitted.lower(like, images, keys, scalar, scalar, np.int32(0), batches=rows)
+        return batches, lowered.compile(), steps
 
 
 def steps_per_call(steps_per_epoch: int, multiplications: float) -> int:
@@ -166,9 +189,9 @@ def steps_per_call(steps_per_epoch: int, multiplications: float) -> int:
       multiplications: of weights by activations, in a step's forward pass on one device.
 
     Returns:
-      The largest divisor of `steps_per_epoch` whose arithmetic is within `CALL_FLOP`, or 1.
+      At most as many as `CALL_FLOP` allows, and at least 1; an epoch has no fewer calls for it.
     """
     # A multiplication and an addition each, once forward and twice backward.
-    most = CALL_FLOP[jax.default_backend()] / (6 * multiplications)
-    divisors = (n for n in range(1, steps_per_epoch + 1) if steps_per_epoch % n == 0)
-    return max((n for n in divisors if n <= most), default=1)
+    most = max(1, int(CALL_FLOP[jax.default_backend()] / (6 * multiplications)))
+    calls = math.ceil(steps_per_epoch / most)
+    return math.ceil(steps_per_epoch / calls)

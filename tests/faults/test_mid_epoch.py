@@ -52,6 +52,44 @@ def files_of(workdir: Path) -> tuple:
     return arrays, [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
 
 
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "most", "expected"),
+    [(234, 35, 34), (233, 35, 34), (7, 35, 7), (36, 35, 18), (5, 0.3, 1), (10, 3.9, 3)],
+)
+def test_an_epoch_is_split_into_as_few_calls_as_possible_of_similar_length(
+    steps_per_epoch, most, expected, monkeypatch
+):
+    monkeypatch.setitem(program.CALL_FLOP, "cpu", 6.0 * 100 * most)
+    assert program.steps_per_call(steps_per_epoch, 100) == expected
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_run_resumed_with_longer_calls_equals_one_that_was_not_stopped(
+    tmp_path, monkeypatch, capsys
+):
+    run_lib.run(settings_of(tmp_path / "whole", 1), stripes())
+
+    class Received(Interruption):
+        def __init__(self):
+            super().__init__()
+            self.received = signal.SIGTERM
+
+    with monkeypatch.context() as patch:
+        patch.setitem(program.CALL_FLOP, "cpu", 0.0)  # one step per call
+        patch.setattr(run_lib, "Interruption", Received)
+        program._training_program.cache_clear()
+        with pytest.raises(Interrupted):
+            run_lib.run(settings_of(tmp_path / "stopped", 1), stripes())
+    assert "the first 1 step took" in capsys.readouterr().err
+    program._training_program.cache_clear()
+    # A call of all three steps begins after the first, and ends with the epoch.
+    run_lib.run(settings_of(tmp_path / "stopped", 1), stripes())
+    said = capsys.readouterr().err
+    assert "resuming after epoch 0 and 1 steps" in said
+    assert "the first 2 steps took" in said
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+
+
 @pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_stopped_after_every_single_step_equals_one_that_was_not(
