@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from experiments.published import VARIANTS
 from experiments.results import USED_KL, RunResults
 
@@ -104,22 +106,25 @@ def _tighter_bound(models: Models, depth: int) -> Claim:
     return "The LVAE's bound is tighter.", gaps[0] < gaps[1], numbers
 
 
-def _used(models: Models, depth: int, name: str) -> tuple[int, ...]:
-    return models[name, depth].used_units()[0]
+def _used(models: Models, depth: int, name: str) -> list[float]:
+    """The number of units in use in each layer, the mean over the replicas."""
+    return [float(units) for units in np.mean(models[name, depth].used_units(), axis=0)]
 
 
 def _ladder_uses_most_units(models: Models, depth: int) -> Claim:
     used = {name: _used(models, depth, name) for name in VARIANTS}
     most = [max(units) for units in zip(*used.values(), strict=True)]
-    numbers = "; ".join(f"{name} {', '.join(map(str, units))}" for name, units in used.items())
+    numbers = "; ".join(
+        f"{name} {', '.join(f'{count:g}' for count in units)}" for name, units in used.items()
+    )
     claim = "The LVAE activates the highest number of units in each layer."
-    return claim, list(used["LVAE+BN+WU"]) == most, f"units with KL > {USED_KL} are {numbers}"
+    return claim, used["LVAE+BN+WU"] == most, f"units with KL > {USED_KL} are {numbers}"
 
 
 def _ladder_uses_high_layers(models: Models, depth: int) -> Claim:
     shares = {}
     for name in VARIANTS:
-        layers = models[name, depth].kl_by_layer()[0]
+        layers = np.mean(models[name, depth].kl_by_layer(), axis=0)
         shares[name] = sum(layers[len(layers) // 2 :]) / sum(layers)
     best = max(shares, key=lambda name: shares[name])
     numbers = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
@@ -128,8 +133,11 @@ def _ladder_uses_high_layers(models: Models, depth: int) -> Claim:
 
 
 def _layers_in_use(models: Models, depth: int) -> Claim:
-    used = {name: sum(units > 0 for units in _used(models, depth, name)) for name in VARIANTS}
-    numbers = ", ".join(f"{name} {layers}" for name, layers in used.items())
+    used = {}
+    for name in VARIANTS:
+        layers = np.array(models[name, depth].used_units()) > 0  # [replicas, layers]
+        used[name] = float(layers.sum(axis=1).mean())
+    numbers = ", ".join(f"{name} {layers:g}" for name, layers in used.items())
     claim = "The vanilla VAE uses two layers, batch norm and warm-up one more each, the LVAE all."
     holds = list(used.values()) == [min(n, depth) for n in (2, 3, 4, depth)]
     return claim, holds, f"layers with a unit of KL > {USED_KL}: {numbers}"

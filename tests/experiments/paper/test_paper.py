@@ -21,6 +21,7 @@ from experiments.paper import __main__ as paper
 from experiments.paper import claims, tables
 from experiments.paper import plan as paper_plan
 from experiments.paper.plan import PaperSettings, plan, planned_runs
+from experiments.published import VARIANTS
 from experiments.run import loop
 from experiments.run.setup import make_config
 from experiments.show import drawing, page
@@ -312,6 +313,24 @@ def test_layers_in_use_and_their_share_of_the_kl_are_counted():
     assert "It does not hold here" in sentence
     del models["VAE", 5]
     assert claims.of("figure6", models, 5) == claims.of("figure6", {}, 5) == []
+
+
+def test_claims_are_about_the_mean_of_the_replicas():
+    high, low = [[0.5], [1.5]], [[2.0], [0.001]]
+    models = {
+        (name, 2): records.run_results(
+            records.replica_results(kl_per_unit=high), records.replica_results(kl_per_unit=other)
+        )
+        for name, other in zip(VARIANTS, (high, high, high, low), strict=True)
+    }
+    (sentence,) = claims.of("figure5", models, 2)
+    # (1.5 + 0.001) / (0.5 + 1.5 + 2.0 + 0.001)
+    assert "It does not hold here" in sentence
+    assert "VAE+BN+WU 75%, LVAE+BN+WU 38% of the KL" in sentence
+    (sentence,) = claims.of("figure4", models, 2)
+    assert "VAE+BN+WU 1, 1; LVAE+BN+WU 1, 0.5" in sentence
+    (sentence,) = claims.of("figure6", models, 2)
+    assert sentence.endswith("VAE+BN+WU 2, LVAE+BN+WU 1.5.")
 
 
 def test_results_csv_holds_a_row_a_run_with_what_its_results_say(tiny):
