@@ -49,18 +49,20 @@ def experiment(name: str) -> Experiment:
 
 
 def settings_of(config: Mapping[str, Any], **changed: Any) -> Settings:
-    """The settings in a config.json, with some of them changed."""
-    kind: Any = type(experiment(config["experiment"]).defaults)
+    """The settings in a config.json, with some of them changed.
+
+    Another version may have had other settings: unknown ones are ignored, missing ones get the
+    experiment's defaults.
+    """
+    defaults = experiment(config["experiment"]).defaults
     values = config["settings"] | config.get("other_settings", {}) | changed
-    # Another version may have had other settings.
-    known = {field.name for field in dataclasses.fields(kind)}
-    return kind(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-            if name in known
-        }
-    )
+    known: dict[str, Any] = {
+        field.name: tuple(value) if isinstance(value, list) else value
+        for field in dataclasses.fields(defaults)
+        if field.name in values
+        for value in [values[field.name]]
+    }
+    return dataclasses.replace(defaults, **known)
 
 
 @dataclasses.dataclass(frozen=True)

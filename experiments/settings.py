@@ -324,9 +324,9 @@ def _json_value(value: Any, kind: Kind) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(stored: dict[str, Any], defaults: Settings) -> dict[str, Any]:
     """The settings in a config.json, with those added since its version: it used their defaults."""
-    return Settings().changing_results() | stored
+    return defaults.changing_results() | stored
 
 
 class Command(NamedTuple):

@@ -213,7 +213,8 @@ def results_of(planned: PlannedRun) -> RunResults | None:
     """
     from experiments.store.workdir import results_with
 
-    return results_with(Path(planned.settings.workdir), planned.settings)
+    path, defaults = Path(planned.settings.workdir), planned.command.defaults
+    return results_with(path, planned.settings, defaults)
 
 
 def show_plan(paper: PaperSettings, runs: Sequence[PlannedRun]) -> None:

@@ -53,7 +53,8 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
     devices.find_devices()
     path = Path(settings.workdir or f"runs/{dataset.name}-{settings.model}{settings.depth}")
     config = make_config(settings, dataset, command)
-    workdir = Workdir(path, config, overwrite=settings.overwrite)
+    defaults = command.defaults if command else type(settings)()
+    workdir = Workdir(path, config, settings.overwrite, defaults)
     if (found := workdir.results()) is not None:
         say(f"{path} is finished.", console.describe(found, config))
         return

@@ -282,31 +282,33 @@ def _with_replicas(like: Any, replicas: int) -> Any:
     )
 
 
+_OF_THE_MODEL = (
+    "model",
+    "latent_sizes",
+    "hidden_sizes",
+    "activation",
+    "batch_norm",
+    "batch_norm_epsilon",
+    "own_top_down",
+    "wide_generative",
+    "mean_upward",
+    "variance_floor",
+)
+"""The settings that decide what a model computes from its parameters."""
+
+
 def _refuse_another_model(experiment: Experiment, params: Any, config: dict[str, Any]) -> None:
-    settings = experiment.settings
-
-    def shapes(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.shape[1:], tree)
-
-    if shapes(params) == shapes(state_like(experiment).params):
-        return
-    was, now = with_defaults(config["settings"]), settings.changing_results()
-    names = (
-        "model",
-        "latent_sizes",
-        "hidden_sizes",
-        "batch_norm",
-        "own_top_down",
-        "wide_generative",
-        "mean_upward",
-    )
-    differences = [f"{n} {was[n]} there, {now[n]} here" for n in names if was[n] != now[n]]
-    if config["dataset"] != experiment.dataset.name:
+    settings, like = experiment.settings, state_like(experiment).params
+    there, here = (jax.tree.map(lambda leaf: leaf.shape[1:], tree) for tree in (params, like))
+    was, now = with_defaults(config["settings"], Settings()), settings.changing_results()
+    differences = [f"{n} {was[n]} there, {now[n]} here" for n in _OF_THE_MODEL if was[n] != now[n]]
+    if there != here and config["dataset"] != experiment.dataset.name:
         differences.append(f"trained on {config['dataset']}, not on {experiment.dataset.name}")
-    raise SettingsError(
-        f"--init_from={settings.init_from}: its model differs "
-        f"({'; '.join(differences)}); give the same model settings"
-    )
+    if differences or there != here:
+        raise SettingsError(
+            f"--init_from={settings.init_from}: its model differs "
+            f"({'; '.join(differences)}); give the same model settings"
+        )
 
 
 def make_config(settings: Settings, dataset: Dataset, command: Command | None) -> dict[str, Any]:

@@ -55,19 +55,27 @@ class Workdir:
     together. Process 0 writes.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], overwrite: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        overwrite: bool = False,
+        defaults: Settings | None = None,
+    ):
         """Checks that the folder, if it exists, belongs to this run.
 
         Args:
           path: the folder.
           config: the content of config.json, with the run's "dataset" and "settings".
           overwrite: whether `create` removes a run that the folder holds, whatever its settings.
+          defaults: those of the experiment, for settings that a run of an older version lacks;
+            None: `Settings`' own.
 
         Raises:
           WorkdirError: the folder belongs to another run, or holds files of something else.
         """
         self.path, self.config = path, {"format": FORMAT, **config}
-        self._overwrite = overwrite
+        self._overwrite, self._defaults = overwrite, defaults or Settings()
         self._lock: int | None = None
         self._checkpoints = Checkpoints(path / "checkpoints")
         self.chosen = Checkpoints(path / "chosen", keep=1)
@@ -87,7 +95,7 @@ class Workdir:
         _refuse_if_not_a_run(self.path, existing)
         if not self._overwrite:
             _refuse_another_format(self.path, existing)
-            _refuse_another_run(self.path, existing, self.config)
+            _refuse_another_run(self.path, existing, self.config, self._defaults)
         return existing
 
     def lock(self) -> None:
@@ -259,7 +267,7 @@ def read_run(path: Path) -> Run:
             f"{path / 'config.json'} is damaged: its settings have no {' and no '.join(missing)}; "
             "restore it, or give another folder"
         )
-    config["settings"] = with_defaults(config["settings"])
+    config["settings"] = with_defaults(config["settings"], Settings())
     return Run(path, config, read_metrics(path), read_results(path))
 
 
@@ -411,7 +419,9 @@ def _short(value: str | int) -> str | int:
     return value[:12] if isinstance(value, str) and len(value) == 64 else value
 
 
-def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, Any]) -> None:
+def _refuse_another_run(
+    path: Path, existing: dict[str, Any], config: dict[str, Any], defaults: Settings
+) -> None:
     known = existing.keys() & config.keys()
     # Equal checksums and sizes mean equal data, whatever the files' names.
     data = known & {"data_sha256", "train_images", "test_images"}
@@ -419,15 +429,15 @@ def _refuse_another_run(path: Path, existing: dict[str, Any], config: dict[str, 
         {name: _short(c[name]) for name in data or {"dataset"}} | c["settings"]
         for c in (config, existing)
     )
-    if differences := _differences(was, now):
+    if differences := _differences(was, now, defaults):
         raise WorkdirError(
             f"{path} holds a run with other settings: {differences}. "
             "Give those settings again, another --workdir, or --overwrite to start again"
         )
 
 
-def _differences(was: dict[str, Any], now: dict[str, Any]) -> str:
-    was = {n: value for n, value in with_defaults(was).items() if n in was or n in now}
+def _differences(was: dict[str, Any], now: dict[str, Any], defaults: Settings) -> str:
+    was = {n: value for n, value in with_defaults(was, defaults).items() if n in was or n in now}
     return "; ".join(
         f"{name} was {was.get(name)} and is now {now.get(name)}"
         for name in sorted(was.keys() | now.keys())
@@ -435,8 +445,13 @@ def _differences(was: dict[str, Any], now: dict[str, Any]) -> str:
     )
 
 
-def results_with(path: Path, settings: Settings) -> RunResults | None:
+def results_with(path: Path, settings: Settings, defaults: Settings) -> RunResults | None:
     """The results of a run with these settings; None if it is not finished.
+
+    Args:
+      path: the run's folder.
+      settings: what it must have been made with.
+      defaults: those of the experiment, for settings that a run of an older version lacks.
 
     Raises:
       WorkdirError: the folder holds the results of other settings.
@@ -446,7 +461,7 @@ def results_with(path: Path, settings: Settings) -> RunResults | None:
         return None
     was, now = read_config(path)["settings"], settings.changing_results()
     # The run that was continued may have moved together with this one.
-    if differences := _differences(was | {"init_from": now["init_from"]}, now):
+    if differences := _differences(was | {"init_from": now["init_from"]}, now, defaults):
         raise WorkdirError(
             f"{path} holds a run with other settings: {differences}. Give another --workdir"
         )

@@ -21,7 +21,7 @@ from records import replica_results, run_results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tolerances import EPSILON_64, assert_close, threshold
 
-from experiments import cli
+from experiments import cli, registry
 from experiments.errors import NonFiniteError, SettingsError, WorkdirError
 from experiments.report import report
 from experiments.run.loop import run
@@ -31,7 +31,7 @@ from experiments.settings import Settings
 from experiments.show.console import describe
 from experiments.store.checkpoints import Checkpoints
 from experiments.store.manifests import verify
-from experiments.store.workdir import Workdir, read_trained
+from experiments.store.workdir import FORMAT, Workdir, read_trained
 from lvae_jax import load
 from lvae_jax.data import Dataset
 
@@ -262,6 +262,19 @@ def test_a_run_of_a_version_that_lacked_a_setting_had_its_default(finished, tmp_
         Workdir(tmp_path, now)
 
 
+@pytest.mark.parametrize("name", registry.EXPERIMENTS)
+def test_any_setting_that_a_version_lacked_had_the_default_of_its_experiment(name, tmp_path):
+    defaults = registry.experiment(name).defaults
+    config = {"format": FORMAT, "experiment": name, "dataset": name}
+    config["settings"] = defaults.changing_results()
+    for lacking in config["settings"]:
+        older = {key: value for key, value in config["settings"].items() if key != lacking}
+        (tmp_path / "config.json").write_text(json.dumps(config | {"settings": older}))
+        Workdir(tmp_path, json.loads(json.dumps(config)), defaults=defaults)
+        stored = json.loads((tmp_path / "config.json").read_text())
+        assert registry.settings_of(stored) == defaults
+
+
 def test_a_folder_that_is_no_runs_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(WorkdirError, match=r"holds files but no config\.json"):
@@ -485,6 +498,10 @@ def test_init_from_another_model_is_refused_with_the_difference(finished, tmp_pa
     assert refusal_to_continue(finished, tmp_path, hidden_sizes=(8, 5)) == (
         f"--init_from={finished}: its model differs (hidden_sizes [8, 6] there, [8, 5] "
         "here); give the same model settings"
+    )
+    assert refusal_to_continue(finished, tmp_path, activation="tanh", variance_floor=1e-3) == (
+        f"--init_from={finished}: its model differs (activation leaky_relu there, tanh here; "
+        "variance_floor 1e-05 there, 0.001 here); give the same model settings"
     )
 
 
