@@ -18,6 +18,12 @@ from lvae_jax.data.source import user_path
 
 _NPY, _NPZ, _PICKLE = b"\x93NUMPY", b"PK", b"\x80"
 
+_VARIANCE_FLOOR = 1e-5
+"""The models' default."""
+
+_LARGE = 100.0
+"""Gaussian values with a larger mean or standard deviation are warned of."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -86,14 +92,16 @@ def load(
             f"{os.fspath(train)} holds zeros and ones, and a discretized_logistic observation "
             "needs grey values 0..255; use observation='bernoulli'"
         )
-    if observation == "gaussian" and not is_grey[0] and all(map(_is_whole, images)):
-        _logger.warning(
-            "%s holds whole numbers, whose Gaussian density is unbounded; add noise to them, or "
-            "save grey values 0..255 as uint8, which get noise in training",
-            os.fspath(train),
-        )
     if not is_grey[0]:
         images = (_float32(train, train_images), _float32(test or train, test_images))
+    if observation == "gaussian" and not is_grey[0] and np.all(np.isfinite(images[0])):
+        if _is_whole(train_images) and _is_whole(test_images):
+            _logger.warning(
+                "%s holds whole numbers, whose Gaussian density is unbounded; add noise to them, "
+                "or save grey values 0..255 as uint8, which get noise in training",
+                os.fspath(train),
+            )
+        _warn_of_scale(train, train_images)
 
     binarisation: Binarisation = "none"
     if observation == "bernoulli":
@@ -123,7 +131,6 @@ def load(
             os.fspath(train),
             largest,
         )
-    _warn_of_constants(train, dataset)
     return dataset
 
 
@@ -158,18 +165,41 @@ def _leaves(images: np.ndarray, others: np.ndarray, widths: float) -> bool:
     return bool(outside.mean() > 0.5)
 
 
-def _warn_of_constants(train: str | os.PathLike[str], dataset: Dataset) -> None:
-    if dataset.observation == "gaussian" and not dataset.dequantisation:
-        images = dataset.train_images
-        constant = int(np.all(images == images[0], axis=0).sum())
-        if constant:
-            _logger.warning(
-                "%s: %d of %d values are the same in all training images; their Gaussian density "
-                "is bounded only by the variance floor; remove them or add noise",
-                os.fspath(train),
-                constant,
-                dataset.data_dim,
-            )
+def _warn_of_scale(given: str | os.PathLike[str], images: np.ndarray) -> None:
+    """Warns of values whose mean and deviation do not suit a Gaussian model; one line per kind."""
+    values = images.reshape(len(images), -1)
+    mean, deviation = values.mean(0, np.float64), values.std(0, np.float64)
+    constant = np.all(values == values[0], axis=0)
+    largest = np.abs(values.astype(np.float64)).max(0)
+    step = np.spacing(np.float32(largest)) * (values.dtype.itemsize > 4)
+    worst = int(np.argmax(np.where(constant, 0.0, step) / np.maximum(deviation, 1e-300)))
+    standardise = "subtract the mean of each and divide by its standard deviation"
+    left = np.ones(len(mean), bool)
+    for matches, message in (
+        (
+            constant,
+            "are the same in all training images; their Gaussian density is bounded only by the "
+            "variance floor; remove them or add noise",
+        ),
+        (
+            step > 1e-3 * deviation,
+            f"lose their differences in float32: near {largest[worst]:g} it resolves only steps of "
+            f"{step[worst]:g}, and the standard deviation is {deviation[worst]:g}; {standardise}",
+        ),
+        (
+            deviation**2 <= _VARIANCE_FLOOR,
+            f"have a variance of at most {_VARIANCE_FLOOR:g}, the models' variance floor by "
+            f"default, which then decides their Gaussian density; {standardise}",
+        ),
+        (
+            np.maximum(np.abs(mean), deviation) > _LARGE,
+            f"have a mean or standard deviation beyond {_LARGE:g}, far from what networks are "
+            f"initialised for; {standardise}",
+        ),
+    ):
+        if count := int(np.sum(matches & left)):
+            _logger.warning("%s: %d of %d values %s", given, count, len(mean), message)
+        left &= ~matches
 
 
 def load_images(given: str | os.PathLike[str]) -> np.ndarray:
@@ -209,9 +239,12 @@ def load_array(given: str | os.PathLike[str]) -> np.ndarray:
     if start.startswith(_PICKLE):
         raise DataError(_never_unpickled(path))
     if not start.startswith((_NPY, _NPZ)):
+        is_text = start != b"" and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start)
+        npy = path.with_suffix(".npy").name
+        how = f", as in numpy.save({npy!r}, numpy.loadtxt({path.name!r}, delimiter=','))"
         raise DataError(
             f"{path} starts with the bytes {start.hex() or '(none)'}, so it is not an .npy or .npz "
-            "file; write it with numpy.save or numpy.savez"
+            f"file; write it with numpy.save or numpy.savez{how * is_text}"
         )
     try:
         with path.open("rb") as file:
@@ -263,6 +296,8 @@ def _read_images(given: str | os.PathLike[str]) -> np.ndarray:
         raise DataError(
             f"{os.fspath(given)} has the shape {list(images.shape)}; expected at least "
             "[n, values], with at least one image of at least one value"
+            + "; save array[:, None] if each number is an image"
+            * (images.ndim == 1)
         )
     return images
 
@@ -286,23 +321,12 @@ def _refuse_other_integers(given: str | os.PathLike[str], images: np.ndarray) ->
 
 
 def _float32(given: str | os.PathLike[str], images: np.ndarray) -> np.ndarray:
-    """The images in float32; warns if that rounds away what tells them apart."""
-    if images.dtype.itemsize > 4 and np.all(np.isfinite(images)):
-        largest = np.abs(images.astype(np.float64)).max()
-        if largest > np.finfo(np.float32).max:
-            raise DataError(
-                f"{os.fspath(given)} runs from {shown_range(images)}, beyond float32; rescale it"
-            )
-        step, deviation = np.spacing(np.float32(largest)), images.std(dtype=np.float64)
-        if step > 1e-3 * deviation > 0:
-            _logger.warning(
-                "%s: near %g float32 resolves only steps of %g, and the standard deviation is %g; "
-                "subtract the mean and divide by the standard deviation",
-                os.fspath(given),
-                largest,
-                step,
-                deviation,
-            )
+    """The images in float32; refuses finite values that it cannot hold."""
+    can_exceed = images.dtype.itemsize > 4 and np.all(np.isfinite(images))
+    if can_exceed and np.abs(images.astype(np.float64)).max() > np.finfo(np.float32).max:
+        raise DataError(
+            f"{os.fspath(given)} runs from {shown_range(images)}, beyond float32; rescale it"
+        )
     with np.errstate(over="ignore"):  # beside values that are not finite, which are refused
         return images.astype(np.float32)
 

@@ -188,7 +188,12 @@ class Dataset:
         if images.dtype == np.float32:
             low, high = float(images.min()), float(images.max())  # NaN if any value is NaN
             if not (np.isfinite(low) and np.isfinite(high)):
-                raise DataError(f"{where} hold values that are not finite; remove or replace them")
+                bad = ~np.isfinite(images)
+                first = [int(i) for i in np.unravel_index(bad.argmax(), bad.shape)]
+                raise DataError(
+                    f"{where} hold values that are not finite, {bad.sum():,} of {bad.size:,}, the "
+                    f"first at {first}; remove or replace them"
+                )
             if self.observation == "bernoulli" and (low < 0 or high > 1):
                 how = "clip" if low > -1e-3 and high < 1 + 1e-3 else "rescale"
                 raise DataError(

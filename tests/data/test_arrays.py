@@ -239,16 +239,24 @@ def test_a_missing_test_file_is_named(save, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "shown"),
-    [(b"", "(none)"), (b"1,2,3\n", "312c322c330a")],
-    ids=["empty", "text"],
+    ("content", "shown", "how"),
+    [
+        (b"", "(none)", ""),
+        (b"\x89HDF\r\n\x1a\n", "894844460d0a", ""),
+        (
+            b"1,2,3\n",
+            "312c322c330a",
+            ", as in numpy.save('a.npy', numpy.loadtxt('a.csv', delimiter=','))",
+        ),
+    ],
+    ids=["empty", "hdf", "text"],
 )
-def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown):
-    path = tmp_path / "a.npy"
+def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown, how):
+    path = tmp_path / "a.csv"
     path.write_bytes(content)
     assert failure(path) == (
         f"{path} starts with the bytes {shown}, so it is not an .npy or .npz file; write it with "
-        "numpy.save or numpy.savez"
+        f"numpy.save or numpy.savez{how}"
     )
 
 
@@ -336,6 +344,8 @@ def test_shapes_that_are_not_those_of_images_are_refused(save, shape):
     assert failure(path) == (
         f"{path} has the shape {list(shape)}; expected at least [n, values], with at least one "
         "image of at least one value"
+        + "; save array[:, None] if each number is an image"
+        * (len(shape) == 1)
     )
 
 
@@ -343,14 +353,13 @@ def test_shapes_that_are_not_those_of_images_are_refused(save, shape):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused(save, observation, value):
     images = UNIT.copy()
-    images[3, 0, 0] = value
+    images[3, 2, 1] = images[5, 0, 0] = value
     path = save(images)
-    assert failure(path, save(UNIT, "b.npy"), observation) == (
-        "a: train_images hold values that are not finite; remove or replace them"
+    what = (
+        "hold values that are not finite, 2 of 240, the first at [3, 2, 1]; remove or replace them"
     )
-    assert failure(save(UNIT, "b.npy"), path, observation) == (
-        "b: test_images hold values that are not finite; remove or replace them"
-    )
+    assert failure(path, save(UNIT, "b.npy"), observation) == f"a: train_images {what}"
+    assert failure(save(UNIT, "b.npy"), path, observation) == f"b: test_images {what}"
 
 
 @pytest.mark.parametrize(
@@ -466,8 +475,7 @@ def test_a_second_array_in_one_file_is_not_dropped(tmp_path):
 def test_whole_numbers_under_a_gaussian_are_warned_of(save, caplog, images):
     path = save(images)
     arrays.load(path, observation="gaussian")
-    (record,) = caplog.records
-    assert record.message == (
+    assert caplog.records[0].message == (
         f"{path} holds whole numbers, whose Gaussian density is unbounded; add noise to them, or "
         "save grey values 0..255 as uint8, which get noise in training"
     )
@@ -495,11 +503,44 @@ def test_values_that_float32_cannot_tell_apart_are_warned_of(save, caplog):
     # float32 steps by 1 at 10^7; the deviation of uniform values in [0, 1) is 0.29.
     path = save(UNIT + 1e7)
     arrays.load(path, observation="gaussian")
-    message = caplog.records[0].message
-    assert message.startswith(f"{path}: near 1e+07 float32 resolves only steps of 1, and the")
-    assert message.endswith("subtract the mean and divide by the standard deviation")
+    (record,) = caplog.records
+    assert record.message.startswith(
+        f"{path}: 12 of 12 values lose their differences in float32: near 1e+07 it resolves only "
+        "steps of 1, and the standard deviation is 0."
+    )
+    assert record.message.endswith("subtract the mean of each and divide by its standard deviation")
     caplog.clear()
     arrays.load(save(UNIT + 10), observation="gaussian")  # steps of 10^-6
+    assert not caplog.records
+
+
+def test_values_far_from_a_mean_of_0_and_a_deviation_of_1_are_counted_by_kind(save, caplog):
+    values = np.random.default_rng(1).normal(size=(400, 6))
+    values *= [1.0, 1e-3, 0.0, 1e3, 1.0, 1.0]
+    values += [0.0, 0.0, 2.0, 0.0, -500.0, 1.7e9]
+    path = save(values)
+    arrays.load(path, observation="gaussian")
+    assert [record.message.split(";")[0] for record in caplog.records] == [
+        f"{path}: 1 of 6 values are the same in all training images",
+        # float32 steps by 128 from 2^30 to 2^31.
+        f"{path}: 1 of 6 values lose their differences in float32: near 1.7e+09 it resolves only "
+        f"steps of 128, and the standard deviation is {training_deviation(path, 5):g}",
+        f"{path}: 1 of 6 values have a variance of at most 1e-05, the models' variance floor by "
+        "default, which then decides their Gaussian density",
+        f"{path}: 2 of 6 values have a mean or standard deviation beyond 100, far from what "
+        "networks are initialised for",
+    ]
+
+
+def training_deviation(path, column):
+    """Of a column's training rows: those that are not the test rows of the documented stream."""
+    values = np.load(path)
+    held_out = np.random.RandomState(0).permutation(len(values))[: len(values) // 10]
+    return float(np.delete(values, held_out, axis=0)[:, column].std())
+
+
+def test_a_file_beyond_float32_is_not_called_whole_numbers(save, caplog):
+    failure(save(UNIT * 1e39), observation="gaussian")
     assert not caplog.records
 
 

@@ -215,7 +215,8 @@ def test_values_that_are_not_finite_are_refused(value, observation):
     with pytest.raises(DataError) as caught:
         make_float([0.0, value, 1.0], observation=observation, binarisation="none")
     assert str(caught.value) == (
-        "toy: train_images hold values that are not finite; remove or replace them"
+        "toy: train_images hold values that are not finite, 4 of 12, the first at [0, 1]; "
+        "remove or replace them"
     )
 
 
