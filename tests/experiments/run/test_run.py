@@ -8,9 +8,11 @@ import json
 import re
 import shutil
 import sys
+import types
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -18,8 +20,9 @@ import records
 from full_disk import no_room_beyond
 from PIL import Image
 from records import replica_results, run_results
+from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tolerances import EPSILON_64, assert_close, threshold
+from tolerances import EPSILON_64, assert_close, assert_trees_within, threshold, value_and_error
 
 from experiments import cli, registry
 from experiments.errors import NonFiniteError, SettingsError, WorkdirError
@@ -32,8 +35,10 @@ from experiments.show.console import describe
 from experiments.store.checkpoints import Checkpoints
 from experiments.store.manifests import verify
 from experiments.store.workdir import FORMAT, Workdir, read_trained
-from lvae_jax import load
-from lvae_jax.data import Dataset
+from lvae_jax import evaluation, load
+from lvae_jax.data import Dataset, as_stored
+from lvae_jax.data.validation import VALIDATION_SEED
+from lvae_jax.training import named_key
 
 SETTINGS = Settings(
     depth=2,
@@ -145,6 +150,79 @@ def test_results_hold_what_the_run_found_and_its_settings_say(finished):
     assert config["experiment"] is None  # code of the tests' own
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_every_number_is_of_the_saved_model_and_of_its_own_images(tmp_path):
+    # Most pixels of the held-out images are white, half of the test images', and few of the others.
+    held = np.sort(np.random.RandomState(VALIDATION_SEED).permutation(60)[:10])
+    white = np.full(60, 0.1)
+    white[held] = 0.9
+    generator = np.random.default_rng(1)
+    train, test = (
+        generator.uniform(size=(len(each), 4, 3)) < each[:, None, None]
+        for each in (white, np.full(10, 0.5))
+    )
+    labels = np.zeros(60, np.int32)
+    dataset = Dataset(
+        "shades", np.uint8(255 * train), labels, np.uint8(255 * test), labels[:10], "bernoulli",
+        "dynamic",  # a black or a white pixel is always drawn as it is
+    )  # fmt: skip
+    settings = dataclasses.replace(
+        SETTINGS, workdir=str(tmp_path), seed=3, validation=10, eval_subset=5
+    )
+    run(settings, dataset)
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    chosen = results["chosen_epoch"]
+    model, variables = load(tmp_path)
+    root = jax.random.key(3)
+
+    def recomputed(variables, *images):
+        variables, *images = jax.tree.map(jnp.float32, (variables, *images))
+        names = ("validation_elbo", "train_elbo", "test_elbo")
+        elbos = {
+            name: evaluation.elbo(
+                model, variables, as_stored, x, named_key(root, name, chosen)
+            ).elbo
+            for name, x in zip(names, images, strict=True)
+        }
+        of_images = evaluation.log_likelihood(
+            model, variables, images[-1][:5], named_key(root, "log_likelihood"), num_samples=30
+        ).log_likelihood
+        return elbos | {
+            "test_log_likelihood": np.mean(of_images),
+            "test_log_likelihood_standard_error": stats.sem(of_images),
+        }
+
+    images = [x.reshape(-1, 12) for x in (train[held], np.delete(train, held, axis=0), test)]
+    expected, error = value_and_error(recomputed, variables, *images, roundings=16)
+    found = results | {"validation_elbo": lines_of(tmp_path)[chosen - 1]["validation_elbo"]}
+    assert_trees_within({name: found[name] for name in expected}, expected, error)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_every_evaluation_takes_part_in_the_seconds_and_has_the_key_of_its_epoch(
+    tmp_path, monkeypatch
+):
+    # By this clock, nothing takes time but estimating batch statistics: a second.
+    keys, estimate = [], evaluation.reestimate_batch_stats
+
+    def in_a_second(model, params, preprocess, images, key, **options):
+        keys.append(key)
+        return estimate(model, params, preprocess, images, key, **options)
+
+    clock = types.SimpleNamespace(monotonic=lambda: 100.0 + len(keys))
+    for module in ("loop", "evaluation", "final"):
+        monkeypatch.setattr(f"experiments.run.{module}.time", clock)
+    monkeypatch.setattr(evaluation, "reestimate_batch_stats", in_a_second)
+    run(dataclasses.replace(SETTINGS, workdir=str(tmp_path), seed=3), stripes())
+    assert [line["seconds"] for line in lines_of(tmp_path)] == [0.0, 1.0, 0.0, 1.0]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["training_seconds"], results["wall_seconds"]) == (2.0, 3.0)
+    root = jax.random.key(3)
+    # After the second and the fourth epoch, and in the end.
+    assert keys == [named_key(root, "batch_stats", epoch) for epoch in (2, 4, 4)]
+
+
 def test_tensorboard_holds_the_scalars_of_metrics_written_without_tensorflow(finished):
     assert "tensorflow" not in sys.modules
     events = events_of(finished)
@@ -154,6 +232,10 @@ def test_tensorboard_holds_the_scalars_of_metrics_written_without_tensorflow(fin
         assert [scalar.step for scalar in scalars] == [0, 1, 2, 3]
         assert_close([scalar.value for scalar in scalars], [line[name] for line in lines], 1)
     assert len(events.Scalars("kl_per_layer/z_2")) == 4
+    assert set(events.Tags()["scalars"]) == {
+        "seconds", "beta", "learning_rate", "train_elbo", "log_px", "test_elbo",
+        "kl_per_layer/z_1", "kl_per_layer/z_2", "active_units/z_1", "active_units/z_2",
+    }  # fmt: skip
 
 
 def test_tensorboard_holds_a_histogram_of_the_kl_of_each_layers_units(finished):
