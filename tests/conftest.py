@@ -127,7 +127,7 @@ def finished_pair(made_once):
     """The folder of a finished run of two replicas, with the settings `small_runs.PAIR`."""
     import small_runs
 
-    return made_once("pair", lambda path: small_runs.train(path, small_runs.PAIR))
+    return made_once("pair", small_runs.train_pair)
 
 
 MANY_MAPS = 20_000

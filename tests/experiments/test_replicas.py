@@ -103,8 +103,7 @@ def test_a_run_is_described_by_mean_and_deviation_and_each_replica(finished):
     for replica in replicas:
         assert f"  seed {replica['seed']}: test log-likelihood " in text
         assert f"{replica['test_log_likelihood']:.2f} ± " in text
-    chosen = ", ".join(str(replica["chosen_epoch"]) for replica in replicas)
-    assert f"epoch {chosen} chosen by validation" in text
+    assert "digits, lvae with 2 layers, 3 epochs, epoch 2, 3 chosen by validation, " in text
     used = [sum(kl > 0.01 for kl in replica["kl_per_unit"][0]) for replica in replicas]
     assert f"{expected(used, '.1f')} with KL > 0.01" in text
 
@@ -116,6 +115,30 @@ def test_of_one_image_no_standard_error_is_described(finished):
     assert "test log-likelihood -82.25 nats (L_3 of 1 image)" in text
     several = describe(run_results(one, dataclasses.replace(one, seed=1), eval_images=1), config)
     assert "None" not in text + several
+
+
+def test_tensorboard_holds_the_means_of_the_replicas_and_the_elbos_of_each(finished):
+    events = EventAccumulator(str(finished / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    _, lines, _ = files_of(finished)
+    expected = {
+        name: [line[name] for line in lines]
+        for name in (
+            "seconds", "beta", "learning_rate", "train_elbo", "log_px", "validation_elbo",
+            "test_elbo",
+        )
+    }  # fmt: skip
+    for i in (0, 1):
+        for name in ("kl_per_layer", "active_units"):
+            expected[f"{name}/z_{i + 1}"] = [line[name][i] for line in lines]
+        for name in ("train_elbo", "test_elbo"):
+            each = [line["replicas"][i][name] for line in lines]
+            expected[f"{name}/replica_{i + 1}"] = each
+    assert set(events.Tags()["scalars"]) == expected.keys()
+    for name, values in expected.items():
+        scalars = events.Scalars(name)
+        assert [scalar.step for scalar in scalars] == [0, 1, 2]
+        # TensorBoard's are float32.
+        assert_close([scalar.value for scalar in scalars], values, roundings=1)
 
 
 def test_tensorboard_holds_a_histogram_of_the_units_of_all_replicas(finished):
@@ -130,13 +153,20 @@ def test_tensorboard_holds_a_histogram_of_the_units_of_all_replicas(finished):
         assert_close(found, sum(units), len(units), size, EPSILON_64)
 
 
-def test_the_replicas_have_chosen_different_epochs_and_are_drawn_again_byte_for_byte(
+def test_each_replica_is_evaluated_after_the_epoch_of_its_own_best_validation_elbo(finished):
+    _, lines, results = files_of(finished)
+    elbos = [[replica["validation_elbo"] for replica in line["replicas"]] for line in lines]
+    assert elbos == [[-42.0, -45.0], [-40.0, -44.0], [-41.0, -43.0]]
+    assert [replica["chosen_epoch"] for replica in results["replicas"]] == [2, 3]
+    for replica, epoch in enumerate((2, 3)):
+        measured = lines[epoch - 1]["replicas"][replica]["test_elbo"]
+        assert results["replicas"][replica]["test_elbo"] == measured
+
+
+def test_replicas_that_have_chosen_different_epochs_are_drawn_again_byte_for_byte(
     finished, tmp_path
 ):
     # The pictures are of the first replica, whose epoch is not the one that was saved last.
-    _, _, results = files_of(finished)
-    first, second = (replica["chosen_epoch"] for replica in results["replicas"])
-    assert first != second
     copied = Path(shutil.copytree(finished, tmp_path / "copy"))
     shutil.rmtree(copied / "figures")
     (copied / "report.html").unlink()
