@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from full_disk import no_room_beyond
+from on_disk import Disk
 
 from lvae_jax import VAE, LadderVAE, load, save
 from lvae_jax.trained import ModelFolderError
@@ -233,6 +234,15 @@ def test_a_save_without_room_leaves_the_model_that_was_there(saved, copied):
         # The weights have room, model.json has not.
         save(copied, described, made_up_variables(described), metadata={"notes": size * "a"})
     assert load(copied)[0] == load(saved)[0]
+
+
+def test_a_model_is_replaced_once_the_new_one_is_on_the_disk(copied, monkeypatch):
+    disk = Disk(monkeypatch)
+    save(copied, MODELS["vae"], made_up_variables(MODELS["vae"]))
+    assert disk.missing_when_named == {
+        copied / "weights.safetensors": [],
+        copied / "model.json": [],
+    }
 
 
 def test_a_save_that_was_cut_short_is_found_damaged(saved, copied, tmp_path):

@@ -20,6 +20,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from full_disk import no_room_beyond
+from on_disk import Disk
 from xla_flags import with_cpu_devices
 
 from experiments.errors import WorkdirError
@@ -88,6 +89,18 @@ def test_the_newest_state_comes_back_bit_for_bit(saved, capsys):
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     assert_is_state_of(3, Checkpoints(saved).restore(abstract)[0])
     assert capsys.readouterr().err == ""
+
+
+def test_one_gets_its_name_once_all_of_it_is_on_the_disk_and_then_the_name_is(
+    tmp_path, monkeypatch
+):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    disk = Disk(monkeypatch)
+    checkpoints.save(state_of(1), 1)
+    monkeypatch.undo()
+    checkpoints.close()
+    assert disk.missing_when_named[tmp_path / "checkpoints" / "1"] == []
+    assert disk.missing(tmp_path / "checkpoints") == []
 
 
 def test_orbax_itself_reads_them(saved):

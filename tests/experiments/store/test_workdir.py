@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import records
 from full_disk import no_room_beyond
+from on_disk import Disk
 
 from experiments.errors import WorkdirError
 from experiments.settings import Settings
 from experiments.store import locks
-from experiments.store.files import write_json
+from experiments.store.files import remove, write_json
 from experiments.store.workdir import (
     FORMAT,
     Workdir,
@@ -138,6 +139,48 @@ def test_overwrite_removes_what_the_run_made_and_nothing_else(run):
     workdir.create()  # the run's own files are not removed by a second call
     assert len(read_metrics(run)) == 1
     workdir.close()
+
+
+def failing_after(count: int):
+    """`files.remove` until it has removed so many; then an error. With it, what it has removed."""
+    removed = []
+
+    def remove_or_fail(path):
+        if path.exists():
+            if len(removed) == count:
+                raise OSError(errno.EIO, "Input/output error")
+            removed.append(path.name)
+        remove(path)
+
+    return remove_or_fail, removed
+
+
+def test_overwrite_broken_off_anywhere_leaves_no_finished_run_and_is_begun_again(
+    run, tmp_path, monkeypatch
+):
+    """Results are left only beside all that the run made."""
+    (run / "probe.json").write_text("{}")
+    shutil.copytree(run / "figures", run / "model")
+    names = {path.name for path in run.iterdir()} - {"lock"}
+    for count in range(len(names)):
+        folder = shutil.copytree(run, tmp_path / f"after {count}")
+        before = contents_of(folder)
+        del before[str(folder / "probe.json")]
+        remove_or_fail, removed = failing_after(count)
+        workdir = Workdir(folder, OTHER, overwrite=True)
+        with monkeypatch.context() as patch:
+            patch.setattr("experiments.store.workdir.remove", remove_or_fail)
+            with pytest.raises(WorkdirError, match="Input/output error"):
+                workdir.create()
+        workdir.close()
+        assert len(removed) == count
+        if read_results(folder):
+            assert before.items() <= contents_of(folder).items()
+        again = Workdir(folder, OTHER, overwrite=True)
+        again.create()
+        again.close()
+        assert {path.name for path in folder.iterdir()} == {"config.json", "lock"}
+        assert read_config(folder)["settings"] == OTHER["settings"]
 
 
 @pytest.mark.parametrize("config", [None, "[1]", '{"dataset": "x"}', '{"model_type": "bert"}'])
@@ -266,6 +309,15 @@ def test_a_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, ca
     monkeypatch.setattr(locks, "fcntl", None)  # Windows
     run_of(tmp_path / "run")
     assert "cannot be locked (this system has no locks)" in capsys.readouterr().err
+
+
+def test_a_json_file_gets_its_name_once_it_is_on_the_disk_and_then_the_name_is(
+    tmp_path, monkeypatch
+):
+    disk = Disk(monkeypatch)
+    write_json(tmp_path / "file.json", {"a": 1})
+    assert disk.missing_when_named == {tmp_path / "file.json": []}
+    assert disk.missing(tmp_path) == []
 
 
 def test_folders_that_cannot_be_synced_are_written_all_the_same(tmp_path, monkeypatch):
