@@ -295,6 +295,90 @@ def test_batch_norm_improves_all_models_if_it_does_at_every_depth(one_layer, wit
     )
 
 
+def judged(holds: bool) -> str:
+    return "It holds here" if holds else "It does not hold here"
+
+
+@pytest.mark.parametrize(("widest", "holds"), [(1.75, True), (2.0, False)])
+def test_there_is_no_over_fitting_if_every_model_has_train_and_test_within_2_nats(widest, holds):
+    gaps = {"VAE": 0.5, "VAE+BN": widest, "VAE+BN+WU": 1.0, "LVAE+BN+WU": -0.25}
+    models = {
+        (name, 5): records.run_results(train_elbo=gap - 88.0, test_elbo=-88.0)
+        for name, gap in gaps.items()
+    }
+    (sentence,) = (s for s in claims.of("figure2", models, 5) if "over-fitting" in s)
+    assert sentence == (
+        "There are no signs of over-fitting (here: train and test L_1 within 2 nats). "
+        f"{judged(holds)}: train minus test L_1 is VAE 0.50, VAE+BN {widest:.2f}, "
+        "VAE+BN+WU 1.00, LVAE+BN+WU -0.25."
+    )
+
+
+def by_depth(variant: str, elbos):
+    return {(variant, i): model(elbo) for i, elbo in enumerate(elbos, start=1)}
+
+
+@pytest.mark.parametrize(
+    ("elbos", "holds"),
+    [((-86.0, -87.0, -86.5), True), ((-86.0, -86.0, -87.0), True), ((-86.0, -87.0, -85.5), False)],
+    ids=["worse", "as-good", "better"],
+)
+def test_a_vae_needs_one_layer_if_no_deeper_one_is_better(elbos, holds):
+    (sentence,) = claims.of("figure3", by_depth("VAE", elbos), 3)
+    assert sentence == (
+        "The VAE without batch norm and warm-up does not improve beyond one layer. "
+        f"{judged(holds)}: test L_1 by layers is {elbos[0]:.2f}, {elbos[1]:.2f}, {elbos[2]:.2f}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("elbos", "holds"),
+    [
+        ((-88.0, -87.0, -86.0, -86.5), True),
+        ((-87.0, -88.0, -86.0, -86.5), False),
+        ((-88.0, -86.0, -87.0, -87.5), False),
+        ((-88.0, -87.0, -86.0, -85.5), False),
+    ],
+    ids=["up-to-three", "worse-with-two", "worse-with-three", "better-with-four"],
+)
+def test_a_vae_improves_up_to_three_layers_if_each_is_better_and_the_third_is_best(elbos, holds):
+    (sentence,) = claims.of("figure3", by_depth("VAE+BN+WU", elbos), 4)
+    assert sentence == (
+        "With batch norm and warm-up the VAE improves up to three layers. "
+        f"{judged(holds)}: test L_1 by layers is {', '.join(f'{elbo:.2f}' for elbo in elbos)}."
+    )
+
+
+@pytest.mark.parametrize(("gap", "holds"), [(2.5, True), (3.0, False), (3.5, False)])
+def test_a_ladders_bound_is_tighter_if_it_is_nearer_to_its_log_likelihood(gap, holds):
+    models = {
+        ("LVAE+BN+WU", 5): model(-85.0, log_likelihood=-85.0 + gap),
+        ("VAE+BN+WU", 5): model(-87.0, log_likelihood=-84.0),
+    }
+    (sentence,) = claims.of("figure3", models, 5)
+    assert sentence == (
+        f"The LVAE's bound is tighter. {judged(holds)}: "
+        f"L_K - L_1 is {gap:.2f} for LVAE+BN+WU and 3.00 for VAE+BN+WU."
+    )
+
+
+@pytest.mark.parametrize(
+    ("ladder", "holds"), [((3, 2), True), ((4, 3), True), ((4, 1), False), ((2, 3), False)]
+)
+def test_a_ladder_uses_most_units_if_no_model_uses_more_in_any_layer(ladder, holds):
+    used = {"VAE": (2, 0), "VAE+BN": (1, 2), "VAE+BN+WU": (3, 1), "LVAE+BN+WU": ladder}
+    models = {
+        (name, 2): model(-88.0, [[0.02] * units + [0.01] for units in layers])
+        for name, layers in used.items()
+    }
+    (sentence,) = claims.of("figure4", models, 2)
+    assert sentence == (
+        "The LVAE activates the highest number of units in each layer. "
+        f"{judged(holds)}: units with KL > 0.01 are VAE 2, 0; VAE+BN 1, 2; VAE+BN+WU 3, 1; "
+        f"LVAE+BN+WU {ladder[0]}, {ladder[1]}."
+    )
+
+
 def test_layers_in_use_and_their_share_of_the_kl_are_counted():
     used = {"VAE": 2, "VAE+BN": 3, "VAE+BN+WU": 4, "LVAE+BN+WU": 5}
     units = {n: [[0.5, 0.001]] * layers + [[0.001]] * (5 - layers) for n, layers in used.items()}
@@ -347,6 +431,44 @@ def test_results_csv_holds_a_row_a_run_with_what_its_results_say(tiny):
         # Written with six digits.
         np.testing.assert_allclose(kl, results[name]["kl_per_layer"], rtol=0.5e-5)
         assert (row["device"], row["paper_log_likelihood"]) == (results[name]["device"], "")
+
+
+def test_the_curves_of_figure_3_are_the_runs_and_its_lines_the_numbers_of_the_papers_text():
+    runs = {planned.name: planned for planned in plan(PaperSettings(), "figure3")}
+    found = [
+        (
+            runs[name],
+            records.run_results(
+                *(
+                    records.replica_results(
+                        train_elbo=first + i, test_elbo=first + 2 + i, test_log_likelihood=first + 4
+                    )
+                    for i in range(seeds)
+                )
+            ),
+        )
+        for name, first, seeds in (
+            ("mnist-vae-bn-wu-2", -93.0, 1),
+            ("mnist-vae-bn-wu-3", -92.0, 1),
+            ("mnist-lvae-bn-wu-5", -91.0, 2),
+        )
+    ]
+    curves, lines = tables._by_depth(found)
+    assert curves == {
+        "train, $L_1$": {
+            "VAE+BN+WU": {2: [-93.0], 3: [-92.0]}, "LVAE+BN+WU": {5: [-91.0, -90.0]},
+        },
+        "test, $L_1$": {
+            "VAE+BN+WU": {2: [-91.0], 3: [-90.0]}, "LVAE+BN+WU": {5: [-89.0, -88.0]},
+        },
+        "test, $L_{5000}$": {
+            "VAE+BN+WU": {2: [-89.0], 3: [-88.0]}, "LVAE+BN+WU": {5: [-87.0, -87.0]},
+        },
+    }  # fmt: skip
+    assert lines == {
+        "test, $L_1$": {"the paper's LVAE, 5 layers": -85.23, "the paper's best VAE": -87.49},
+        "test, $L_{5000}$": {"the paper's LVAE, 5 layers": -82.12, "the paper's best VAE": -82.74},
+    }
 
 
 @pytest.mark.parametrize("name", FIGURES)
