@@ -3,6 +3,7 @@
 Neither file can run code: one is JSON, the other holds arrays and their names.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -97,7 +98,7 @@ def save(
     if difference:
         raise ValueError(
             f"these are not the model's variables: {difference}; give its parameters and batch "
-            "statistics, as evaluation.reestimate_batch_stats returns them"
+            "statistics, as evaluation.reestimate_batch_stats returns them, in the dtypes of init"
         )
     for name, weight in weights.items():
         if weight.dtype not in DTYPES.values():
@@ -130,6 +131,12 @@ def save(
     ]
     for temporary in written:
         temporary.replace(temporary.with_suffix(""))
+    with contextlib.suppress(OSError):  # Windows and some file systems cannot sync folders
+        names = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(names)
+        finally:
+            os.close(names)
 
 
 def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE, dict[str, Any]]:

@@ -243,6 +243,7 @@ def test_a_model_is_replaced_once_the_new_one_is_on_the_disk(copied, monkeypatch
         copied / "weights.safetensors": [],
         copied / "model.json": [],
     }
+    assert disk.missing(copied) == []
 
 
 def test_a_save_that_was_cut_short_is_found_damaged(saved, copied, tmp_path):

@@ -80,6 +80,7 @@ class Checkpoints:
 
         def prepare() -> None:
             self.path.mkdir(parents=True, exist_ok=True)
+            sync(self.path.parent)
             self._remove_leftovers()
             new.mkdir()
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

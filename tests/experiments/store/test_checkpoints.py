@@ -100,7 +100,7 @@ def test_one_gets_its_name_once_all_of_it_is_on_the_disk_and_then_the_name_is(
     monkeypatch.undo()
     checkpoints.close()
     assert disk.missing_when_named[tmp_path / "checkpoints" / "1"] == []
-    assert disk.missing(tmp_path / "checkpoints") == []
+    assert disk.missing(tmp_path) == []
 
 
 def test_orbax_itself_reads_them(saved):
