@@ -38,7 +38,8 @@ def _by_products(logits: Array, x: Array) -> Array:
     units = factors.shape[-1]
     to_fill_up = [(0, 0)] * (factors.ndim - 1) + [(0, -units % FACTORS)]
     factors = jnp.pad(factors, to_fill_up, constant_values=1.0)
-    products = jnp.prod(factors.reshape(*factors.shape[:-1], FACTORS, -1), axis=-2)
+    *shape, units = factors.shape
+    products = jnp.prod(factors.reshape(*shape, FACTORS, units // FACTORS), axis=-2)
     return linear - jnp.sum(jnp.log(products), axis=-1)
 
 

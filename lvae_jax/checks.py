@@ -80,7 +80,7 @@ def per_image(
     """
     x = as_examples(x, data_dim)
     check_rows(condition, x)
-    images = len(x)
+    images = x.shape[0]
     keys = None if key is None else threefry(key)
     if keys is not None and not keys.ndim:
         keys = image_keys(keys, jnp.arange(images))

@@ -424,7 +424,7 @@ class HierarchicalVAE(nn.Module):
           The likelihood of every layer for the ladder, q(z_1 | x) for the VAE; [batch, units].
         """
         x = as_examples(x, self.data_dim)
-        return self.inference.encode(x, train, self._condition_of(condition, len(x)))
+        return self.inference.encode(x, train, self._condition_of(condition, x.shape[0]))
 
     def infer(
         self,
@@ -437,7 +437,7 @@ class HierarchicalVAE(nn.Module):
         """The rest of `__call__`, given the result of `encode`."""
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples}; give at least 1")
-        noise = self._noise(self.make_rng("sample"), (num_samples, len(x)))
+        noise = self._noise(self.make_rng("sample"), (num_samples, x.shape[0]))
 
         def draw(i: int, q: Gaussian) -> Array:
             return distributions.reparameterize(q, noise[i - 1])
@@ -488,12 +488,18 @@ class HierarchicalVAE(nn.Module):
     ) -> Terms:
         """Every density at the z that `draw` returns."""
         x = as_examples(x, self.data_dim)
-        condition = self._condition_of(condition, len(x))
+        condition = self._condition_of(condition, x.shape[0])
         prior = functools.partial(self.generative.prior, train=train, condition=condition)
         inferred = self.inference.infer(encoded, draw, prior, train, condition)
         head = self.generative.observe(inferred.z[0], train, condition)
+        log_px = self.observed.log_prob(head, x[None])
+        if log_px.shape != inferred.z[0].shape[:-1]:
+            raise ValueError(
+                f"the observation's log_prob has shape {list(log_px.shape)}; return [samples, "
+                f"batch], here {list(inferred.z[0].shape[:-1])}: the sum over the variables of x"
+            )
         return Terms(
-            log_px=self.observed.log_prob(head, x[None]),
+            log_px=log_px,
             z=inferred.z,
             posterior=tuple(
                 Gaussian(jnp.broadcast_to(q.mean, z.shape), jnp.broadcast_to(q.variance, z.shape))
@@ -596,7 +602,7 @@ class HierarchicalVAE(nn.Module):
     ) -> Float[Array, "batch data_dim"]:
         """Means of p(x | z_1) with z_1 drawn from the posterior of x, from the "sample" stream."""
         z_1 = self(x, condition=condition).z[0][0]
-        condition = self._condition_of(condition, len(x))
+        condition = self._condition_of(condition, x.shape[0])
         return self.observed.mean(self.generative.observe(z_1, condition=condition))
 
     def _noise(self, key: Any, shape: tuple[int, ...]) -> list[Float[Array, "..."]]:
@@ -610,10 +616,11 @@ class HierarchicalVAE(nn.Module):
         noise = jax.random.normal(key, (samples, math.prod(others)), jnp.float32)
         return jnp.split(noise.reshape(samples, *others), ends, axis=-1)
 
-    def _condition_of(self, condition: Condition, examples: int | None = None) -> Condition:
+    def _condition_of(self, condition: Condition, examples: Any = None) -> Condition:
         """The condition as float32, with a row per example; zeros if `init` is called without one.
 
-        With `examples=None` its rows are left unchanged, to fit the caller's arrays.
+        With `examples=None` its rows are left unchanged, to fit the caller's arrays. Otherwise it
+        is their number, or a symbolic dimension of `jax.export`.
         """
         shape = (1 if examples is None else examples, self.condition_dim)
         if condition is None:

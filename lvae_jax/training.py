@@ -219,6 +219,9 @@ def train_step(
     Returns:
       The state after the step, and the batch's metrics.
 
+    Raises:
+      ValueError: x holds no examples.
+
     Example:
       >>> from lvae_jax import LadderVAE
       >>> model, images = LadderVAE(4, (2,), (3,)), jnp.eye(4)
@@ -228,6 +231,8 @@ def train_step(
       >>> int(state.step), metrics.kl_per_layer.shape
       (1, (1,))
     """
+    if not x.shape[0]:
+        raise ValueError("x holds 0 examples; give at least 1")
     state = vary_alike(state, x, key, beta, update_scale, condition)
     value, metrics, gradients = _loss_and_gradients(
         model, unstacked(state.params), x, key, beta, objective, condition

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from random_parameters import random_params
 from tolerances import (
@@ -376,6 +377,26 @@ def test_with_64_bits_enabled_a_state_keeps_its_dtypes():
 def test_a_batch_of_more_images_than_there_are_is_refused():
     with pytest.raises(ValueError, match="batch_size=9, 8 images; give from 1 to 8"):
         training.train_epoch(MODEL, OPTIMIZER, identity, state(), IMAGES, KEY, batch_size=9)
+
+
+def test_no_examples_have_no_bounds_and_make_no_step():
+    terms = MODEL.apply(variables(), X[:0], num_samples=2, rngs={"sample": KEY})
+    assert bounds.elbo(terms).shape == bounds.importance_weighted(terms).shape == (0,)
+    with pytest.raises(ValueError, match="x holds 0 examples; give at least 1"):
+        step(X[:0])
+
+
+def test_an_exported_estimate_takes_any_number_of_examples():
+    trained = variables()
+
+    def estimate(x):
+        return log_likelihood(trained, x, KEY)
+
+    (batch,) = export.symbolic_shape("batch")
+    exported = export.export(jax.jit(estimate))(jax.ShapeDtypeStruct((batch, 5), jnp.float32))
+    expected, error = plain_estimate(log_likelihood)
+    for images in (4, 3):
+        assert_within(exported.call(X[:images]), expected[:images], error[:images])
 
 
 # Other optimisers and loops

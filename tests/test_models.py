@@ -874,6 +874,23 @@ def test_an_observation_may_be_any_object(variant):
     assert_close(pictures, mean[0], layers * ROUNDINGS, size=size[0])
 
 
+class OfEachVariable(Laplace):
+    """Forgets to sum over the variables."""
+
+    def log_prob(self, head, x):
+        mean, log_scale = head
+        return -jnp.abs(x - mean) / jnp.exp(log_scale) - log_scale - np.log(2)
+
+
+def test_an_observation_that_does_not_sum_over_x_is_refused():
+    model = LadderVAE(4, (3, 2), (5, 4), batch_norm=False, observation=OfEachVariable())
+    shape = (
+        r"log_prob has shape \[1, (\d+), 4\]; return \[samples, batch\], here \[1, \1\]: the sum"
+    )
+    with pytest.raises(ValueError, match=shape):
+        shapes(model)
+
+
 @pytest.mark.parametrize("variant", ["vae", "own_top_down"])  # which has all MLPs of other ladders
 def test_a_condition_reaches_every_mlp(variant):
     def assert_same(one, other):
