@@ -1,6 +1,5 @@
 """The wheel as an outsider has it: installed with what it requires, and no checkout on the path."""
 
-import functools
 import json
 import re
 import subprocess
@@ -87,13 +86,3 @@ def run(path: list[Path], script: Path, *arguments: str, cwd: Path) -> str:
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
-
-
-@functools.cache
-def is_installed(distribution: str) -> bool:
-    """Whether a distribution is there."""
-    try:
-        metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
