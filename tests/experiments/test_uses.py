@@ -468,20 +468,24 @@ def test_neighbours_are_the_nearest_by_what_is_observed():
     assert_close(everyone.variance, variance, roundings, size=mean + 2 * mean**2)  # x^2 is x
 
 
-def test_neighbours_of_values_far_from_zero_are_those_of_the_centred_ones():
+def test_neighbours_of_values_far_from_zero_are_the_nearest_and_their_moments_those_of_float64():
     rng = np.random.default_rng(0)
-    train_x, x = (np.float32(rng.normal(size=(n, 6))) for n in (40, 3))
     offset = np.float32(4096)  # float32 keeps 2^-11 there
+    train_x, x = (np.float32(rng.normal(size=(n, 6))) + offset for n in (40, 3))
     observed = np.arange(18).reshape(3, 6) % 3 > 0
-    rounded = [np.float32(a + offset) for a in (x, train_x)]
+    exact = np.float64(train_x)
+    average, spread = exact.mean(0), exact.var(0)  # of the average image
     for number in (0, 1, 5):
-        found = impute.of_neighbours(rounded[0], observed, rounded[1], number, "gaussian")
-        centred = [a - offset for a in rounded]
-        expected = impute.of_neighbours(centred[0], observed, centred[1], number, "gaussian")
-        # The average of 40 values near the offset rounds to a few of its units.
-        error = float32_error(8, float(offset))
-        assert_within(found.mean - offset, expected.mean, error)
-        assert_within(found.variance, expected.variance, 8 * error * 4 + error**2)
+        found = impute.of_neighbours(x, observed, train_x, number, "gaussian")
+        for i in range(3):
+            distance = [np.sum((row - x[i])[observed[i]] ** 2) for row in exact]
+            mixed = np.array([*exact[np.argsort(distance)[:number]], average])
+            mean = mixed.mean(0)
+            variance = mixed.var(0) + spread / (number + 1) + impute.LEAST_VARIANCE
+            # The average of 40 values near the offset rounds to a few of its units.
+            error = float32_error(8, float(offset))
+            assert_within(found.mean[i], mean, error)
+            assert_within(found.variance[i], variance, 8 * error * 4 + error**2)
 
 
 def test_impute_takes_bernoulli_and_gaussian_x(tmp_path):
