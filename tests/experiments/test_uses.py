@@ -412,6 +412,7 @@ def test_masks_are_as_asked():
     share = ~impute.observed_entries("0.25", (100, 100), 20, 0)
     assert abs(share.mean() - 0.25) < threshold() * np.sqrt(0.25 * 0.75 / share.size)
     assert not np.array_equal(share[0], share[1])
+    assert not np.array_equal(share, ~impute.observed_entries("0.25", (100, 100), 20, 1))
 
 
 def test_a_mask_may_be_a_file(tmp_path, monkeypatch):
@@ -498,9 +499,22 @@ def test_impute_takes_bernoulli_and_gaussian_x(tmp_path):
         impute.impute(settings, str(tmp_path / "model"))
 
 
+@pytest.mark.parametrize(
+    ("observation", "expected"), [("bernoulli", [1 / 2, 2 / 3]), ("gaussian", [0.5, 0.7])]
+)
+def test_only_missing_pixels_count_as_wrong(observation, expected):
+    x = np.array([[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0]])
+    observed = np.array([[True, True, False, False], [False, True, False, False]])
+    # The first image has one of two on the wrong side of 1/2, and the second two of three. The
+    # squared errors of the missing are 0.01 and 0.49; and 0.81, 0.01 and 0.65 of a mean of 0.49.
+    mean = np.array([[1.0, 0.0, 0.9, 0.7], [0.1, 1.0, 0.1, 1 - 0.65**0.5]])
+    found = impute.wrong(mean, x, observed, observation)
+    assert_close(found, expected, 8, epsilon=EPSILON_64)
+
+
 def test_impute_compares_three_ways(folder, capsys):
     settings = impute.ImputeSettings(
-        data="digits", missing="bottom", images=3, samples=32, rounds=1, neighbours=5
+        data="digits", missing="bottom", images=20, samples=32, rounds=1, neighbours=5, seed=3
     )
     impute.impute(settings, str(folder))
     found = results(folder, "impute-bottom")
@@ -508,8 +522,9 @@ def test_impute_compares_three_ways(folder, capsys):
     # The independent model's number is a sum of logarithms over the lower half.
     dataset = digits.load()
     run = finished.read(finished.UseSettings(data="digits"), "impute", [str(folder)])
+    x = dataset.test_x()[:20]
     p = (run.train_x().sum(0) + 1) / (len(dataset.train_images) + 2)
-    log_p = stats.bernoulli.logpmf(dataset.test_x()[:3], p)[:, 32:].sum(1)
+    log_p = stats.bernoulli.logpmf(x, p)[:, 32:].sum(1)
     number = found["numbers"]["independent pixels"]["nats"]
     # Each is a sum over 32 values of logits, whose logarithms have roundings of their own.
     size = np.abs(log_p).max()
@@ -518,6 +533,33 @@ def test_impute_compares_three_ways(folder, capsys):
     assert "50% of the values missing" in capsys.readouterr().out
     with pytest.raises(SettingsError, match="--samples=33; give a multiple of 32"):
         impute.impute(impute.ImputeSettings(data="digits", samples=33), str(folder))
+
+    # The model's: ten images at a time, with a key for each ten and each of both quantities.
+    observed = np.broadcast_to(np.arange(64) < 32, (10, 64))
+    effort = evaluation.Conditioning(num_samples=32, rounds=1)
+    imputed, likelihoods = [], []
+    for first in (0, 10):
+        images, mean = jnp.asarray(x[first : first + 10]), jnp.asarray(run.train_x().mean(0))
+        arguments = run.model, run.variables, images, jnp.asarray(observed), mean
+        keys = [
+            jax.random.fold_in(jax.random.fold_in(jax.random.key(3), first), i) for i in range(2)
+        ]
+        with run.precision():
+            imputed.append(evaluation.impute(*arguments, keys[0], num_draws=3, effort=effort))
+            likelihoods.append(
+                evaluation.conditional_log_likelihood(*arguments, keys[1], effort=effort)
+            )
+    stated = found["numbers"]["model"]
+    assert_states(stated["nats"], np.concatenate([one.log_likelihood for one in likelihoods]))
+    means = np.concatenate([one.mean for one in imputed])
+    assert_states(stated["error"], 100 * np.mean((means > 0.5) != x, axis=1, where=~observed[:1]))
+    errors = np.float64([one.standard_error for one in likelihoods])
+    assert_close(
+        found["monte_carlo_standard_error"], np.linalg.norm(errors) / 20, 8, epsilon=EPSILON_64
+    )
+    sizes = np.float64([one.effective_sample_size for one in imputed])
+    assert found["effective_sample_size"] == {"median": np.median(sizes), "min": sizes.min()}
+    assert found["rounds"] == 1
 
 
 # certify
