@@ -283,9 +283,9 @@ def test_detection_is_that_of_pairs_of_images():
     assert least < (stated / expected) ** 2 < most
 
 
-def keys_of(images):
+def keys_of(images, seed=0):
     """As documented: the key of image i is the fold of i into that of the seed."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(images))
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(images))
 
 
 def assert_states(stated, values):
@@ -296,32 +296,48 @@ def assert_states(stated, values):
     assert_close(stated["standard_error"], stats.sem(values), 16, size, epsilon=EPSILON_64)
 
 
-def test_outliers_compares_the_scores_of_both_sets(folder, tmp_path, capsys):
+def test_outliers_compares_the_scores_of_both_sets(tmp_path, capsys):
+    model = LadderVAE(64, (3, 2, 2), (6, 5, 4), batch_norm=False)
+    variables = {"params": random_params(model, scale=0.3)}
+    lvae_jax.save(tmp_path, model, variables)
     noise = np.random.default_rng(0).integers(0, 17, (40, 8, 8)).astype(np.uint8) * 15
     np.save(tmp_path / "noise.npy", noise)
     settings = outliers.OutlierSettings(
-        data="digits", against=str(tmp_path / "noise.npy"), images=30, samples=8, elbo_samples=2
+        data="digits",
+        against=str(tmp_path / "noise.npy"),
+        images=30,
+        samples=8,
+        elbo_samples=2,
+        seed=3,
     )
-    outliers.outliers(settings, str(folder))
-    found = results(folder, "outliers-noise")
-    assert list(found["scores"]) == ["L_8", "ELBO", "L - L^>1"]
+    outliers.outliers(settings, str(tmp_path))
+    found = results(tmp_path, "outliers-noise")
+    assert list(found["scores"]) == ["L_8", "ELBO", "L - L^>1", "L - L^>2"]
     assert found["images"] == [30, 30]
     assert "| ELBO " in capsys.readouterr().out
-    model, variables = lvae_jax.load(folder)
-    run = finished.read(finished.UseSettings(data="digits"), "outliers", [str(folder)])
+    run = finished.read(finished.UseSettings(data="digits"), "outliers", [str(tmp_path)])
     sets = {"digits": run.dataset.test_x()[:30], "other": outliers.other_images(run, settings)}
-    score = {"L_8": {}, "ELBO": {}}
+    score = {name: {} for name in found["scores"]}
     for name, x in sets.items():
-        likelihood = evaluation.log_likelihood_program()(model, variables, x, keys_of(30), 8)
+        with run.precision():
+            estimate = evaluation.log_likelihood_program()
+            likelihood = estimate(model, variables, x, keys_of(30, seed=3), 8)
+            first, second = (
+                evaluation.likelihood_ratio(
+                    model, variables, jnp.asarray(x), jax.random.key(3), above=k, num_samples=2
+                )
+                for k in (1, 2)
+            )
         score["L_8"][name] = np.float64(likelihood.log_likelihood)
-        ratio = evaluation.likelihood_ratio(
-            model, variables, jnp.asarray(x), jax.random.key(0), above=1, num_samples=2
-        )
-        score["ELBO"][name] = np.float64(ratio.elbo)
+        score["ELBO"][name] = np.float64(first.elbo)
+        score["L - L^>1"][name] = np.float64(first.ratio)
+        score["L - L^>2"][name] = np.float64(second.ratio)
     for name, of in score.items():
         for images, place in (("digits", "inside"), ("other", "outside")):
             assert_states(found["scores"][name]["nats"][place], of[images])
-        auroc = np.mean(of["other"][:, None] < of["digits"])
+        # An outlier has a low likelihood, but a high ratio.
+        higher, lower = ("other", "digits") if name.startswith("L - ") else ("digits", "other")
+        auroc = np.mean(of[higher][:, None] > of[lower])
         stated = found["scores"][name]["auroc"]["mean"]
         assert_close(stated, auroc, np.sqrt(60), epsilon=EPSILON_64)
 
