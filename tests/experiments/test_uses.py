@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from random_parameters import random_params
 from scipy import stats
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier
 from tolerances import (
     EPSILON_64,
     FALSE_ALARM,
@@ -27,7 +29,7 @@ from tolerances import (
 import lvae_jax
 from experiments import certify, finished, impute, outliers, probe
 from experiments.errors import SettingsError, WorkdirError
-from lvae_jax import LadderVAE, evaluation
+from lvae_jax import LadderVAE, evaluation, latents
 from lvae_jax.data import DataError, digits
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +146,7 @@ def test_commands_compute_with_the_matmul_precision_of_the_run(
 
 
 def test_probe_reports_every_representation(folder, capsys):
-    settings = probe.ProbeSettings(data="digits", draws=2, subset=300)
+    settings = probe.ProbeSettings(data="digits", draws=3, neighbours=3, subset=300, seed=4)
     probe.probe(settings, str(folder))
     found = results(folder, "probe")
     names = ["z_1", "z_2", "all z", "pixels", "PCA 5", "PCA 3", "PCA 2"]
@@ -154,6 +156,47 @@ def test_probe_reports_every_representation(folder, capsys):
     # Pixels tell binarised digits apart, if not well from 300; chance is 90 per cent.
     assert max(rate["mean"] for rate in errors["300"].values()) < 45
     assert "| pixels " in capsys.readouterr().out
+    # Those of z_1 among 100 labelled images, chosen three times.
+    run = finished.read(finished.UseSettings(data="digits"), "probe", [str(folder)])
+    x, labels = run.train_x()[:300], run.dataset.train_labels[:300]
+    with run.precision():
+        train, test = (
+            np.float64(latents.encode(run.model, run.variables, jnp.asarray(images)).z[0])
+            for images in (x, run.dataset.test_x())
+        )
+    rng = np.random.default_rng(4)
+    wrong = []
+    for rows in (probe.labelled(labels, 100, rng) for _ in range(3)):
+        classifier = KNeighborsClassifier(3).fit(train[rows], labels[rows])
+        wrong.append(100 * np.mean(classifier.predict(test) != run.dataset.test_labels))
+    stated = found["representations"][0]["errors"]["100"]["knn"]
+    assert_close(stated["mean"], np.mean(wrong), 8, epsilon=EPSILON_64)
+    assert_close(stated["standard_error"], np.std(wrong, ddof=1), 8, 100, epsilon=EPSILON_64)
+
+
+def test_representations_are_the_latents_and_principal_components_of_the_images_themselves():
+    model = LadderVAE(6, (3, 2), (4, 3), batch_norm=False, observation="gaussian")
+    variables = {"params": random_params(model)}
+    rng = np.random.default_rng(0)
+    scales = [8, 6, 4, 3, 2, 1]  # far apart, so that the components are well defined
+    sets = [np.float32(rng.normal(size=(40, 6)) * scales) for _ in range(2)]
+    run = finished.Finished(Path(), model, variables, digits.load(), "float32")
+    found, active = probe.representations(run, *sets)
+    assert list(found) == ["z_1", "z_2", "all z", "pixels", "PCA 5", "PCA 3", "PCA 2"]
+    encoded = [latents.encode(model, variables, jnp.asarray(x)) for x in sets]
+    for features, x, latent in zip(zip(*found.values(), strict=True), sets, encoded, strict=True):
+        one, two, both, pixels, *components = features
+        np.testing.assert_array_equal(one, latent.z[0])
+        np.testing.assert_array_equal(two, latent.z[1])
+        np.testing.assert_array_equal(both, np.concatenate(latent.z, axis=1))
+        np.testing.assert_array_equal(pixels, x)
+        for size, component in zip((5, 3, 2), components, strict=True):
+            expected = PCA(size, svd_solver="full").fit(np.float64(sets[0])).transform(x)
+            signs = np.sign(np.sum(component * expected, axis=0))
+            # The mean of 40 values, subtracted from each, and a sum of six products.
+            roundings = np.sqrt(40) + 1 + np.sqrt(6)
+            assert_close(component * signs, expected, roundings, np.abs(x).max() * 6)
+    assert active == [int(np.sum(units)) for units in encoded[0].active]
 
 
 def test_error_rates_are_those_of_the_nearest_neighbour_in_the_units_own_proportions():
