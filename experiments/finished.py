@@ -138,11 +138,11 @@ def chunks(description: str, total: int, size: int) -> Iterator[np.ndarray]:
             progress.update(int(rows[-1]) + 1)
 
 
-def mean_and_error(values: np.ndarray) -> dict[str, float]:
-    """The mean over images and its standard error, for JSON."""
+def mean_and_error(values: np.ndarray) -> dict[str, float | None]:
+    """The mean over images and its standard error, which is None for a single image; for JSON."""
     values = values.astype(np.float64)
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return {"mean": float(values.mean()), "standard_error": float(error)}
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "standard_error": error}
 
 
 def write(run: Finished, name: str, results: Any, figure: Figure) -> None:

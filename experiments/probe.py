@@ -90,8 +90,7 @@ def unit_information(z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
         bins, n = joint.sum(1), len(label)
         log_ratio = np.log(joint[bin_, label] * n / (bins[bin_] * joint.sum(0)[label]))
         bias = (np.count_nonzero(joint) - np.count_nonzero(bins) - len(classes) + 1) / (2 * n)
-        found = finished.mean_and_error(log_ratio)
-        return found["mean"] - bias, found["standard_error"]
+        return log_ratio.mean() - bias, log_ratio.std(ddof=1) / np.sqrt(n)
 
     information, error = np.transpose([of_unit(unit) for unit in z.T])
     return information, error

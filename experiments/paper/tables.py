@@ -54,15 +54,16 @@ def _found(runs: Sequence[PlannedRun]) -> Found:
 
 
 CSV_COLUMNS = (
-    "run", "dataset", "variant", "depth", "epochs", "seed", "finished", "test_log_likelihood",
-    "test_log_likelihood_standard_error", "eval_samples", "paper_log_likelihood", "test_elbo",
+    "run", "dataset", "variant", "depth", "epochs", "seed", "replicas", "finished",
+    "test_log_likelihood", "test_log_likelihood_standard_error",
+    "test_log_likelihood_standard_deviation", "eval_samples", "paper_log_likelihood", "test_elbo",
     "train_elbo", "kl_per_layer", "active_units", "effective_sample_size", "training_seconds",
     "device", "scale",
 )  # fmt: skip
 
 
 def results_csv(paper: PaperSettings, found: Found) -> str:
-    """A row per run; the results of an unfinished run are empty."""
+    """A row per run, of means over its replicas; the results of an unfinished run are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -74,9 +75,12 @@ def results_csv(paper: PaperSettings, found: Found) -> str:
             "depth": planned.settings.depth,
             "epochs": planned.settings.epochs,
             "seed": planned.settings.seed,
+            "replicas": planned.settings.replicas,
             "finished": results is not None,
             "scale": paper.scale,
             "paper_log_likelihood": paper_number(planned, results),
+            "test_log_likelihood_standard_deviation": results
+            and results.deviation("test_log_likelihood"),
         }
         if results:
             values = results.to_json()

@@ -61,8 +61,8 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
     line = command and command.line(settings, path)
     precision = at_precision(settings.matmul_precision)
     with precision, Interruption() as interruption, contextlib.closing(workdir):
-        # Set up the model, the data on the devices and the state. Files are written only after
-        # everything that can refuse the run.
+        # Set up the model, the data on the devices and the state. Until everything that can refuse
+        # the run has not, only the lock is written.
         experiment = make_experiment(settings, dataset)
         initial = {} if workdir.resumes() else continued(experiment, path)
         workdir.lock()

@@ -12,9 +12,10 @@ from experiments.show.figures import STYLE
 CLASSIFIERS = {"knn": "k-nearest neighbours", "logistic": "logistic regression"}
 
 
-def with_error(number: Mapping[str, float], digits: int = 2) -> str:
-    """`mean ± standard error`."""
-    return f"{number['mean']:.{digits}f} ± {number['standard_error']:.{digits}f}"
+def with_error(number: Mapping[str, float | None], digits: int = 2) -> str:
+    """`mean ± standard error`; the mean alone if there is no error."""
+    mean, error = (number[name] for name in ("mean", "standard_error"))
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def probe_rows(results: Mapping[str, Any]) -> list[list[str]]:

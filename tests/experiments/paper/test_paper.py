@@ -433,6 +433,17 @@ def test_results_csv_holds_a_row_a_run_with_what_its_results_say(tiny):
         assert (row["device"], row["paper_log_likelihood"]) == (results[name]["device"], "")
 
 
+def test_results_csv_holds_the_mean_and_deviation_of_replicas():
+    settings = PaperSettings(replicas=2)
+    (planned, *_) = plan(settings, "figure3")
+    replicas = [records.replica_results(test_log_likelihood=value) for value in (-80.0, -84.0)]
+    text = tables.results_csv(settings, [(planned, records.run_results(*replicas))])
+    (row,) = csv.DictReader(text.splitlines())
+    assert (row["replicas"], row["test_log_likelihood"]) == ("2", "-82.0")
+    deviation = float(row["test_log_likelihood_standard_deviation"])
+    np.testing.assert_allclose(deviation, 8**0.5, rtol=1e-15)
+
+
 def test_the_curves_of_figure_3_are_the_runs_and_its_lines_the_numbers_of_the_papers_text():
     runs = {planned.name: planned for planned in plan(PaperSettings(), "figure3")}
     found = [

@@ -1,8 +1,11 @@
 """Tables and figures of probe, outliers and certify: each number stands under its own name."""
 
+import json
+
 import numpy as np
 from matplotlib.colors import to_rgb
 
+from experiments import finished
 from experiments.show import uses
 
 
@@ -30,6 +33,14 @@ PROBED = {
         },
     ]
 }
+
+
+def test_the_mean_of_one_image_is_shown_without_an_error():
+    one = finished.mean_and_error(np.array([-1.5]))
+    assert json.dumps(one, allow_nan=False) == '{"mean": -1.5, "standard_error": null}'
+    assert uses.with_error(one) == "-1.50"
+    # The deviation of two numbers is their distance divided by sqrt(2).
+    assert uses.with_error(finished.mean_and_error(np.array([-1.0, -2.0])), 1) == "-1.5 ± 0.5"
 
 
 def test_the_table_of_probe_has_each_classifiers_errors_under_its_name():
