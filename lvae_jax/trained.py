@@ -140,7 +140,7 @@ def save(
 
 
 def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE, dict[str, Any]]:
-    """Reads a model and its variables from a folder made by `save`, or from a finished run.
+    """Reads a model and its variables from a folder made by `save`, or from a trained run.
 
     Args:
       folder: a folder made by `save`, or a run's folder, whose `model/` is read.

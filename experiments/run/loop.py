@@ -72,7 +72,10 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
         program, state = compile_and_initialise(experiment)
         state = state._replace(**devices.put(initial, experiment.mesh, "replica"))
         workdir.create()
-        state, step = workdir.restore(state_like(experiment)) or (state, 0)
+        restored = workdir.restore(state_like(experiment))
+        if restored is None and (path / "metrics.jsonl").exists():
+            report(f"{path} holds no complete checkpoint: starting again from epoch 0")
+        state, step = restored or (state, 0)
 
         # Train; then evaluate the chosen parameters and write results, figures and report.
         checkpointing = Checkpointing(experiment, workdir, interruption, line)

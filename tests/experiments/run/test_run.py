@@ -34,7 +34,7 @@ from experiments.settings import Settings
 from experiments.show.console import describe
 from experiments.store.checkpoints import Checkpoints
 from experiments.store.manifests import verify
-from experiments.store.workdir import FORMAT, Workdir, read_trained
+from experiments.store.workdir import FORMAT, Workdir, read_results, read_trained
 from lvae_jax import evaluation, load
 from lvae_jax.data import Dataset, as_stored
 from lvae_jax.data.validation import VALIDATION_SEED
@@ -387,6 +387,18 @@ def test_a_damaged_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"dataset": ')
     with pytest.raises(WorkdirError, match=r"config\.json is damaged"):
         run(dataclasses.replace(SETTINGS, workdir=str(tmp_path)), stripes())
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_run_without_a_complete_checkpoint_says_that_it_starts_again(finished, tmp_path, capsys):
+    again = tmp_path / "run"
+    shutil.copytree(finished, again)
+    shutil.rmtree(again / "checkpoints")
+    (again / "results.json").unlink()
+    run(dataclasses.replace(SETTINGS, workdir=str(again)), stripes())
+    said = capsys.readouterr().err
+    assert f"{again} holds no complete checkpoint: starting again from epoch 0\n" in said
+    assert read_results(again).replicas == read_results(finished).replicas
 
 
 def test_metrics_of_epochs_that_no_checkpoint_remembers_are_dropped(tmp_path):
