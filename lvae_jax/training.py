@@ -408,8 +408,8 @@ def train_epoch(
       objective: the objective.
       condition: of each image, for a model that takes one.
       batches: those of the epoch by `epoch_batches`, which are computed if they are None. Given for
-        all parts of an epoch, they are computed only once: sorting 60,000 images takes a CPU as
-        long as two steps.
+        all parts of an epoch, they are computed only once: a CPU sorts a million images in half a
+        second.
 
     Returns:
       The state after the steps, and the means over the updates of the epoch so far (NaN if there

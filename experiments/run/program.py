@@ -1,7 +1,6 @@
 """The training program: several steps of an epoch, for all replicas, in one compiled call."""
 
 import functools
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -189,9 +188,10 @@ def steps_per_call(steps_per_epoch: int, multiplications: float) -> int:
       multiplications: of weights by activations, in a step's forward pass on one device.
 
     Returns:
-      At most as many as `CALL_FLOP` allows, and at least 1; an epoch has no fewer calls for it.
+      The most that `CALL_FLOP` allows, at least 1, or up to half as many if the last call of an
+      epoch then has fewer steps to skip.
     """
     # A multiplication and an addition each, once forward and twice backward.
     most = max(1, int(CALL_FLOP[jax.default_backend()] / (6 * multiplications)))
-    calls = math.ceil(steps_per_epoch / most)
-    return math.ceil(steps_per_epoch / calls)
+    most = min(most, steps_per_epoch)
+    return min(range(most, most // 2, -1), key=lambda steps: -steps_per_epoch % steps)
