@@ -247,7 +247,8 @@ def test_a_signal_to_one_of_two_processes_ends_both_with_what_one_process_comput
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(epochs))
     for epoch, line in enumerate(lines):
-        state, metrics = training_program.take_steps(state, epoch)
+        batches = training_program.batches(state)
+        state, metrics = training_program.take_steps(state, batches, epoch)
         expected = np.asarray(metrics.train_elbo)
         steps = (epoch + 1) * STEPS // EPOCHS
         assert_within([line["train_elbo"]], expected, error_of_bound(steps, expected))
