@@ -412,7 +412,8 @@ def log_likelihood(
         x, encoded, condition = jax.tree.map(lambda a: a[None], (x, encoded, condition))
         rngs = {"sample": jax.random.fold_in(key, sample)}
         inferred = model.apply(variables, x, encoded, rngs=rngs, method="infer", **given(condition))
-        return bounds.log_weights(cast(Terms, inferred))[0, 0]
+        # Float32 for float64 parameters, too.
+        return bounds.log_weights(cast(Terms, inferred))[0, 0].astype(jnp.float32)
 
     # [samples, images]; samples beyond K, in the last chunk, have weight 0.
     over_images = jax.vmap(log_weight, (0, 0, 0, 0, None))

@@ -253,7 +253,9 @@ def train_step(
                 lambda p, u: (p + scale * u).astype(p.dtype), state.params, updates
             ),
             opt_state=opt_state,
-            epoch_sums=jax.tree.map(jnp.add, state.epoch_sums, metrics),
+            epoch_sums=jax.tree.map(
+                lambda total, m: total + m.astype(total.dtype), state.epoch_sums, metrics
+            ),
             epoch_updates=state.epoch_updates + 1,
         )
 

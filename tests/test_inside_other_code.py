@@ -374,6 +374,21 @@ def test_with_64_bits_enabled_a_state_keeps_its_dtypes():
     assert_trees_within(stepped, expected, error)
 
 
+def test_parameters_of_64_bits_are_trained_and_evaluated_as_those_of_32_bits():
+    with jax.enable_x64(True):
+        params, statistics = jax.tree.map(np.float64, (state().params, variables()["batch_stats"]))
+        start = training.fresh_state(params, OPTIMIZER, MODEL.depth)
+        dtypes = jax.tree.map(lambda leaf: leaf.dtype, start)
+        assert {str(leaf) for leaf in jax.tree.leaves(dtypes.params)} == {"float64"}
+        after, metrics = jax.eval_shape(epoch, start)
+        assert jax.tree.map(lambda leaf: leaf.dtype, after) == dtypes
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(metrics)} == {"float32"}
+        in_64_bits = {"params": params, "batch_stats": statistics}
+        found = log_likelihood(in_64_bits, X, KEY)
+    assert found.dtype == jnp.float32
+    assert_within(found, *plain_estimate(log_likelihood))
+
+
 def test_a_batch_of_more_images_than_there_are_is_refused():
     with pytest.raises(ValueError, match="batch_size=9, 8 images; give from 1 to 8"):
         training.train_epoch(MODEL, OPTIMIZER, identity, state(), IMAGES, KEY, batch_size=9)
