@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from lvae_jax.data.array_file import read_member
-from lvae_jax.data.dataset import Binarisation, DataError, Dataset, Observation, shown_range
+from lvae_jax.data.dataset import (
+    Binarisation,
+    DataError,
+    Dataset,
+    Observation,
+    shown_nonfinite,
+    shown_range,
+)
 from lvae_jax.data.source import user_path
 
 _NPY, _NPZ, _PICKLE = b"\x93NUMPY", b"PK", b"\x80"
@@ -94,7 +101,7 @@ def load(
         )
     if not is_grey[0]:
         images = (_float32(train, train_images), _float32(test or train, test_images))
-    if observation == "gaussian" and not is_grey[0] and np.all(np.isfinite(images[0])):
+    if observation == "gaussian" and not is_grey[0]:
         if _is_whole(train_images) and _is_whole(test_images):
             _logger.warning(
                 "%s holds whole numbers, whose Gaussian density is unbounded; add noise to them, "
@@ -299,6 +306,10 @@ def _read_images(given: str | os.PathLike[str]) -> np.ndarray:
             + "; save array[:, None] if each number is an image"
             * (images.ndim == 1)
         )
+    if not np.all(np.isfinite(images)):
+        raise DataError(
+            f"{os.fspath(given)} holds {shown_nonfinite(images)}; remove or replace them"
+        )
     return images
 
 
@@ -321,14 +332,12 @@ def _refuse_other_integers(given: str | os.PathLike[str], images: np.ndarray) ->
 
 
 def _float32(given: str | os.PathLike[str], images: np.ndarray) -> np.ndarray:
-    """The images in float32; refuses finite values that it cannot hold."""
-    can_exceed = images.dtype.itemsize > 4 and np.all(np.isfinite(images))
-    if can_exceed and np.abs(images.astype(np.float64)).max() > np.finfo(np.float32).max:
+    """The images in float32; refuses values that it cannot hold."""
+    if np.abs(images.astype(np.float64)).max() > np.finfo(np.float32).max:
         raise DataError(
             f"{os.fspath(given)} runs from {shown_range(images)}, beyond float32; rescale it"
         )
-    with np.errstate(over="ignore"):  # beside values that are not finite, which are refused
-        return images.astype(np.float32)
+    return images.astype(np.float32)
 
 
 def file_and_key(given: str | os.PathLike[str]) -> tuple[Path, str]:

@@ -22,6 +22,13 @@ class DataError(ValueError):
     """A data set cannot be loaded or used; the message is one line and says what to do."""
 
 
+def shown_nonfinite(images: np.ndarray) -> str:
+    """How many values are not finite and where the first is, for an error message."""
+    bad = ~np.isfinite(images)
+    first = [int(i) for i in np.unravel_index(bad.argmax(), bad.shape)]
+    return f"values that are not finite, {bad.sum():,} of {bad.size:,}, the first at {first}"
+
+
 def shown_range(images: np.ndarray) -> str:
     """The smallest and the largest value, with enough digits to tell close values apart.
 
@@ -188,12 +195,7 @@ class Dataset:
         if images.dtype == np.float32:
             low, high = float(images.min()), float(images.max())  # NaN if any value is NaN
             if not (np.isfinite(low) and np.isfinite(high)):
-                bad = ~np.isfinite(images)
-                first = [int(i) for i in np.unravel_index(bad.argmax(), bad.shape)]
-                raise DataError(
-                    f"{where} hold values that are not finite, {bad.sum():,} of {bad.size:,}, the "
-                    f"first at {first}; remove or replace them"
-                )
+                raise DataError(f"{where} hold {shown_nonfinite(images)}; remove or replace them")
             if self.observation == "bernoulli" and (low < 0 or high > 1):
                 how = "clip" if low > -1e-3 and high < 1 + 1e-3 else "rescale"
                 raise DataError(

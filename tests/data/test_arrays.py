@@ -356,10 +356,11 @@ def test_values_that_are_not_finite_are_refused(save, observation, value):
     images[3, 2, 1] = images[5, 0, 0] = value
     path = save(images)
     what = (
-        "hold values that are not finite, 2 of 240, the first at [3, 2, 1]; remove or replace them"
+        "holds values that are not finite, 2 of 240, the first at [3, 2, 1]; remove or replace them"
     )
-    assert failure(path, save(UNIT, "b.npy"), observation) == f"a: train_images {what}"
-    assert failure(save(UNIT, "b.npy"), path, observation) == f"b: test_images {what}"
+    assert failure(path, save(UNIT, "b.npy"), observation) == f"{path} {what}"
+    assert failure(save(UNIT, "b.npy"), path, observation) == f"{path} {what}"
+    assert failure(path, observation=observation) == f"{path} {what}"
 
 
 @pytest.mark.parametrize(

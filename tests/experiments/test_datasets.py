@@ -165,7 +165,7 @@ def test_bad_arrays_end_in_one_line_with_status_2_and_nothing_created(
     for arguments, message in (
         (
             ["--train=bad.npy", "--test=bad.npy"],
-            "bad: train_images hold values that are not finite",
+            "bad.npy holds values that are not finite, ",
         ),
         (["--train=bad.npy", "--holdout=1"], "flag --holdout=1: give a number between 0 and 1"),
     ):
