@@ -17,6 +17,7 @@ from experiments import registry
 from experiments.errors import SettingsError, WorkdirError
 from experiments.progress import Progress
 from experiments.run import compilation_cache, devices
+from experiments.run.evaluation import standard_error
 from experiments.run.setup import at_precision
 from experiments.settings import MOST_SEEDS, choice, setting, whole
 from experiments.show.figures import write_png
@@ -140,9 +141,8 @@ def chunks(description: str, total: int, size: int) -> Iterator[np.ndarray]:
 
 def mean_and_error(values: np.ndarray) -> dict[str, float | None]:
     """The mean over images and its standard error, which is None for a single image; for JSON."""
-    values = values.astype(np.float64)
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return {"mean": float(values.mean()), "standard_error": error}
+    mean = float(values.mean(dtype=np.float64))
+    return {"mean": mean, "standard_error": standard_error(values)}
 
 
 def write(run: Finished, name: str, results: Any, figure: Figure) -> None:

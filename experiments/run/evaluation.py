@@ -194,17 +194,10 @@ def evaluate_fully(
     log_likelihood, effective_sample_size = test_log_likelihood(
         experiment, variables, replica, between_batches
     )
-    images = len(log_likelihood)
-    # A single image has no standard error; null in JSON.
-    error = (
-        float(np.std(np.float64(log_likelihood), ddof=1) / math.sqrt(images))
-        if images > 1
-        else None
-    )
     results = ReplicaResults(
         chosen_epoch=epoch,
         test_log_likelihood=float(np.mean(log_likelihood)),
-        test_log_likelihood_standard_error=error,
+        test_log_likelihood_standard_error=standard_error(log_likelihood),
         effective_sample_size=float(np.mean(effective_sample_size)),
         train_elbo=float(train.elbo),
         kl_per_layer=tuple(sum(layer) for layer in test["kl_per_unit"]),
@@ -213,6 +206,13 @@ def evaluate_fully(
     )
     _refuse_nonfinite(experiment, dataclasses.asdict(results), epoch, replica)
     return results
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """The standard error of a mean over images; a single image has none, null in JSON."""
+    if len(values) == 1:
+        return None
+    return float(np.std(np.float64(values), ddof=1) / math.sqrt(len(values)))
 
 
 def test_log_likelihood(
