@@ -61,8 +61,8 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
     line = command and command.line(settings, path)
     precision = at_precision(settings.matmul_precision)
     with precision, Interruption() as interruption, contextlib.closing(workdir):
-        # Set up the model, the data on the devices and the state. Until everything that can refuse
-        # the run has not, only the lock is written.
+        # Set up the model, the data on the devices and the state. Only the lock is written before
+        # everything that can refuse the run.
         experiment = make_experiment(settings, dataset)
         initial = {} if workdir.resumes() else continued(experiment, path)
         workdir.lock()
@@ -125,8 +125,10 @@ def train(
     chosen = validation.restore(experiment, workdir, state)
     progress = Progress("epoch", settings.epochs, epoch, shown=processes.is_first())
     with Record(workdir, workdir.truncate_metrics(epoch), progress) as record:
-        epoch_started, batches = time.monotonic(), program.batches(state)
+        epoch_started, batches = time.monotonic(), None
         while epoch < settings.epochs:
+            if batches is None or step % per_epoch == 0:
+                batches = program.batches(state)
             state, metrics = program.take_steps(state, batches, epoch)
             taken = min(program.steps, (epoch + 1) * per_epoch - step)
             step, score = step + taken, None
@@ -145,7 +147,6 @@ def train(
                 )
                 record.add(measured)
                 score = measured.mean("validation_elbo" if settings.validation else "train_elbo")
-                batches = program.batches(state)
             checkpointing.after(state, step, score)
     return chosen or validation.last(experiment, state.evaluated, settings.epochs), record.epochs
 
