@@ -79,11 +79,11 @@ def results_csv(paper: PaperSettings, found: Found) -> str:
             "finished": results is not None,
             "scale": paper.scale,
             "paper_log_likelihood": paper_number(planned, results),
-            "test_log_likelihood_standard_deviation": results
-            and results.deviation("test_log_likelihood"),
         }
         if results:
             values = results.to_json()
+            deviation = results.deviation("test_log_likelihood")
+            row["test_log_likelihood_standard_deviation"] = deviation
             row |= {name: values[name] for name in CSV_COLUMNS if name not in row}
             for name in ("kl_per_layer", "active_units"):
                 row[name] = " ".join(f"{value:g}" for value in values[name])
