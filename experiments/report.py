@@ -30,7 +30,7 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     Args:
       path: the workdir. If your own code made the run, rather than an experiment's command, the
         figures that need its model are not drawn again.
-      layer: see `drawing.draw_model`.
+      layer: see `draws.draw`.
       **changed: settings that do not change results, such as `data_dir`; and `experiment`, for a
         run that does not name it.
 
@@ -62,7 +62,7 @@ def _draw_model(run: Run, layer: int | None, changed: Mapping[str, str]) -> None
     """Draws the figures that need the model of the first replica."""
     import jax
 
-    from experiments.run import devices
+    from experiments.run import devices, draws
     from experiments.run.evaluation import evaluation_variables
     from experiments.run.setup import at_precision, make_experiment
     from experiments.show import drawing
@@ -81,15 +81,8 @@ def _draw_model(run: Run, layer: int | None, changed: Mapping[str, str]) -> None
     # As the run computes and draws them, with the programs that it has compiled.
     with at_precision(settings.matmul_precision):
         variables = evaluation_variables(experiment, first, epoch)
-        drawing.draw_model(
-            experiment.model,
-            jax.device_get(variables),
-            experiment.dataset,
-            experiment.test_x,
-            experiment.key(0, "figures"),
-            run.path / "figures",
-            layer,
-        )
+        drawn = draws.draw(experiment, jax.device_get(variables), layer)
+    drawing.draw_model(drawn, run.path / "figures")
 
 
 def main(settings: ReportSettings, *workdirs: str) -> None:

@@ -1,4 +1,4 @@
-"""The results of an epoch and of a run, as typed records, and their JSON.
+"""What an epoch, a run and its model found, as typed records, and the JSON of the numbers.
 
 A run has one or more replicas, and a record always holds a tuple of them. `EpochRecord` is a line
 of metrics.jsonl, `RunResults` is results.json. Only this module converts them from and to JSON.
@@ -199,6 +199,46 @@ class Run:
         """The results, else the last evaluated epoch, else None."""
         evaluated = (epoch for epoch in reversed(self.epochs) if epoch.evaluated)
         return self.results or next(evaluated, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """What a run's model draws, its first replica's: means of p(x | z_1), and samples of z.
+
+    The figures of the model are made from this. All images are [..., data_dim].
+    """
+
+    image_shape: tuple[int, ...]
+    """Of one image of the data set."""
+
+    images: np.ndarray
+    """[images, data_dim]: the first test images."""
+
+    reconstructions: np.ndarray
+    """As `images`: with z drawn from the posterior of each image."""
+
+    first_images: np.ndarray
+    """[columns, data_dim]: a test image of each label, for `known` and `interpolations`."""
+
+    known: np.ndarray
+    """[depth, draws, columns, data_dim]. For layer i: z_i is a posterior sample, and all layers
+    below it are drawn from their priors. What changes between draws is not determined by z_i."""
+
+    layer: int
+    """Of the interpolations."""
+
+    interpolations: np.ndarray
+    """[pairs, steps, data_dim]: straight lines in one layer's z between posterior samples of two
+    of the first images; the noise of the layers below is fixed along each line."""
+
+    samples: np.ndarray
+    """[samples, data_dim]: from the prior."""
+
+    z: tuple[np.ndarray, ...]
+    """Per layer, a posterior sample of each test image, [test images, units]."""
+
+    labels: np.ndarray
+    """Of the test images."""
 
 
 def _elementwise(statistic: Callable[[list[Any]], Any], values: Sequence[Any]) -> Any:

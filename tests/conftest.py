@@ -166,6 +166,7 @@ def _refusals_are_the_librarys_own(request, monkeypatch):
 @pytest.fixture
 def without_figures(monkeypatch):
     """The test's runs draw no picture and write no page, which takes longer than they train."""
+    monkeypatch.setattr("experiments.run.final.draws.draw", lambda *_: None)
     monkeypatch.setattr("experiments.run.final.drawing.draw_model", lambda *_: None)
     monkeypatch.setattr("experiments.run.final.page.write", lambda *_: None)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from experiments import processes
 from experiments.results import EpochRecord, ReplicaResults, Run, RunResults
-from experiments.run import devices
+from experiments.run import devices, draws
 from experiments.run.evaluation import evaluate_fully, evaluation_variables
 from experiments.run.setup import Experiment
 from experiments.run.validation import Chosen
@@ -84,16 +84,7 @@ def _evaluate_replica(
         replica if settings.replicas > 1 else None,
     )
     if replica == 0:
-        key = experiment.key(0, "figures")
-        processes.by_first(
-            lambda: drawing.draw_model(
-                experiment.model,
-                host,
-                experiment.dataset,
-                experiment.test_x,
-                key,
-                workdir.path / "figures",
-            )
-        )
+        folder = workdir.path / "figures"
+        processes.by_first(lambda: drawing.draw_model(draws.draw(experiment, host), folder))
     stop_if_interrupted()
     return evaluate_fully(experiment, variables, epoch, replica, stop_if_interrupted)

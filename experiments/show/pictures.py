@@ -1,109 +1,12 @@
-"""Pictures from a model: samples, reconstructions, what each layer knows, interpolations."""
+"""Pictures of images: a grid of them, whatever their shape."""
 
-import functools
 import math
 from pathlib import Path
-from typing import Any, NamedTuple, cast
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
 from PIL import Image
 
-from lvae_jax.bounds import Terms
-from lvae_jax.models import HierarchicalVAE
-
-INTERPOLATION_STEPS = 10
 LONGEST = 8  # times as long as wide
-
-
-class Draws(NamedTuple):
-    """Means of p(x | z_1) for z from the prior and from posteriors, and samples of z."""
-
-    samples: Float[Array, "samples data_dim"]
-    """From the prior."""
-
-    reconstructions: Float[Array, "images data_dim"]
-    """With z drawn from the posterior of each image."""
-
-    known: Float[Array, "depth draws images data_dim"]
-    """For layer i: z_i is a posterior sample, and all layers below it are drawn from their priors.
-    What changes between draws is not determined by z_i."""
-
-    interpolations: Float[Array, "pairs steps data_dim"]
-    """Straight lines in one layer's z between posterior samples of two images; the noise of the
-    layers below is fixed along each line."""
-
-    z: tuple[Float[Array, "images units"], ...]
-    """Per layer, a posterior sample of each image."""
-
-
-@functools.partial(jax.jit, static_argnames=("model", "layer", "num_samples"))
-def draw(
-    model: HierarchicalVAE,
-    variables: Any,
-    images: Float[Array, "images data_dim"],
-    first_x: Float[Array, "columns data_dim"],
-    key: Key[Array, ""],
-    layer: int,
-    num_samples: int = 80,
-) -> Draws:
-    """Computes all pictures of a model in one program.
-
-    Args:
-      model: the model.
-      variables: its variables, see `evaluation.reestimate_batch_stats`.
-      images: x of the images to reconstruct and to sample z of.
-      first_x: x of the few images for `known` and `interpolations`.
-      key: for all draws.
-      layer: the layer to interpolate in, 1 to L.
-      num_samples: number of samples from the prior.
-    """
-    sample_key, image_key, first_key, known_key, line_key = jax.random.split(key, 5)
-
-    def posterior_sample(x: Array, key: Key[Array, ""]) -> tuple[Array, ...]:
-        terms = cast(Terms, model.apply(variables, x, rngs={"sample": key}))
-        return tuple(z[0] for z in terms.z)
-
-    def generate(z: Array, layer: int, key: Key[Array, ""]) -> Any:
-        rngs = {"sample": key}
-        return model.apply(variables, z, layer=layer, method="generate", rngs=rngs)
-
-    z = posterior_sample(images, image_key)
-    first_z = posterior_sample(first_x, first_key)
-    known = [
-        jnp.stack([generate(first_z[i], i + 1, key) for key in jax.random.split(known_key)])
-        for i in range(model.depth)
-    ]
-
-    ends = first_z[layer - 1]
-    ends = ends[: len(ends) // 2 * 2].reshape(-1, 2, 1, ends.shape[-1])
-    weights = jnp.linspace(0, 1, INTERPOLATION_STEPS)[None, :, None]
-    lines = (1 - weights) * ends[:, 0] + weights * ends[:, 1]
-    # vmap over the steps with one key: all steps of a line have the same noise.
-    interpolations = jax.vmap(lambda z: generate(z, layer, line_key), 1, 1)(lines)
-
-    samples = model.apply(variables, sample_key, num_samples=num_samples, method="generate")
-    return Draws(
-        samples=cast(Array, samples),
-        reconstructions=generate(z[0], 1, image_key),
-        known=jnp.stack(known),
-        interpolations=interpolations,
-        z=z,
-    )
-
-
-def one_of_each(labels: np.ndarray, count: int = 10) -> np.ndarray:
-    """Indices of up to `count` images: the first of each label, then the first others.
-
-    Example:
-      >>> one_of_each(np.array([7, 7, 2, 5, 2]), 4).tolist()
-      [2, 3, 0, 1]
-    """
-    _, firsts = np.unique(labels, return_index=True)
-    others = np.setdiff1d(np.arange(len(labels)), firsts)
-    return np.concatenate([firsts, others])[:count]
 
 
 def as_pictures(x: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:

@@ -10,6 +10,7 @@ from small_runs import SINGLE
 from experiments import arrays, finished
 from experiments.finished import UseSettings
 from experiments.report import report
+from experiments.run import draws
 from experiments.run.loop import run
 from experiments.settings import Command, Settings
 from experiments.show import drawing
@@ -40,6 +41,7 @@ def test_a_run_on_own_arrays_is_resumed_reported_and_used_wherever_they_are(
     run(settings, arrays.load(settings), ARRAYS)
 
     # From another folder. The reports draw what the run has drawn.
+    monkeypatch.setattr(draws, "draw", lambda *_: None)
     monkeypatch.setattr(drawing, "draw_model", lambda *_: None)
     monkeypatch.chdir(there)
     page = tmp_path / "run" / "report.html"

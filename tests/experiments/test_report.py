@@ -18,6 +18,7 @@ from small_runs import SINGLE, break_off
 from experiments import compare, digits, registry
 from experiments.errors import WorkdirError
 from experiments.report import ReportSettings, main, report
+from experiments.run import draws
 from experiments.show import drawing, page
 from experiments.store.workdir import read_run
 from lvae_jax.data import DataError
@@ -92,10 +93,11 @@ def test_a_finished_run_is_drawn_again_byte_for_byte(finished, tmp_path):
 def test_the_model_is_drawn_with_the_matmul_precision_of_its_run(finished, tmp_path, monkeypatch):
     found = []
 
-    def draw_model(*_):
+    def draw(*_):
         found.append(jax.config.jax_default_matmul_precision)
 
-    monkeypatch.setattr(drawing, "draw_model", draw_model)
+    monkeypatch.setattr(draws, "draw", draw)
+    monkeypatch.setattr(drawing, "draw_model", lambda *_: None)
     report(copy_of(finished, tmp_path))
     assert found == ["float32"]  # None is the device's own, which is another on a GPU
 

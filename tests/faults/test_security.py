@@ -19,6 +19,7 @@ from small_runs import SINGLE, train
 from experiments import compare, registry, report
 from experiments.errors import WorkdirError
 from experiments.results import Run
+from experiments.run import draws
 from experiments.show import drawing, page
 from experiments.store.workdir import read_metrics, read_results, read_run, read_trained
 from lvae_jax.data import DataError, arrays, omniglot
@@ -147,7 +148,9 @@ def test_the_audit_notices_what_is_unpickled(tmp_path, unpickled):
 def test_a_run_and_its_checkpoints_are_read_and_written_without_a_pickle(
     finished, tmp_path, unpickled, monkeypatch
 ):
-    monkeypatch.setattr(drawing, "draw_model", lambda *_: None)  # which reads and writes none of it
+    # These read and write none of it.
+    monkeypatch.setattr(draws, "draw", lambda *_: None)
+    monkeypatch.setattr(drawing, "draw_model", lambda *_: None)
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
     train(tmp_path / "run", SINGLE)  # resumes from the checkpoint

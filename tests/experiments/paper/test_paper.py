@@ -22,7 +22,7 @@ from experiments.paper import claims, tables
 from experiments.paper import plan as paper_plan
 from experiments.paper.plan import PaperSettings, plan, planned_runs
 from experiments.published import VARIANTS
-from experiments.run import loop
+from experiments.run import draws, loop
 from experiments.run.setup import make_config
 from experiments.show import drawing, page
 from experiments.store.workdir import Workdir
@@ -83,22 +83,24 @@ def made(workdir, is_trained):
         latent_sizes=SMALL.latent_sizes,
         hidden_sizes=SMALL.hidden_sizes,
     )
-    train, draw_model = loop.run, drawing.draw_model
+    train, draw, draw_model = loop.run, draws.draw, drawing.draw_model
 
     def run(settings, dataset, command):
         make = train if is_trained(Path(settings.workdir).name) else record
         make(settings, dataset, command)
 
-    def draw_for_figure_6(*arguments):
-        if arguments[-1].parent.name in IN_FIGURE_6:
-            draw_model(*arguments)
+    def draw_for_figure_6(experiment, variables):
+        if Path(experiment.settings.workdir).name in IN_FIGURE_6:
+            return draw(experiment, variables)
+        return None
 
     with pytest.MonkeyPatch.context() as patch:
         small = registry.EXPERIMENTS["digits"]._replace(defaults=shallow)
         patch.setitem(registry.EXPERIMENTS, "digits", small)
         patch.setattr(loop, "run", run)
         # What no test looks at, which takes longer than such runs train.
-        patch.setattr(drawing, "draw_model", draw_for_figure_6)
+        patch.setattr(draws, "draw", draw_for_figure_6)
+        patch.setattr(drawing, "draw_model", lambda *a: a[0] and draw_model(*a))
         patch.setattr(page, "write", lambda *_: None)
         paper.main(settings)
         yield settings
