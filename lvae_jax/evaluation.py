@@ -1,7 +1,7 @@
 """Evaluation: batch-norm re-estimation, ELBO and log-likelihood of a data set, active units.
 
 beta is always 1 here. Every draw is derived from (key, image, sample) alone, so that no result
-depends on how images or samples are grouped.
+depends on how images or samples are grouped; only `reestimate_batch_stats` draws per batch.
 """
 
 import functools

@@ -1,7 +1,6 @@
 """Encodes images into the latents of a trained model, layer by layer."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -77,7 +76,7 @@ def encode(
         x, condition = jax.tree.map(lambda a: a[None], rows)
         apply = functools.partial(model.apply, variables, **given(condition))
         if key is None:
-            terms = _along_means(apply, x, model.latent_sizes)
+            terms = cast(Terms, apply(x, method="along_means"))
         else:
             terms = cast(Terms, apply(x, 2, rngs={"sample": key}))
         return jax.tree.map(lambda a: a[:, 0], (terms.posterior, terms.z))
@@ -91,16 +90,3 @@ def encode(
         active.append(active_units(means if keys is not None else jnp.repeat(means, 2, axis=0)))
     posterior, z = jax.tree.map(lambda a: a[:, 0], (posterior, z))
     return Latents(posterior, z, tuple(active))
-
-
-def _along_means(apply: Callable[..., Any], x: Array, latent_sizes: tuple[int, ...]) -> Terms:
-    """The terms of one image where every z_i is its posterior's mean.
-
-    Upward or downward, a layer's posterior depends only on the layers before it, so every pass
-    determines one more layer. (XLA removes the repeated computations.)
-    """
-    z = tuple(jnp.zeros((1, 1, units), jnp.float32) for units in latent_sizes)
-    for _ in range(len(latent_sizes) + 1):
-        terms = cast(Terms, apply(x, z, method="densities"))
-        z = tuple(q.mean for q in terms.posterior)
-    return terms

@@ -478,6 +478,15 @@ class HierarchicalVAE(nn.Module):
         values = [jnp.asarray(layer) for layer in z]
         return self._terms(x, encoded, lambda i, q: values[i - 1], train, condition)
 
+    def along_means(self, x: Examples, condition: Condition = None) -> Terms:
+        """Evaluates every density as `__call__` does, where each z_i is its posterior's mean.
+
+        One deterministic point per example: the posterior of the next layer is conditioned on this
+        mean. Samples: 1.
+        """
+        encoded = self.encode(x, condition=condition)
+        return self._terms(x, encoded, lambda i, q: q.mean, train=False, condition=condition)
+
     def _terms(
         self,
         x: Examples,

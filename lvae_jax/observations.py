@@ -157,9 +157,7 @@ def named(observation: str | Observation, variance_floor: float) -> Observation:
         return GaussianObservation(variance_floor)
     if observation == "discretized_logistic":
         return DiscretizedLogistic()
-    if isinstance(observation, str) or not all(
-        hasattr(observation, name) for name in ("head_size", "log_prob", "mean")
-    ):
+    if not isinstance(observation, Observation):
         raise ValueError(
             f"observation={observation!r}; give one of {', '.join(NAMES)}, or an object with "
             "head_size, log_prob and mean"

@@ -3,7 +3,6 @@
 Neither file can run code: one is JSON, the other holds arrays and their names.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,6 +18,7 @@ import safetensors.numpy
 from flax import traverse_util
 from flax.core import unfreeze
 
+from lvae_jax._files import sync
 from lvae_jax.models import VAE, HierarchicalVAE, LadderVAE
 
 FORMAT = 1
@@ -131,12 +131,7 @@ def save(
     ]
     for temporary in written:
         temporary.replace(temporary.with_suffix(""))
-    with contextlib.suppress(OSError):  # Windows and some file systems cannot sync folders
-        names = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(names)
-        finally:
-            os.close(names)
+    sync(path)
 
 
 def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE, dict[str, Any]]:
@@ -340,8 +335,6 @@ def _checksum(described: dict[str, Any], encoded: bytes) -> str:
 def _write_beside(path: Path, content: bytes) -> Path:
     """Writes what is to replace a file into another one beside it, and returns that."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary.write_bytes(content)
+    sync(temporary)
     return temporary

@@ -43,6 +43,21 @@ def test_the_means_are_those_of_the_joint_posterior(model_class):
 
 
 @pytest.mark.parametrize("model_class", [VAE, LadderVAE])
+def test_the_means_take_one_pass_through_every_network(model_class):
+    model = model_class(7, (3, 2, 2), (6, 5, 4), batch_norm=False)
+    x = jnp.zeros((4, 7))
+    keys = {"params": jax.random.key(0), "sample": jax.random.key(1)}
+    variables = jax.eval_shape(model.init, keys, x)
+    encode = jax.jit(latents.encode, static_argnums=0)
+
+    def products(key):
+        return encode.lower(model, variables, x, key).as_text().count("stablehlo.dot_general")
+
+    # Along samples it is one pass, and the means need no network more.
+    assert products(None) == products(jax.random.key(2))
+
+
+@pytest.mark.parametrize("model_class", [VAE, LadderVAE])
 def test_samples_have_the_joint_posterior(model_class):
     generative, inference, model, variables = linear(model_class)
     copies = 4000

@@ -1,6 +1,8 @@
 """Saving and loading: nothing is lost, and a folder that is not intact is one clear error."""
 
+import errno
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -244,6 +246,15 @@ def test_a_model_is_replaced_once_the_new_one_is_on_the_disk(copied, monkeypatch
         copied / "model.json": [],
     }
     assert disk.missing(copied) == []
+
+
+def test_a_model_is_saved_where_nothing_can_be_synced(copied, monkeypatch):
+    def unsupported(descriptor):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", unsupported)
+    save(copied, MODELS["vae"], made_up_variables(MODELS["vae"]))
+    assert load(copied)[0] == MODELS["vae"]
 
 
 def test_a_save_that_was_cut_short_is_found_damaged(saved, copied, tmp_path):

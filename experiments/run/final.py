@@ -1,17 +1,18 @@
 """The end of a run: evaluates the chosen parameters and writes results, figures and report."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
 from experiments import processes
-from experiments.results import EpochRecord, ReplicaResults, Run, RunResults
+from experiments.results import EpochRecord, ReplicaResults, RunResults
 from experiments.run import devices, draws
 from experiments.run.evaluation import evaluate_fully, evaluation_variables
 from experiments.run.setup import Experiment
 from experiments.run.validation import Chosen
 from experiments.show import drawing, page, tensorboard
-from experiments.store.workdir import Workdir
+from experiments.store.workdir import Workdir, read_run
 
 
 def evaluate_and_report(
@@ -55,7 +56,8 @@ def evaluate_and_report(
     )
 
     def show() -> None:
-        page.write(Run(workdir.path, workdir.config, epochs, results), command)
+        run = dataclasses.replace(read_run(workdir.path), results=results)
+        page.write(run, command)
         with contextlib.closing(tensorboard.Events(workdir.path, "figures")) as events:
             events.add_figures(workdir.path / "figures", settings.epochs)
 

@@ -293,6 +293,7 @@ _OF_THE_MODEL = (
     "wide_generative",
     "mean_upward",
     "variance_floor",
+    "observation",  # of the data sets that have a choice
 )
 """The settings that decide what a model computes from its parameters."""
 
@@ -301,7 +302,11 @@ def _refuse_another_model(experiment: Experiment, params: Any, config: dict[str,
     settings, like = experiment.settings, state_like(experiment).params
     there, here = (jax.tree.map(lambda leaf: leaf.shape[1:], tree) for tree in (params, like))
     was, now = with_defaults(config["settings"], Settings()), settings.changing_results()
-    differences = [f"{n} {was[n]} there, {now[n]} here" for n in _OF_THE_MODEL if was[n] != now[n]]
+    differences = [
+        f"{name} {was[name]} there, {now[name]} here"
+        for name in _OF_THE_MODEL
+        if name in was.keys() & now.keys() and was[name] != now[name]
+    ]
     if there != here and config["dataset"] != experiment.dataset.name:
         differences.append(f"trained on {config['dataset']}, not on {experiment.dataset.name}")
     if differences or there != here:

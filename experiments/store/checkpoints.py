@@ -24,8 +24,9 @@ import orbax.checkpoint as ocp
 
 from experiments import processes
 from experiments.errors import WorkdirError
-from experiments.store.files import NO_ROOM, remove, sync
+from experiments.store.files import NO_ROOM, remove
 from experiments.store.manifests import read_manifest, verify, write_manifest
+from lvae_jax._files import sync
 
 _ITEM = "default"  # orbax's name for a state that is saved without one
 _NEW, _OLD = ".new", ".old"

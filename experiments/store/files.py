@@ -3,19 +3,16 @@
 import contextlib
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import WorkdirError
+from lvae_jax._files import sync
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used-up quota, a limit on the size of a file."""
-
-_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)
-"""Errors of systems that cannot sync; errors of the disk are not among them."""
 
 
 @contextlib.contextmanager
@@ -37,26 +34,6 @@ def what_to_do(error: OSError) -> str:
     if error.errno in NO_ROOM:
         return "free space and run the same command again"
     return "repair it, or give another path"
-
-
-def sync(path: Path) -> None:
-    """Returns once a file's content, or a folder's list of names, is on disk.
-
-    Windows cannot open folders, and some file systems cannot sync; then this does nothing.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:
-        if path.is_dir():
-            return
-        raise
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from experiments.store.files import sync, write_json
+from experiments.store.files import write_json
+from lvae_jax._files import sync
 
 MANIFEST = "manifest.json"
 

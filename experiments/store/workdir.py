@@ -1,4 +1,4 @@
-"""A run's folder: config.json, metrics.jsonl, results.json, checkpoints/, tensorboard/."""
+"""A run's folder: config.json, metrics.jsonl, results.json, checkpoints/, chosen/, model/."""
 
 import contextlib
 import json
@@ -16,12 +16,12 @@ from experiments.store.checkpoints import Checkpoints
 from experiments.store.files import (
     read_json,
     remove,
-    sync,
     write_json,
     write_text,
     writing,
 )
 from experiments.store.locks import LOCK, lock
+from lvae_jax._files import sync
 from lvae_jax.models import HierarchicalVAE
 from lvae_jax.training import TrainState
 
@@ -74,7 +74,7 @@ class Workdir:
         Raises:
           WorkdirError: the folder belongs to another run, or holds files of something else.
         """
-        self.path, self.config = path, {"format": FORMAT, **config}
+        self.path, self._config = path, {"format": FORMAT, **config}
         self._overwrite, self._defaults = overwrite, defaults or Settings()
         self._lock: int | None = None
         self._checkpoints = Checkpoints(path / "checkpoints")
@@ -82,7 +82,7 @@ class Workdir:
         """The parameters chosen by validation, under the step of the choice."""
         self._check()
 
-    def _check(self) -> dict[str, Any] | None:
+    def _check(self) -> None:
         """Reads config.json; refuses a folder of another run, or of something else."""
         existing = read_json(self.path / "config.json")
         if existing is None:
@@ -91,12 +91,11 @@ class Workdir:
                     f"{self.path} holds files but no config.json, so it is not a run's folder; "
                     "give another --workdir"
                 )
-            return None
+            return
         _refuse_if_not_a_run(self.path, existing)
         if not self._overwrite:
             _refuse_another_format(self.path, existing)
-            _refuse_another_run(self.path, existing, self.config, self._defaults)
-        return existing
+            _refuse_another_run(self.path, existing, self._config, self._defaults)
 
     def lock(self) -> None:
         """Creates the folder and locks it until `close`; writes nothing else.
@@ -137,7 +136,7 @@ class Workdir:
             for name in _MADE_BY_A_RUN:
                 remove(self.path / name)
         if not (self.path / "config.json").exists():
-            write_json(self.path / "config.json", self.config)
+            write_json(self.path / "config.json", self._config)
 
     def results(self) -> RunResults | None:
         """The results of a finished run; None if it is not finished, or is to be overwritten."""

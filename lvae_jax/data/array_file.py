@@ -4,8 +4,6 @@ The file is a cache of the data set's records: if it is missing or cannot be rea
 again from them.
 """
 
-import errno
-import os
 import uuid
 import zipfile
 import zlib
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from lvae_jax._files import sync
 
 
 def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray] | None:
@@ -55,12 +55,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         with incomplete.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            try:
-                os.fsync(file.fileno())
-            except OSError as error:  # some file systems cannot sync; the file is only a cache
-                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-                    raise
+        sync(incomplete)
         incomplete.replace(path)
     finally:
         incomplete.unlink(missing_ok=True)

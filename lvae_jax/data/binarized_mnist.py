@@ -14,9 +14,6 @@ from lvae_jax.data.dataset import Dataset
 from lvae_jax.data.prepared import load_arrays
 from lvae_jax.data.source import File, Source, Splits, open_content
 
-VALIDATION_SIZE = 10_000
-"""Number of images in the validation file; they are the last of the training images."""
-
 
 def read_amat(path: Path) -> np.ndarray:
     """Reads an `.amat` file, packed with gzip or not, as uint8 images [n, 28, 28] of 0 and 255.

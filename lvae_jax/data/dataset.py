@@ -115,7 +115,7 @@ class Dataset:
         """
         data = hashlib.sha256()
         for images in (self.train_images, self.test_images):
-            data.update(images.tobytes())
+            data.update(np.ascontiguousarray(images).data.cast("B"))
         return data.hexdigest()
 
     def identity(self) -> dict[str, str | int]:

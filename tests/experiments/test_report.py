@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 from PIL import Image
-from small_runs import SINGLE, break_off
+from small_runs import SINGLE, break_off, train
 
 from experiments import compare, digits, registry
 from experiments.errors import WorkdirError
@@ -57,6 +57,12 @@ def page_of(workdir: Path) -> str:
     return html.unescape((workdir / "report.html").read_text(encoding="utf-8"))
 
 
+@pytest.fixture
+def without_models_figures(monkeypatch):
+    monkeypatch.setattr(draws, "draw", lambda *_: None)
+    monkeypatch.setattr(drawing, "draw_model", lambda *_: None)
+
+
 def test_a_run_that_is_not_finished_gets_every_figure_and_a_page_that_says_so(broken_off, tmp_path):
     copied = copy_of(broken_off, tmp_path)
     assert not (copied / "results.json").exists()
@@ -88,6 +94,18 @@ def test_a_finished_run_is_drawn_again_byte_for_byte(finished, tmp_path):
     report(copied)
     assert figures_of(copied) == expected
     assert page_of(copied) == shown.replace(str(finished), str(copied))
+
+
+@pytest.mark.usefixtures("without_models_figures")
+def test_the_page_of_a_resumed_run_says_where_it_first_started(finished, tmp_path):
+    copied = copy_of(finished, tmp_path, device="an earlier machine", versions={"jax": "0.1.2"})
+    (copied / "results.json").unlink()
+    train(copied, SINGLE)
+    shown = page_of(copied)
+    assert "an earlier machine" in shown
+    assert "0.1.2" in shown
+    report(copied)
+    assert page_of(copied) == shown
 
 
 def test_the_model_is_drawn_with_the_matmul_precision_of_its_run(finished, tmp_path, monkeypatch):

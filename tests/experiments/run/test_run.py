@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tolerances import EPSILON_64, assert_close, assert_trees_within, threshold, value_and_error
 
 from experiments import cli, registry
+from experiments.arrays import ArraysSettings
 from experiments.errors import NonFiniteError, SettingsError, WorkdirError
 from experiments.report import report
 from experiments.run.loop import run
@@ -596,6 +597,31 @@ def test_init_from_another_model_is_refused_with_the_difference(finished, tmp_pa
     assert refusal_to_continue(finished, tmp_path, activation="tanh", variance_floor=1e-3) == (
         f"--init_from={finished}: its model differs (activation leaky_relu there, tanh here; "
         "variance_floor 1e-05 there, 0.001 here); give the same model settings"
+    )
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_init_from_a_model_that_observes_x_otherwise_is_refused(tmp_path):
+    # Both heads return two numbers for each value of x.
+    grey = stripes()
+    there, here = (
+        dataclasses.replace(grey, observation=observation, binarisation="none")
+        for observation in ("gaussian", "discretized_logistic")
+    )
+    settings = ArraysSettings(**dataclasses.asdict(SETTINGS) | {"epochs": 1})
+    settings = dataclasses.replace(
+        settings, workdir=str(tmp_path / "there"), observation=there.observation
+    )
+    run(settings, there)
+    other = dataclasses.replace(
+        settings, workdir=str(tmp_path / "here"), init_from=str(tmp_path / "there"),
+        observation=here.observation,
+    )  # fmt: skip
+    with pytest.raises(SettingsError) as refusal:
+        run(other, here)
+    assert str(refusal.value) == (
+        f"--init_from={tmp_path / 'there'}: its model differs (observation gaussian there, "
+        "discretized_logistic here); give the same model settings"
     )
 
 
