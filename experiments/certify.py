@@ -98,4 +98,4 @@ def certify(settings: CertifySettings, *workdirs: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(certify, CertifySettings(), arguments="RUN")
+    cli.start(certify, CertifySettings(), takes_paths=True)

@@ -11,10 +11,9 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from experiments import settings as settings_lib
-from experiments.errors import RunError
+from experiments.errors import NO_ROOM, RunError, what_to_do
 from experiments.presets import Presets
 from experiments.settings import PATH, Command, Kind, Settings
-from experiments.store.files import NO_ROOM, what_to_do
 
 
 def main(name: str, load: Callable[[Any], Any], defaults: Settings) -> None:
@@ -40,16 +39,16 @@ def main(name: str, load: Callable[[Any], Any], defaults: Settings) -> None:
             run(settings, dataset, Command(name, defaults))
 
     define_flags(Presets())
-    _start(train_and_evaluate, defaults, arguments="")
+    _start(train_and_evaluate, defaults, takes_paths=False)
 
 
-def start(command: Callable[..., None], defaults: Any, arguments: str = "") -> None:
+def start(command: Callable[..., None], defaults: Any, takes_paths: bool = False) -> None:
     """Parses the flags and calls a command.
 
     Args:
-      command: a function of the settings and the arguments that are not flags, which are paths.
+      command: a function of the settings and the arguments that are not flags.
       defaults: the defaults of the flags, a dataclass of `setting` fields.
-      arguments: describes arguments that are not flags; empty if none are accepted.
+      takes_paths: whether arguments that are not flags are accepted, as paths.
     """
     kind = type(defaults)
 
@@ -59,10 +58,10 @@ def start(command: Callable[..., None], defaults: Any, arguments: str = "") -> N
                 fail(f"{path}: give {PATH.expected}")
         command(kind(**_flag_values(kind)), *map(os.path.expanduser, given))
 
-    _start(call, defaults, arguments)
+    _start(call, defaults, takes_paths)
 
 
-def _start(command: Callable[..., None], defaults: Any, arguments: str) -> None:
+def _start(command: Callable[..., None], defaults: Any, takes_paths: bool) -> None:
     _open_standard_streams()
     os.environ["MPLBACKEND"] = "agg"  # figures are files; a notebook's backend may be missing here
     define_flags(defaults)
@@ -72,7 +71,7 @@ def _start(command: Callable[..., None], defaults: Any, arguments: str) -> None:
         with errors_in_one_line():
             command(*argv[1:])
 
-    app.run(call, flags_parser=lambda argv: parse(argv, arguments))
+    app.run(call, flags_parser=lambda argv: parse(argv, takes_paths))
 
 
 def _open_standard_streams() -> None:
@@ -138,12 +137,12 @@ def define_flags(defaults: Any) -> None:
         flags.DEFINE_flag(flag, module_name=sys.argv[0])
 
 
-def parse(argv: list[str], arguments: str = "") -> list[str]:
+def parse(argv: list[str], takes_paths: bool = False) -> list[str]:
     """Parses the command line; an invalid one ends the process with one line and status 2.
 
     Args:
       argv: the command line.
-      arguments: describes arguments that are not flags; empty if none are accepted.
+      takes_paths: see `start`.
 
     Returns:
       The command line without its flags.
@@ -154,7 +153,7 @@ def parse(argv: list[str], arguments: str = "") -> list[str]:
         fail(str(error))
     except SystemExit:  # after --help, which absl counts as a failure
         raise SystemExit(0) from None
-    if len(rest) > 1 and not arguments:
+    if len(rest) > 1 and not takes_paths:
         fail(f"unexpected argument {rest[1]!r}: every setting is given as --name=value; see --help")
     return rest
 
@@ -212,10 +211,13 @@ def errors_in_one_line() -> Iterator[None]:
             raise
         fail(f"cannot use {path or 'a file'} ({error.strerror}); {what_to_do(error)}")
     except Exception as error:
-        from lvae_jax.data import DataError  # it imports JAX
+        # These import JAX.
+        from experiments import processes
+        from lvae_jax.data import DataError
 
         if isinstance(error, DataError):
             fail(str(error))
+        processes.end_if_one_is_lost(error)
         raise
 
 

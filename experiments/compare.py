@@ -116,4 +116,4 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(compare, CompareSettings(), arguments="RUN...")
+    cli.start(compare, CompareSettings(), takes_paths=True)

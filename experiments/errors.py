@@ -3,7 +3,11 @@
 Each carries the exit status of the command that it ends. Nothing here imports JAX.
 """
 
+import errno
 import signal
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a used-up quota, a limit on the size of a file."""
 
 
 class RunError(Exception):
@@ -39,3 +43,10 @@ class Interrupted(RunError):  # noqa: N818 - nothing is wrong
         """
         super().__init__(f"{signal.Signals(received).name}: {message}")
         self.status = 128 + received
+
+
+def what_to_do(error: OSError) -> str:
+    """The end of the line about an error of a file."""
+    if error.errno in NO_ROOM:
+        return "free space and run the same command again"
+    return "repair it, or give another path"

@@ -255,4 +255,4 @@ def _pictures(
 
 
 if __name__ == "__main__":
-    cli.start(impute, ImputeSettings(), arguments="RUN")
+    cli.start(impute, ImputeSettings(), takes_paths=True)

@@ -196,4 +196,4 @@ def outliers(settings: OutlierSettings, *workdirs: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(outliers, OutlierSettings(), arguments="RUN")
+    cli.start(outliers, OutlierSettings(), takes_paths=True)

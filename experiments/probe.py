@@ -210,4 +210,4 @@ def probe(settings: ProbeSettings, *workdirs: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(probe, ProbeSettings(), arguments="RUN")
+    cli.start(probe, ProbeSettings(), takes_paths=True)

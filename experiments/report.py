@@ -102,4 +102,4 @@ def main(settings: ReportSettings, *workdirs: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.start(main, ReportSettings(), arguments="WORKDIR")
+    cli.start(main, ReportSettings(), takes_paths=True)

@@ -324,6 +324,10 @@ def _json_value(value: Any, kind: Kind) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _all_values(settings: Settings) -> dict[str, Any]:
+    return settings.changing_results() | settings.not_changing_results()
+
+
 def with_defaults(stored: dict[str, Any], defaults: Settings) -> dict[str, Any]:
     """The settings in a config.json, with those added since its version: it used their defaults."""
     return defaults.changing_results() | stored
@@ -345,17 +349,14 @@ class Command(NamedTuple):
         """
         # The depth alone says which of the default sizes are used.
         usual = dataclasses.replace(self.defaults, depth=settings.depth)
-        latent_sizes, hidden_sizes = usual.layers()
-        usual = dataclasses.replace(usual, latent_sizes=latent_sizes, hidden_sizes=hidden_sizes)
-        given = settings.changing_results() | settings.not_changing_results()
-        flags = []
-        for field in dataclasses.fields(settings):
-            kind, value = field.metadata["kind"], given[field.name]
-            default = getattr(self.defaults if field.name == "depth" else usual, field.name)
-            repeated = field.metadata["changes_results"] or kind is SOURCE
-            if not repeated or value == _json_value(default, kind):
-                continue
-            flags.append(as_flag(field.name, value))
+        default = _all_values(usual) | {"depth": self.defaults.depth}
+        given = _all_values(settings)
+        flags = [
+            as_flag(field.name, given[field.name])
+            for field in dataclasses.fields(settings)
+            if field.metadata["changes_results"] or field.metadata["kind"] is SOURCE
+            if given[field.name] != default[field.name]
+        ]
         module = f"experiments.{self.name}"
         return shlex.join(["python", "-m", module, *flags, f"--workdir={workdir}"])
 
@@ -371,6 +372,9 @@ def as_typed(value: Any) -> str:
     """A value as it is typed for its flag."""
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
+
+BY_REPLICA = ("warmup_epochs", "beta", "learning_rate")
+"""Settings that may have a value for each replica."""
 
 OF_THE_LADDER = ("own_top_down", "wide_generative", "mean_upward")
 """Settings that a VAE does not have."""
@@ -397,7 +401,7 @@ def _rules_of_replicas(s: Settings) -> Rules:
             f"--{name}={as_typed(value)}: {as_typed(value).count(',') + 1} values for --replicas="
             f"{s.replicas}; give one, or one per replica",
         )
-        for name in ("warmup_epochs", "beta", "learning_rate")
+        for name in BY_REPLICA
         for value in [getattr(s, name)]
     ]
     return [

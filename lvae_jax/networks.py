@@ -170,6 +170,7 @@ class GaussianHead(nn.Module):
     """mu = Linear(d), sigma^2 = softplus(Linear(d)) + floor, equations (11), (12), (14), (15).
 
     Both are one linear layer of twice the units: the same function as two, in half the operations.
+    Glorot's fan_out counts the units of both, so weights start a little smaller than in two layers.
     """
 
     units: int

@@ -358,7 +358,7 @@ def epoch_batches(
     steps = images // batch_size
     position = jnp.asarray(step) % steps
     shuffle_key = named_key(key, "shuffle", step - position)
-    order = jax.random.permutation(shuffle_key, images)
+    order = jax.random.permutation(shuffle_key, jnp.arange(images, dtype=jnp.int32))
     return position, order[: steps * batch_size].reshape(steps, batch_size)
 
 

@@ -847,6 +847,14 @@ def poisoned(*bad_steps):
     return preprocess
 
 
+def test_the_rows_of_batches_are_the_same_with_64_bits():
+    expected = training.epoch_batches(ROOT, 0, 1000, 4)[1]
+    with jax.enable_x64(True):
+        found = training.epoch_batches(ROOT, 0, 1000, 4)[1]
+    assert found.dtype == expected.dtype == jnp.int32  # a compiled epoch takes no others
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("steps", [-1, 0, 4])
 def test_a_number_of_steps_that_an_epoch_does_not_have_is_refused(steps):
     with pytest.raises(ValueError, match=f"steps={steps}; an epoch has 3, give from 1 to that"):

@@ -22,6 +22,7 @@ from experiments.paper.plan import (
 )
 from experiments.published import VARIANTS
 from experiments.results import EpochRecord, RunResults
+from experiments.settings import as_flag
 from experiments.show import figures
 from experiments.show.numbers import log_likelihood, markdown, number
 
@@ -224,11 +225,11 @@ def _note(paper: PaperSettings, found: Found) -> str:
 def command(paper: PaperSettings) -> str:
     """The command line that makes the same tables and figures."""
     defaults = PaperSettings()
-    given = []
-    for name in ("only", "on", "scale", *OF_RUNS):
-        value = getattr(paper, name)
-        if value != getattr(defaults, name):
-            given.append(f"--{name}={','.join(value) if name == 'only' else value}")
+    given = [
+        as_flag(name, value)
+        for name in ("only", "on", "scale", *OF_RUNS)
+        if (value := getattr(paper, name)) != getattr(defaults, name)
+    ]
     return shlex.join(["python", "-m", "experiments.paper", *given])
 
 

@@ -3,10 +3,12 @@
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments import processes
+from experiments.errors import SettingsError
 from experiments.progress import Progress
 from experiments.results import EpochRecord
 from experiments.run import devices, validation
@@ -44,7 +46,8 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
       command: the experiment's command; None if your own code calls this.
 
     Raises:
-      SettingsError: settings that do not fit the data set, the devices or their memory.
+      SettingsError: settings that do not fit the data set, the devices or their memory, or
+        differ between the run's processes.
       WorkdirError: the workdir cannot be used.
       NonFiniteError: training diverged.
       Interrupted: a signal stopped the run; its work is saved.
@@ -53,8 +56,9 @@ def run(settings: Settings, dataset: Dataset, command: Command | None = None) ->
     devices.find_devices()
     path = Path(settings.workdir or f"runs/{dataset.name}-{settings.model}{settings.depth}")
     config = make_config(settings, dataset, command)
+    refuse_differences(config, path, settings.overwrite)
     defaults = command.defaults if command else type(settings)()
-    workdir = Workdir(path, config, settings.overwrite, defaults)
+    workdir = processes.everywhere(lambda: Workdir(path, config, settings.overwrite, defaults))
     if (found := workdir.results()) is not None:
         say(f"{path} is finished.", console.describe(found, config))
         return
@@ -149,6 +153,28 @@ def train(
                 score = measured.mean("validation_elbo" if settings.validation else "train_elbo")
             checkpointing.after(state, step, score)
     return chosen or validation.last(experiment, state.evaluated, settings.epochs), record.epochs
+
+
+def refuse_differences(config: Mapping[str, Any], path: Path, overwrite: bool) -> None:
+    """Refuses processes of one run that were given different settings or data.
+
+    Raises:
+      SettingsError: another process has other ones than this one or the first.
+    """
+    data = {name: config[name] for name in ("data_sha256", "train_images", "test_images")}
+    own = {**data, **config["settings"], "workdir": str(path), "overwrite": overwrite}
+    first, *others = processes.exchange(own)
+    differences = [
+        f"{name} is {value} in process 0 and {other.get(name)} in process {index}"
+        for index, other in enumerate(others, start=1)
+        for name, value in first.items()
+        if other.get(name) != value
+    ]
+    if differences:
+        raise SettingsError(
+            f"the processes of this run differ: {'; '.join(differences)}. Give all of them the "
+            "same settings and data"
+        )
 
 
 def report(line: str) -> None:

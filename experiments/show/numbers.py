@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.results import EpochRecord, Replicated, RunResults
+from experiments.settings import BY_REPLICA
 
 OVER_REPLICAS = "standard deviation over replicas"
 
@@ -89,5 +90,4 @@ def part_of_the_test_set(settings: Mapping[str, Any], results: RunResults) -> st
 
 def different_by_replica(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The settings that differ between replicas, with one value per replica."""
-    by_replica = ("warmup_epochs", "beta", "learning_rate")
-    return {name: settings[name] for name in by_replica if isinstance(settings[name], list)}
+    return {name: settings[name] for name in BY_REPLICA if isinstance(settings[name], list)}

@@ -11,6 +11,7 @@ import jinja2
 from experiments import published
 from experiments.errors import WorkdirError
 from experiments.results import USED_KL, Run, RunResults
+from experiments.settings import as_typed
 from experiments.show import drawing, numbers, uses
 from experiments.store.files import read_json
 
@@ -252,12 +253,8 @@ def _layers(run: Run) -> list[tuple[Any, ...]]:
     return [*rows[:-1], rows[-1]._replace(name=f"z_{len(rows)} (top)")]
 
 
-def _settings(run: Run) -> list[tuple[str, Any]]:
-    return [
-        (name, ",".join(map(str, value)) if isinstance(value, list) else value)
-        for name, value in run.settings.items()
-        if value != ""
-    ]
+def _settings(run: Run) -> list[tuple[str, str]]:
+    return [(name, as_typed(value)) for name, value in run.settings.items() if value != ""]
 
 
 def write(run: Run, command: str | None) -> None:

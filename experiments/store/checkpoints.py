@@ -23,8 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import processes
-from experiments.errors import WorkdirError
-from experiments.store.files import NO_ROOM, remove
+from experiments.errors import NO_ROOM, WorkdirError
+from experiments.store.files import remove
 from experiments.store.manifests import read_manifest, verify, write_manifest
 from lvae_jax._files import sync
 

@@ -1,18 +1,14 @@
 """Writes files completely or not at all, and turns errors about a run's files into one line."""
 
 import contextlib
-import errno
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.errors import WorkdirError
+from experiments.errors import WorkdirError, what_to_do
 from lvae_jax._files import sync
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a used-up quota, a limit on the size of a file."""
 
 
 @contextlib.contextmanager
@@ -27,13 +23,6 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise WorkdirError(f"cannot write to {path} ({reason}); {what_to_do(error)}") from error
-
-
-def what_to_do(error: OSError) -> str:
-    """The end of the line about an error of a file."""
-    if error.errno in NO_ROOM:
-        return "free space and run the same command again"
-    return "repair it, or give another path"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -37,7 +37,9 @@ def binary_flagfile(folder: Path) -> str:
     return f"--flagfile={path}"
 
 
-@pytest.mark.parametrize("kind", ["a value after no", "binary", "absent", "cp437", "path", "run"])
+@pytest.mark.parametrize(
+    "kind", ["a value after no", "binary", "absent", "cp437", "path", "run", "no flag"]
+)
 def test_what_is_no_command_line_is_one_line_with_status_2(kind, tmp_path):
     argument = {
         "path": b"--workdir=runs/\xff",
@@ -46,8 +48,9 @@ def test_what_is_no_command_line_is_one_line_with_status_2(kind, tmp_path):
         "binary": binary_flagfile(tmp_path),
         "absent": f"--flagfile={tmp_path / 'absent'}",
         "cp437": "--model=\N{SNOWMAN}",
+        "no flag": "figure3",
     }[kind]
-    name = "compare" if kind == "run" else "digits"
+    name = {"run": "compare", "no flag": "paper"}.get(kind, "digits")
     result = command(name, argument, env={"PYTHONIOENCODING": "cp437"})
     assert (result.returncode, result.stdout) == (2, b"")
     assert result.stderr.startswith(b"error: ")
@@ -63,7 +66,7 @@ def show(settings, *arguments):
     print("-82.1 \\N{PLUS-MINUS SIGN} 0.1")
     print("\\N{PLUS-MINUS SIGN}", file=sys.stderr)
 
-cli.start(show, report.ReportSettings(), "WORKDIR")
+cli.start(show, report.ReportSettings())
 """
 
 
@@ -94,7 +97,7 @@ def test_a_closed_stderr_is_no_error_and_nobody_else_gets_its_descriptor(tmp_pat
         "    print('said', file=sys.stderr)\n"
         "    os.write(2, b'by compiled code')\n"
         "    print('shown')\n"
-        "cli.start(show, report.ReportSettings(), arguments='FILE')\n"
+        "cli.start(show, report.ReportSettings(), True)\n"
     )
     written = tmp_path / "written"
     result = subprocess.run(
@@ -111,7 +114,7 @@ PATHS = [f.name for f in Settings.__dataclass_fields__.values()
 ARGUMENTS = """
 import json, sys
 from experiments import cli, report
-cli.start(lambda settings, *given: print(json.dumps(given)), report.ReportSettings(), "WORKDIR")
+cli.start(lambda settings, *given: print(json.dumps(given)), report.ReportSettings(), True)
 """
 
 

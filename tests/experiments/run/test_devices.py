@@ -259,6 +259,19 @@ def test_a_signal_to_one_of_two_processes_ends_both_with_what_one_process_comput
         assert_within(found, leaf, error_of_training(step) + float32_error(step, leaf))
 
 
+def test_a_process_whose_peer_is_killed_says_so_in_one_line_and_ends(tmp_path):
+    first, second = start_both(tmp_path, "--epochs=100000", "--eval_every=0")
+    assert any(" took until " in line for line in first.stderr)  # the first steps
+    second.kill()
+    _, errors = first.communicate()
+    second.communicate()
+    assert first.returncode == 2, errors
+    line = errors.splitlines()[-1]
+    assert line.startswith("error: an exchange with the other processes of this run failed (")
+    assert line.endswith("start all again: they resume from the last checkpoint")
+    assert "Traceback" not in errors
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_figures")
 def test_two_processes_that_a_signal_ended_resume_to_find_what_one_finds(tmp_path):
@@ -291,12 +304,13 @@ def test_two_processes_that_a_signal_ended_resume_to_find_what_one_finds(tmp_pat
 
 # Calls what may fail on one process only, and prints what each process gets; then fails for good.
 FAILING = """
-import sys
+import dataclasses, sys
 from pathlib import Path
 import jax, records
-from experiments import processes
+from experiments import digits, processes
 from experiments.cli import errors_in_one_line
 from experiments.run import devices
+from experiments.run.loop import run
 from experiments.settings import Settings
 from experiments.store.workdir import Workdir
 from lvae_jax.data import DataError
@@ -327,6 +341,12 @@ with errors_in_one_line():
     shown(lambda: processes.by_first(lambda: fail_on(1)))
     shown(lambda: workdir.append_metrics(records.epoch(0)))
     shown(lambda: processes.agree(2**24 + 1 - jax.process_index(), jax.process_index()))
+    shown(lambda: processes.exchange({"of": ["first", "\\u00e9"][jax.process_index()]}))
+    shown(lambda: processes.everywhere(lambda: fail_on(1)))
+    settings = dataclasses.replace(
+        digits.DEFAULTS, workdir=folder + "s", seed=int(process),
+        learning_rate=[0.1, 0.25][int(process)])
+    shown(lambda: run(settings, digits.load(settings)))
     processes.first_alone(lambda: fail_on(0))
 """
 
@@ -355,15 +375,23 @@ def test_a_failure_of_one_process_is_one_line_on_each(tmp_path):
         "processes; their product must be a multiple of 2"
     )
     assert errors.pop(0) == other_errors.pop(0) == cannot_share
+    differ = (
+        "SettingsError: the processes of this run differ: learning_rate is 0.1 in process 0 and "
+        "0.25 in process 1; seed is 0 in process 0 and 1 in process 1. Give all of them the same "
+        "settings and data"
+    )
     assert errors == [
         "0", f"RunError: {ANOTHER}", f"DataError: {no_data.format(0)}", "0",
         f"WorkdirError: {cannot}; repair it, or give another path", "(16777217, 1)",
+        "[{'of': 'first'}, {'of': 'é'}]", f"RunError: {ANOTHER}", differ,
         f"error: {no_data.format(0)}",
     ]  # fmt: skip
     assert other_errors == [
         "1", f"DataError: {no_data.format(1)}", f"RunError: {ANOTHER}", "None",
-        f"RunError: {ANOTHER}", "(16777217, 1)", f"error: {ANOTHER}",
+        f"RunError: {ANOTHER}", "(16777217, 1)", "[{'of': 'first'}, {'of': 'é'}]",
+        f"DataError: {no_data.format(1)}", differ, f"error: {ANOTHER}",
     ]  # fmt: skip
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_mesh_of_one_device_serves_any_batch():
