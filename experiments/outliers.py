@@ -19,7 +19,6 @@ from experiments.settings import PATH, TEXT, setting, whole
 from experiments.show import numbers, uses
 from lvae_jax import bounds, evaluation
 from lvae_jax.data import DataError, arrays
-from lvae_jax.data.binarisation import to_unit
 from lvae_jax.keys import image_keys
 
 RESAMPLES = 100
@@ -69,22 +68,25 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
     if len(images) < 2:
         raise DataError(f"{name} has one image; a standard error over images needs at least two")
     images = images[: settings.images]
-    if run.dataset.observation == "bernoulli":
-        if run.dataset.train_images.dtype == np.float32:
-            images = np.asarray(to_unit(jnp.asarray(images)))
-        elif images.dtype == np.float32:
-            images = _grey(name, images)
-    return run.as_test_images(images, np.full(len(images), -1, np.int32), name).test_x()
-
-
-def _grey(name: str, images: np.ndarray) -> np.ndarray:
-    """Values from 0 to 1 as the grey values of the run's images."""
-    if images.min() < 0 or images.max() > 1:
+    labels = np.full(len(images), -1, np.int32)
+    if run.dataset.observation != "bernoulli":
+        return run.as_test_images(images, labels, name).test_x()
+    if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):
         raise DataError(
             f"{name} has values from {images.min():g} to {images.max():g}; give grey values in "
             "uint8, or values from 0 to 1"
         )
-    return np.rint(255 * images).astype(np.uint8)
+    # They may be grey where the run's are binary, and of its dtype or of the other.
+    fixed = run.dataset.binarisation == "fixed"
+    return dataclasses.replace(
+        run.dataset,
+        name=name,
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+        binarisation="dynamic" if fixed else run.dataset.binarisation,
+    ).test_x()
 
 
 def scores(

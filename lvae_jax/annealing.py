@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
-from lvae_jax.checks import check_rows, warns_of_initial_statistics
+from lvae_jax.checks import check_rows, warns_of_values
 from lvae_jax.keys import threefry
 from lvae_jax.mesh import vary_alike, whole
 from lvae_jax.models import HierarchicalVAE, given
@@ -47,7 +47,7 @@ class _State(NamedTuple):
     gradient: Float[Array, " units"]
 
 
-@warns_of_initial_statistics
+@warns_of_values
 @functools.partial(jax.jit, static_argnames=("model", "temperatures", "chains", "leapfrog_steps"))
 def bidirectional(
     model: HierarchicalVAE,

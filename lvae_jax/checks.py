@@ -1,6 +1,7 @@
 """Checks of public functions' arguments: examples, keys, sizes, and batch statistics."""
 
 import functools
+import inspect
 import math
 import operator
 import warnings
@@ -20,16 +21,29 @@ INITIAL_STATISTICS = (
 )
 
 
-def warns_of_initial_statistics(compiled: Any) -> Any:
-    """Makes a compiled function of a model and variables warn if the statistics are `init`'s.
+NOT_PROBABILITIES = (
+    "x has values from {low:g} to {high:g}, and a Bernoulli observation takes values from 0 to 1; "
+    "give grey values divided by 255"
+)
 
-    It cannot check within `jit`, where values are not known, nor arrays on other hosts.
+
+def warns_of_values(compiled: Any) -> Any:
+    """Makes a compiled function of a model and variables warn of values that give wrong results.
+
+    These are batch statistics that are still `init`'s, and x of a Bernoulli outside [0, 1]. It
+    cannot check within `jit`, where values are not known, nor arrays on other hosts.
     """
+    names = inspect.signature(compiled).parameters
+    all_of_x_count = "x" in names and "observed" not in names
 
     @functools.wraps(compiled)
     def checked(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Any:
         if _are_initial(variables):
             warnings.warn(INITIAL_STATISTICS, stacklevel=2)
+        if all_of_x_count and getattr(model, "observation", None) == "bernoulli":
+            low, high = _range(kwargs.get("x", args[0] if args else None))
+            if low < 0 or high > 1:
+                warnings.warn(NOT_PROBABILITIES.format(low=low, high=high), stacklevel=2)
         return compiled(model, variables, *args, **kwargs)
 
     vars(checked)["lower"] = compiled.lower
@@ -40,11 +54,32 @@ def _are_initial(variables: Any) -> bool:
     """Whether the first batch norm's moments are those of `init`: all are, or none."""
     statistics = jax.tree.leaves(variables.get("batch_stats", {}))[:2]
     return len(statistics) == 2 and all(
-        not isinstance(leaf, jax.core.Tracer)
-        and getattr(leaf, "is_fully_addressable", True)
-        and bool(np.all(np.asarray(leaf) == initial))
+        _is_known(leaf) and bool(np.all(np.asarray(leaf) == initial))
         for leaf, initial in zip(statistics, (0.0, 1.0), strict=True)  # mean, variance
     )
+
+
+def _range(x: Any) -> tuple[float, float]:
+    """The least and the greatest of known floating-point numbers, else 0 and 1."""
+    numbers = jnp.issubdtype(getattr(x, "dtype", np.bool_), np.floating)
+    if not numbers or not x.size or not _is_known(x):
+        return 0.0, 1.0
+    module: Any = np if isinstance(x, np.ndarray) else jnp
+    return float(module.min(x)), float(module.max(x))
+
+
+def _is_known(array: Any) -> bool:
+    return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuses a number of images at a time that is none.
+
+    Raises:
+      ValueError: it is less than 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; give at least 1")
 
 
 def check_rows(condition: Any, images: Any) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from lvae_jax import bounds, compilation
 from lvae_jax.annealing import Bidirectional, bidirectional
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import check_rows, per_image, warns_of_initial_statistics
+from lvae_jax.checks import check_rows, per_image, warns_of_values
 from lvae_jax.imputation import (
     ConditionalLogLikelihood,
     Conditioning,
@@ -220,7 +220,7 @@ def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array | N
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:n], results)
 
 
-@warns_of_initial_statistics
+@warns_of_values
 @functools.partial(jax.jit, static_argnames=("model", "preprocess", "num_samples", "batch_size"))
 def elbo(
     model: Model,
@@ -349,7 +349,7 @@ def _memory_bytes() -> int:
 _LIKELIHOOD = ("model", "num_samples", "chunk_size")
 
 
-@warns_of_initial_statistics
+@warns_of_values
 @functools.partial(jax.jit, static_argnames=_LIKELIHOOD)
 def log_likelihood(
     model: Model,
@@ -455,6 +455,6 @@ def log_likelihood_program() -> Callable[..., LogLikelihood]:
     """
     options = compilation.compiler_options("likelihood")
     # Within `jit`, log_likelihood itself does not see the values of the batch statistics.
-    return warns_of_initial_statistics(
+    return warns_of_values(
         jax.jit(log_likelihood, static_argnames=_LIKELIHOOD, compiler_options=options)
     )

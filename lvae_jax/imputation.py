@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import per_image, warns_of_initial_statistics
+from lvae_jax.checks import per_image, warns_of_values
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.mesh import whole
 from lvae_jax.models import HierarchicalVAE, given
@@ -53,6 +53,11 @@ class Conditioning:
             raise ValueError(
                 f"num_samples={self.num_samples}, chains={self.chains}, steps={self.steps}; give "
                 "at least 1 of each, and a multiple of chains as num_samples"
+            )
+        if self.rounds < 0 or not self.effective_sample_size >= 0:
+            raise ValueError(
+                f"rounds={self.rounds}, effective_sample_size={self.effective_sample_size}; give "
+                "at least 0 of each"
             )
 
 
@@ -245,7 +250,7 @@ def _given_observed(
     return posterior, rounds.astype(jnp.float32)
 
 
-@warns_of_initial_statistics
+@warns_of_values
 @functools.partial(jax.jit, static_argnames=("model", "num_draws", "effort"))
 def impute(
     model: HierarchicalVAE,
@@ -316,7 +321,7 @@ def impute(
     return Imputation(jnp.swapaxes(draws, 0, 1), *rest)
 
 
-@warns_of_initial_statistics
+@warns_of_values
 @functools.partial(jax.jit, static_argnames=("model", "effort"))
 def conditional_log_likelihood(
     model: HierarchicalVAE,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import per_image, warns_of_initial_statistics
+from lvae_jax.checks import check_batch_size, per_image, warns_of_values
 from lvae_jax.distributions import Gaussian
 from lvae_jax.evaluation import active_units
 from lvae_jax.models import HierarchicalVAE, given
@@ -27,7 +27,7 @@ class Latents(NamedTuple):
     """Which units vary with the image: see `evaluation.active_units`."""
 
 
-@warns_of_initial_statistics
+@warns_of_values
 @functools.partial(jax.jit, static_argnames=("model", "batch_size"))
 def encode(
     model: HierarchicalVAE,
@@ -58,7 +58,8 @@ def encode(
       each image if a key is given, else from the variance of the means.
 
     Raises:
-      ValueError: x does not have the model's shape, or has integers that may be grey values.
+      ValueError: x does not have the model's shape, or has integers that may be grey values; or
+        batch_size is less than 1.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -69,6 +70,7 @@ def encode(
       >>> [q.mean.shape for q in latents.posterior]
       [(5, 3), (5, 2)]
     """
+    check_batch_size(batch_size)
     x, keys, condition = per_image(x, key, condition, model.data_dim)
 
     def of_image(image: tuple[Array, Any, Any]) -> tuple[Any, Any]:

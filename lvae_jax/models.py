@@ -591,6 +591,8 @@ class HierarchicalVAE(nn.Module):
             raise ValueError(f"layer={layer}; this model has layers 1 to {self.depth}")
         if is_key:
             num_samples = 1 if num_samples is None else num_samples
+            if num_samples < 1:
+                raise ValueError(f"num_samples={num_samples}; give at least 1")
             condition = self._condition_of(condition, num_samples)
             *noise, z = self._noise(z_or_key, (num_samples,))
             return self.generative.ancestral(z, self.depth, noise, condition)
@@ -736,7 +738,10 @@ class LadderVAE(HierarchicalVAE):
 
 
 class VAE(HierarchicalVAE):
-    """The hierarchical VAE with bottom-up inference, (7)-(9). Fields as in `LadderVAE`."""
+    """The hierarchical VAE with bottom-up inference, (7)-(9).
+
+    Fields as in `LadderVAE`, but for `own_top_down`, `mean_upward` and `combine`.
+    """
 
     def _inference_model(self, networks: Networks) -> BottomUpInference:
         return BottomUpInference(self.latent_sizes, self.hidden_sizes, networks)

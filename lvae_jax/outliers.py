@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import per_image, warns_of_initial_statistics
+from lvae_jax.checks import check_batch_size, per_image, warns_of_values
 from lvae_jax.models import HierarchicalVAE, given
 
 
@@ -29,7 +29,7 @@ class LikelihoodRatio(NamedTuple):
     """L^{>k}, from the same samples of the upper layers."""
 
 
-@warns_of_initial_statistics
+@warns_of_values
 @functools.partial(jax.jit, static_argnames=("model", "above", "num_samples", "batch_size"))
 def likelihood_ratio(
     model: HierarchicalVAE,
@@ -73,7 +73,8 @@ def likelihood_ratio(
       [batch] each.
 
     Raises:
-      ValueError: there is no such k, fewer than two samples, or x is not of the model's shape.
+      ValueError: there is no such k, fewer than two samples, a batch_size of less than 1, or x is
+        not of the model's shape.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -87,6 +88,7 @@ def likelihood_ratio(
         raise ValueError(f"above={above}; a model of {model.depth} layers takes 1 to L - 1")
     if num_samples < 2:
         raise ValueError(f"num_samples={num_samples}; give at least 2, for a standard error")
+    check_batch_size(batch_size)
 
     images = per_image(x, key, condition, model.data_dim)
 

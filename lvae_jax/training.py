@@ -93,6 +93,9 @@ def make_optimizer(
     Returns:
       A transformation whose updates are added to the parameters.
 
+    Raises:
+      ValueError: a limit is not positive.
+
     Example:
       >>> optimizer = make_optimizer(learning_rate=0.1)
       >>> params = jnp.ones(2)
@@ -100,6 +103,10 @@ def make_optimizer(
       >>> [round(float(u), 3) for u in updates]  # Adam's first step follows the gradient's signs
       [-0.1, 0.1]
     """
+    limits = {"max_gradient_norm": max_gradient_norm, "max_gradient": max_gradient}
+    for name, limit in limits.items():
+        if limit is not None and not limit > 0:
+            raise ValueError(f"{name}={limit}; give a positive number, or None for no limit")
     return _make_optimizer(learning_rate, max_gradient_norm, max_gradient, adam_epsilon, ema_decay)
 
 

@@ -27,7 +27,7 @@ from tolerances import (
     value_and_error,
 )
 
-from lvae_jax import VAE, LadderVAE, evaluation, training
+from lvae_jax import VAE, LadderVAE, evaluation, latents, training
 from lvae_jax.data import binarisation
 
 LINEAR = {VAE: lg.ONE_UNIT_LAYERS, LadderVAE: lg.LADDER}
@@ -727,6 +727,30 @@ def test_initial_batch_statistics_are_warned_of():
                 model, initial["params"], identity, X, key, batch_size=6
             )
         )
+
+
+def test_values_that_are_no_probabilities_are_warned_of_before_a_bernoulli_takes_them():
+    variables, key = small_variables(), jax.random.key(2)
+    grey = 255 * X
+    message = (
+        "x has values from 0 to 255, and a Bernoulli observation takes values from 0 to 1; give "
+        "grey values divided by 255"
+    )
+    for x in (grey, np.asarray(grey)):
+        for evaluate in (
+            functools.partial(evaluation.log_likelihood, num_samples=3),
+            functools.partial(evaluation.log_likelihood_program(), num_samples=3),
+            functools.partial(latents.encode, key=key),
+        ):
+            given = () if evaluate.func is latents.encode else (key,)
+            with pytest.warns(UserWarning, match=message):
+                evaluate(SMALL, variables, x, *given)
+    # Not within jit, where no value is known; not of a Gaussian; not of what is not observed.
+    jax.jit(lambda x: evaluation.log_likelihood(SMALL, variables, x, key, 3))(grey)
+    gaussian = LadderVAE(4, (2,), (3,), observation="gaussian", batch_norm=False)
+    evaluation.log_likelihood(gaussian, {"params": random_params(gaussian)}, grey, key, 3)
+    effort = evaluation.Conditioning(num_samples=4, chains=2, steps=1, rounds=1)
+    evaluation.impute(SMALL, variables, grey, grey < 200, X[0], key, num_draws=1, effort=effort)
 
 
 def test_conditions_are_given_to_the_model_image_by_image():

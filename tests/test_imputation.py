@@ -263,3 +263,6 @@ def test_shapes_and_efforts_that_do_not_fit_are_refused():
         evaluation.impute(model, variables, x, x > 0, x, key)
     with pytest.raises(ValueError, match="multiple of chains"):
         Conditioning(num_samples=10, chains=3)
+    for wrong in ({"rounds": -1}, {"effective_sample_size": float("nan")}):
+        with pytest.raises(ValueError, match=r"rounds=.*, effective_sample_size=.*; give at least"):
+            Conditioning(**wrong)

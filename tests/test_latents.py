@@ -99,3 +99,10 @@ def test_an_image_is_encoded_alike_in_any_batch():
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(all_at_once), strict=True):
             size = np.abs(lg.X).max() + np.abs(np.float64(b))
             assert_close(a, b, 2 * ROUNDINGS, size)  # of two programs
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batches_of_no_image_are_refused(batch_size):
+    *_, model, variables = linear(LadderVAE)
+    with pytest.raises(ValueError, match=f"batch_size={batch_size}; give at least 1"):
+        latents.encode(model, variables, jnp.float32(lg.X), batch_size=batch_size)

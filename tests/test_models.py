@@ -1229,6 +1229,8 @@ def test_fewer_than_one_sample_is_refused(num_samples):
     x = jnp.zeros((2, model.data_dim), jnp.float32)
     with pytest.raises(ValueError, match=f"num_samples={num_samples}; give at least 1"):
         infer(model, variables, x, jax.random.key(18), num_samples=num_samples)
+    with pytest.raises(ValueError, match=f"num_samples={num_samples}; give at least 1"):
+        generate(model, variables, jax.random.key(18), num_samples=num_samples)
 
 
 def test_generation_takes_z_as_lists_of_numbers(monkeypatch):

@@ -832,6 +832,13 @@ def test_the_batches_of_an_epoch_can_be_computed_before_it():
         train_epoch(start(), batches=batches[:2])
 
 
+@pytest.mark.parametrize("name", ["max_gradient_norm", "max_gradient"])
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
+def test_limits_on_gradients_that_are_none_are_refused(name, limit):
+    with pytest.raises(ValueError, match=f"{name}={limit}; give a positive number, or None"):
+        training.make_optimizer(0.1, **{name: limit})
+
+
 # Numbers that are not finite
 
 

@@ -2,6 +2,8 @@
 
 import time
 
+import jax
+
 from experiments import processes
 from experiments.errors import Interrupted
 from experiments.run.setup import Experiment
@@ -31,7 +33,9 @@ class Checkpointing:
         self._workdir, self._interruption = workdir, interruption
         self._seconds = experiment.settings.checkpoint_seconds
         self._last_step = experiment.settings.epochs * experiment.steps_per_epoch
-        self._resume = f"resume with: {command}" if command else "the same command resumes it"
+        alone = jax.process_count() == 1  # other processes have other command lines
+        same = "the same command resumes it"
+        self._resume = f"resume with: {command}" if command and alone else same
         self._saved = time.monotonic()
 
     def after(self, state: TrainState, step: int, score: float | None) -> None:

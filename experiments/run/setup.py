@@ -309,7 +309,9 @@ def _refuse_another_model(experiment: Experiment, params: Any, config: dict[str,
     ]
     if there != here and config["dataset"] != experiment.dataset.name:
         differences.append(f"trained on {config['dataset']}, not on {experiment.dataset.name}")
-    if differences or there != here:
+    if there != here and not differences:
+        differences.append("trained on images of another size")
+    if differences:
         raise SettingsError(
             f"--init_from={settings.init_from}: its model differs "
             f"({'; '.join(differences)}); give the same model settings"

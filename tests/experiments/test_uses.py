@@ -434,6 +434,23 @@ def test_other_images_from_0_to_1_are_grey_values_where_the_runs_are(dtype, tmp_
         outliers.other_images(run, settings)
 
 
+def test_grey_images_are_binarised_once_where_the_runs_are_binary(tmp_path):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False)
+    lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "binary.npy", rng.integers(0, 2, (10, 4)).astype(np.float32))
+    own = finished.UseSettings(data="arrays", train=str(tmp_path / "binary.npy"))
+    run = finished.read(own, "outliers", [str(tmp_path / "model")])
+    assert run.dataset.binarisation == "fixed"
+    grey = np.repeat(np.uint8([[0, 51, 204, 255]]), 4000, axis=0)
+    np.save(tmp_path / "grey.npy", grey)
+    settings = outliers.OutlierSettings(against=str(tmp_path / "grey.npy"), images=4000)
+    x = outliers.other_images(run, settings)
+    assert set(np.unique(x)) == {0.0, 1.0}
+    deviations = np.sqrt([0, 0.2 * 0.8, 0.8 * 0.2, 0])
+    assert_within(x.mean(0), [0, 0.2, 0.8, 1], threshold(2) * deviations / np.sqrt(len(x)))
+
+
 def test_a_model_of_one_layer_has_its_elbo_as_a_score(tmp_path):
     model = LadderVAE(64, (3,), (6,), batch_norm=False)
     variables = {"params": random_params(model, scale=0.3)}
