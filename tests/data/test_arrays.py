@@ -147,6 +147,11 @@ def test_the_fraction_held_out_is_rounded(save, holdout, number):
     assert len(arrays.load(save(GREY), holdout=holdout).test_images) == number
 
 
+def test_images_that_are_all_alike_can_be_held_out(save):
+    dataset = arrays.load(save(np.full((4, 3), 0.5)), holdout=0.5)
+    assert len(dataset.train_images) == len(dataset.test_images) == 2
+
+
 @pytest.mark.parametrize("holdout", [0, 1, -0.1, 2, float("nan")])
 def test_a_fraction_must_be_one(save, holdout):
     path = save(GREY)
@@ -431,6 +436,18 @@ def test_zeros_and_ones_are_not_grey_values(save):
     assert "runs from 0 to 1 but" in failure(save(BINARY), save(GREY, "b.npy"))
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (UNIT, np.zeros((12, 4, 3))),  # black images, which are of any scale
+        (np.zeros((20, 4, 3)), np.ones((20, 4, 3))),  # zeros and ones, whose scale is known
+    ],
+)
+def test_images_that_say_nothing_of_their_scale_are_not_refused(save, train, test):
+    dataset = arrays.load(save(train), save(test, "b.npy"))
+    np.testing.assert_array_equal(dataset.test_images, test)
+
+
 @pytest.mark.parametrize("draw", ["standard_normal", "standard_cauchy", "standard_exponential"])
 @pytest.mark.parametrize(("train", "test", "values"), [(1000, 100, 4), (30, 30, 50), (50, 1, 1)])
 def test_images_of_one_distribution_are_on_one_scale(save, draw, train, test, values):
@@ -458,6 +475,12 @@ def test_grey_values_that_are_all_dark_are_warned_of(save, caplog, observation):
         f"{path}: 255 is full in uint8, but the largest value is 16; if that is full, divide the "
         "images by it and save them as float32"
     )
+
+
+@pytest.mark.parametrize(("largest", "warnings"), [(127, 1), (128, 0)])
+def test_grey_values_up_to_half_of_full_are_dark(save, caplog, largest, warnings):
+    arrays.load(save(np.minimum(GREY, largest).astype(np.uint8)))
+    assert len(caplog.records) == warnings
 
 
 def test_a_second_array_in_one_file_is_not_dropped(tmp_path):
@@ -490,6 +513,10 @@ def test_grey_values_of_another_integer_dtype_are_refused(save, observation):
     )
     other = save(UNIT, "b.npy")
     assert failure(other, path, observation=observation).startswith(f"{path} holds int32 from 3")
+    every = save(np.arange(256).reshape(64, 4), "c.npy")
+    assert failure(every, observation=observation) == (
+        f"{every} holds int64 from 0 to 255; save grey values 0..255 as uint8"
+    )
 
 
 def test_a_discretised_logistic_of_zeros_and_ones_is_refused(save):
@@ -533,6 +560,26 @@ def test_values_far_from_a_mean_of_0_and_a_deviation_of_1_are_counted_by_kind(sa
     ]
 
 
+def test_values_are_counted_in_every_column_of_a_wide_file(save, caplog):
+    values = np.random.default_rng(2).normal(size=(400, 150))
+    values[:, [70, 149]] *= 1e-3
+    path = save(values)
+    arrays.load(path, observation="gaussian")
+    (record,) = caplog.records
+    assert record.message.startswith(f"{path}: 2 of 150 values have a variance of at most 1e-05")
+
+
+def test_the_deviation_of_float32_values_far_from_zero_is_that_of_float64(save, caplog):
+    # float32 steps by 1e-4 at 1235, a fraction of the deviation of 1e-3, but by 4 at the sum of the
+    # values, 7e7: a deviation from a mean of such sums is larger than that of the floor, 3e-3.
+    values = np.float32(1234.567 + 1e-3 * np.random.default_rng(3).normal(size=(60_000, 2)))
+    path = save(values)
+    arrays.load(path, observation="gaussian")
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        f"{path}: 2 of 2 values have a variance of at most 1e-05"
+    ]
+
+
 def training_deviation(path, column):
     """Of a column's training rows: those that are not the test rows of the documented stream."""
     values = np.load(path)
@@ -552,6 +599,25 @@ def test_values_beyond_float32_are_refused(save):
         assert failure(train, test, "gaussian") == (
             f"{path} runs from {low} to {high}, beyond float32; rescale it"
         )
+
+
+def test_negative_values_beyond_float32_are_refused(save):
+    path = save(-UNIT * 1e39)
+    assert failure(path, observation="gaussian").endswith("beyond float32; rescale it")
+
+
+def test_a_large_member_longer_than_its_header_says_is_damaged(tmp_path):
+    # So large that the reader has not read ahead to the end, where the checksum is verified.
+    images = np.random.default_rng(4).integers(0, 256, (20, 400, 300), np.uint8)
+    path = tmp_path / "a.npz"
+    np.savez(path, images=images)
+    content = path.read_bytes()
+    assert content.count(b"(20, 400, 300)") == 1
+    path.write_bytes(content.replace(b"(20, 400, 300)", b"(10, 400, 300)"))
+    assert failure(path) == (
+        f"{path} cannot be read (images is longer than its header says); it is truncated or "
+        "damaged: save it again"
+    )
 
 
 def test_a_member_longer_than_its_header_says_is_damaged(tmp_path):

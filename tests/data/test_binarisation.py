@@ -84,6 +84,17 @@ def test_binarise_draws_each_pixel_with_the_probability_of_its_grey_value(dtype)
     assert_binomial(np.asarray(x).sum(0), trials)
 
 
+def test_a_black_pixel_stays_black_where_the_uniform_draw_is_exactly_zero():
+    # Uniform draws are multiples of 2^-23: every other key of these has a zero among its draws.
+    black = np.zeros((64, 2**16), np.uint8)
+    key = next(
+        key
+        for key in jax.random.split(jax.random.key(4), 100)
+        if jnp.any(jax.random.uniform(key, (black.size,), jnp.float32) == 0)
+    )
+    assert not np.any(binarise(key, black))
+
+
 def test_binarise_draws_pixels_and_images_independently():
     grey = np.full((2000, 2), 0.5, np.float32)
     x = np.asarray(binarise(jax.random.key(1), grey))

@@ -146,6 +146,11 @@ def test_preprocess_is_one_object_so_that_nothing_is_compiled_twice():
             "as 1/256, or 0",
         ),
         (
+            CONTINUOUS | {"dequantisation": np.inf},
+            "toy: dequantisation is inf; it must be the distance between two grey levels, such as "
+            "1/256, or 0",
+        ),
+        (
             {"train_images": np.zeros((5, 2, 3))},
             "toy: train_images are float64; give a NumPy array of uint8 or float32",
         ),

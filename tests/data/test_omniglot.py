@@ -149,7 +149,19 @@ def message_for(folder, **changes):
             ": data has values outside [0, 1]; download it again",
         ),
         (
+            {"testdata": np.full((784, 20), -0.5)},
+            ": testdata has values outside [0, 1]; download it again",
+        ),
+        (
             {"target": np.zeros((50, 30))},
+            ": target does not have one 1 in each column; download it again",
+        ),
+        (
+            {"target": np.ones((50, 30))},
+            ": target does not have one 1 in each column; download it again",
+        ),
+        (
+            {"target": np.full((50, 30), 1 / 64) * np.repeat([2, 1], [14, 36])[:, None]},
             ": target does not have one 1 in each column; download it again",
         ),
         (

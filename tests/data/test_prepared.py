@@ -237,7 +237,9 @@ def test_a_second_load_needs_neither_files_nor_network_nor_builder(data_dir, tfd
     assert_same(load_arrays(source, "/no/such/folder", tfds_dir), first)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "pickled", "another's"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "cut", "flipped", "pickled", "another's", "floats", "fewer"]
+)
 def test_arrays_are_rebuilt_from_the_records(data_dir, tfds_dir, folder, damage):
     source = small_source(data_dir)
     first = load_arrays(source, data_dir, tfds_dir)
@@ -253,10 +255,25 @@ def test_arrays_are_rebuilt_from_the_records(data_dir, tfds_dir, folder, damage)
     elif damage == "another's":
         images = {name: np.zeros((7, 9, 9), np.float32) for name in first if "images" in name}
         np.savez(path, **first | images)
+    elif damage == "floats":
+        images = {name: np.float32(first[name]) for name in first if "images" in name}
+        np.savez(path, **first | images)
+    elif damage == "fewer":
+        np.savez(path, **first | {"train_images": first["train_images"][:-1]})
     else:
         np.savez(path, **{name: np.array([None], object) for name in first})
     assert_same(load_arrays(source, None, tfds_dir), first)
     assert path.read_bytes() == content
+
+
+def test_records_are_read_part_by_part(data_dir, tfds_dir, folder, monkeypatch):
+    source = small_source(data_dir)
+    monkeypatch.setattr(prepared, "_RECORDS_AT_ONCE", 7)  # of 30 and of 20
+    arrays = load_arrays(source, data_dir, tfds_dir)
+    splits = idx.read_splits(source.find(data_dir))
+    for split, (images, labels) in splits.items():
+        np.testing.assert_array_equal(arrays[f"{split}_images"], images, strict=True)
+        np.testing.assert_array_equal(arrays[f"{split}_labels"], labels.astype(np.int32))
 
 
 def test_records_are_enough_where_the_arrays_cannot_be_written(

@@ -145,6 +145,17 @@ def test_the_authors_resized_files_are_read_where_a_user_has_them(tmp_path):
     np.testing.assert_array_equal(both.test_images[5], RESIZED[:, 1, 2].reshape(32, 32))
 
 
+def test_resized_values_are_rounded_to_the_nearest_grey_value(tmp_path):
+    moved = np.clip(RESIZED + np.random.default_rng(5).uniform(-0.4, 0.4, RESIZED.shape), 0, 255)
+    dataset = small_norb.load(write_resized(tmp_path, traindata=moved), tmp_path / "tfds")
+    np.testing.assert_array_equal(dataset.train_images[3], RESIZED[:, 0, 3].reshape(32, 32))
+
+
+def test_original_files_are_read_where_a_user_has_both(load, tmp_path):
+    write_resized(tmp_path / "original")
+    assert load().name == "small_norb"
+
+
 def test_resized_files_are_read_under_their_own_names_too(tmp_path):
     expected = small_norb.load(write_resized(tmp_path))
     for name, other in small_norb.RESIZED.items():
@@ -163,6 +174,15 @@ def test_resized_files_are_read_under_their_own_names_too(tmp_path):
         (
             {"testdata": RESIZED[..., :4] * 2.0},
             "/smallnorb_test_x.mat has values outside [0, 255]; download it again",
+        ),
+        (
+            {"testdata": RESIZED[..., :4] - 1.0},
+            "/smallnorb_test_x.mat has values outside [0, 255]; download it again",
+        ),
+        (
+            {"testlabels": np.zeros((3, 1))},
+            "/smallnorb_test_t.mat does not hold a category 0 to 4 for each of 4 pairs; "
+            "download it again",
         ),
         (
             {"trainlabels": np.arange(7)},

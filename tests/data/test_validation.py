@@ -29,6 +29,12 @@ def test_the_same_images_are_held_out_every_time():
     assert first == second
 
 
+def test_the_images_held_out_are_those_of_earlier_versions():
+    # NumPy's frozen stream of the seed: if it fails, runs of earlier versions no longer compare.
+    held = np.random.RandomState(1509).permutation(20)[:6]
+    assert hold_out(numbered(), 6)[1].test_labels.tolist() == sorted(held.tolist())
+
+
 @pytest.mark.parametrize("number", [0, -1, 20, 21])
 def test_a_number_that_leaves_nothing_on_either_side_is_refused(number):
     with pytest.raises(DataError) as refusal:
