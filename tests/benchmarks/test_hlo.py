@@ -99,6 +99,80 @@ def test_of_a_tpu_fusions_and_calls_alone_are_counted():
     assert found.bytes_moved == moved
 
 
+MANY_KINDS = """\
+HloModule jit_others
+
+%inner (a: bf16[4,4], b: bf16[4,4]) -> bf16[4,4] {
+  %a = bf16[4,4]{1,0} parameter(0)
+  %b = bf16[4,4]{1,0} parameter(1)
+  ROOT %dot.1 = bf16[4,4]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%outer (c: bf16[4,4], d: bf16[4,4]) -> bf16[4,4] {
+  %c = bf16[4,4]{1,0} parameter(0)
+  %d = bf16[4,4]{1,0} parameter(1)
+  ROOT %within = bf16[4,4]{1,0} fusion(%c, %d), kind=kOutput, calls=%inner
+}
+
+%fused_rows (table: f32[1000,8], rows: s32[2], row: s32[]) -> f32[3,8] {
+  %table = f32[1000,8]{1,0} parameter(0)
+  %rows = s32[2]{0} parameter(1)
+  %row = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %two = f32[2,8]{1,0} gather(%table, %rows), slice_sizes={1,8}
+  %one = f32[1,8]{1,0} dynamic-slice(%table, %row, %zero), dynamic_slice_sizes={1,8}
+  ROOT %three = f32[3,8]{1,0} concatenate(%two, %one), dimensions={0}
+}
+
+%fused_whole (table.1: f32[1000,8], other: f32[1000,8], row.1: s32[]) -> f32[1,8] {
+  %table.1 = f32[1000,8]{1,0} parameter(0)
+  %other = f32[1000,8]{1,0} parameter(1)
+  %row.1 = s32[] parameter(2)
+  %zero.1 = s32[] constant(0)
+  %add.1 = f32[1000,8]{1,0} add(%other, %table.1)
+  %own = f32[1,8]{1,0} dynamic-slice(%table.1, %row.1, %zero.1), dynamic_slice_sizes={1,8}
+  %sum = f32[1,8]{1,0} dynamic-slice(%add.1, %row.1, %zero.1), dynamic_slice_sizes={1,8}
+  ROOT %multiply.1 = f32[1,8]{1,0} multiply(%own, %sum)
+}
+
+%body (state: (f32[1000,8], bf16[4,4], s32[2], s32[])) -> (f32[1000,8], bf16[4,4], s32[2], s32[]) {
+  %state = (f32[1000,8]{1,0}, bf16[4,4]{1,0}, s32[2]{0}, s32[]) parameter(0)
+  %data = f32[1000,8]{1,0} get-tuple-element(%state), index=0
+  %w = bf16[4,4]{1,0} get-tuple-element(%state), index=1
+  %chosen = s32[2]{0} get-tuple-element(%state), index=2
+  %step = s32[] get-tuple-element(%state), index=3
+  %nested = bf16[4,4]{1,0} fusion(%w, %w), kind=kOutput, calls=%outer
+  %product = bf16[4,4]{1,0} custom-call(%nested, %w), custom_call_target="__cublas$gemm"
+  %some = f32[3,8]{1,0} fusion(%data, %chosen, %step), kind=kLoop, calls=%fused_rows
+  %all = f32[1,8]{1,0} fusion(%data, %data, %step), kind=kLoop, calls=%fused_whole
+  %best = f32[1,2]{1,0} custom-call(%all), custom_call_target="TopK"
+  ROOT %next = (f32[1000,8]{1,0}, bf16[4,4]{1,0}, s32[2]{0}, s32[]) tuple(%data, %w, %chosen, %step)
+}
+
+%copying (large: f32[1000000]) -> f32[1000000] {
+  %large = f32[1000000]{0} parameter(0)
+  ROOT %copy.1 = f32[1000000]{0} copy(%large)
+}
+
+ENTRY %main (p: f32[4,8]) -> f32[4,8] {
+  %p = f32[4,8]{1,0} parameter(0)
+  %longer = f32[1000000]{0} while(%p), condition=%true, body=%copying
+  ROOT %loop = (f32[1000,8]{1,0}, bf16[4,4]{1,0}, s32[2]{0}, s32[]) while(%p), body=%body
+}
+"""
+
+
+def test_products_within_fusions_are_found_and_what_is_read_in_parts_and_whole_is_read_whole():
+    found = hlo.loop(MANY_KINDS)  # the loop of most kernels, not the one that moves most
+    assert found.kernels == {
+        "products": 2, "reductions": 0, "fusions": 2, "calls": 1, "others": 0
+    }  # fmt: skip
+    products = 2 * 3 * 32  # of bfloat16
+    some = (64 + 32) + 8 + 4 + 96  # of the table two rows and one
+    whole = 2 * 32_000 + 4 + 32
+    assert found.bytes_moved == products + some + whole + (32 + 8)
+
+
 def test_a_program_without_a_loop_is_refused():
     with pytest.raises(ValueError, match="no loop"):
         hlo.loop(PROGRAM[: PROGRAM.index("%body")])
