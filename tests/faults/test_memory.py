@@ -188,6 +188,22 @@ def test_a_limit_of_cgroups_v2_holds_less_what_is_used_but_the_cache(host):
     assert memory.available(the_cpu()) == 2000 * 1024
 
 
+def test_a_group_over_its_limit_has_nothing_left(host):
+    memory.CGROUP.write_text("0::/mine\n")
+    group = memory.CGROUPS / "mine"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("1000000\n")
+    (group / "memory.current").write_text("1004096\n")
+    (group / "memory.stat").write_text("inactive_file 0\n")
+    assert memory.available(the_cpu()) == 0
+
+
+def test_a_host_that_does_not_say_what_is_available_has_all_of_its_memory(host):
+    memory.MEMINFO.unlink()
+    found = memory.available(the_cpu())
+    assert 1e8 < found < 1e15  # bytes: a tenth of a gigabyte is too little to run this test
+
+
 def test_a_limit_of_cgroups_v1_holds_within_a_container_that_shows_the_hosts_path(host):
     memory.CGROUP.write_text("7:cpu,cpuacct:/docker/1f\n4:memory:/docker/1f\n1:name=systemd:/\n")
     group = memory.CGROUPS / "memory"
