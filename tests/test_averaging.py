@@ -38,6 +38,20 @@ def test_the_average_has_the_weights_of_a_mean_and_then_of_exponential_decay(dec
     assert_close(averaging.averaged(state)["w"], expected, roundings=4 * len(seen), size=size)
 
 
+def test_the_average_has_memory_and_a_dtype_of_its_own():
+    params = {"w": jnp.ones(3), "half": jnp.ones(2, jnp.bfloat16)}
+    optimizer = averaging.average_parameters(0.5)
+    state = optimizer.init(params)
+    _, moved = optimizer.update(params, state, params, update_scale=jnp.float32(0.1))
+    assert {name: leaf.dtype for name, leaf in moved.average.items()} == {
+        "w": jnp.float32,
+        "half": jnp.bfloat16,
+    }
+    # What trains a state may give its memory away, and the initial parameters stay.
+    jax.tree.map(lambda a: a.delete(), state.average)
+    np.testing.assert_array_equal(params["w"], np.ones(3))
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=f"decay={decay}; give at least 0 and less than 1"):
