@@ -77,9 +77,10 @@ def overflowing(mlp: str, head: str, which: str):
     }
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("kind", [LadderVAE, VAE])
-def test_of_finite_quantities_there_is_none(kind):
-    model = model_of(kind)
+def test_of_finite_quantities_there_is_none(kind, batch_norm):
+    model = model_of(kind, batch_norm=batch_norm)
     assert first(model, params_of(model), x_of()) is None
 
 
@@ -173,6 +174,17 @@ def test_a_density_that_overflows_is_named():
     params = changed(params_of(model), BLIND)
     # The square of 1e30 is beyond float32.
     assert first(model, params, x_of(1e30)) == "log p(x | z_1) is -inf"
+
+
+def test_every_sample_is_looked_at():
+    model = model_of(LadderVAE, observation="gaussian")
+    # The means of x are 3e18 times the sum of six hidden units, and the density is beyond float32
+    # where that is more than 3.6: in few of a thousand samples.
+    head = "generative/observation_head/Linear_0/Dense_0"
+    far = {f"{head}/kernel": half("mean", 3e18), f"{head}/bias": np.zeros_like}
+    params = changed(params_of(model), BLIND | far)
+    assert first(model, params, x_of()) is None
+    assert first(model, params, x_of(), mc_samples=1000) == "log p(x | z_1) is -inf"
 
 
 @pytest.mark.parametrize("kind", [LadderVAE, VAE])
