@@ -55,19 +55,24 @@ def linear():
 
 
 @functools.cache
-def of_one_chain(exact):
+def of_chains(exact, chains, temperatures=30):
     """Of a model, 2500 images and their bounds, at temperatures so few that these vary."""
     model, variables, _ = exact()
     keys = jax.random.split(jax.random.key(0), 2500)
     return evaluation.bidirectional(
-        model, variables, keys, temperatures=30, chains=1, leapfrog_steps=5
+        model, variables, keys, temperatures=temperatures, chains=chains, leapfrog_steps=5
     )
 
 
-@pytest.mark.parametrize("exact", [linear, eight_pixels])
-def test_one_chain_is_unbiased_for_the_evidence_up_and_for_its_inverse_down(exact):
+@pytest.mark.parametrize(
+    ("exact", "chains", "temperatures"),
+    [(linear, 1, 30), (eight_pixels, 1, 30), (eight_pixels, 4, 10)],
+)
+def test_chains_are_unbiased_for_the_evidence_up_and_for_its_inverse_down(
+    exact, chains, temperatures
+):
     *_, log_evidence = exact()
-    result = of_one_chain(exact)
+    result = of_chains(exact, chains, temperatures)
     log_px = log_evidence(np.float64(result.x))
     # E w / p(x) = 1 and E p(x) / w = 1 over x and w.
     for log_ratio in (result.lower - log_px, log_px - result.upper):
@@ -94,8 +99,22 @@ def test_the_bounds_close_around_the_evidence():
     assert gaps[1] < gaps[0] / 2  # it falls as one over the temperatures
 
 
+def test_trajectories_that_overflow_are_rejected_and_the_bounds_stay_finite():
+    # The likelihood's curvature is (1000)^2 / 1e-5 = 1e11, so that each step of 0.2 makes a
+    # deviation up to 4e9 times as large, and ten steps go beyond float32.
+    generative = [lg.layer([[1000.0], [0.0]], [0.0, 0.0], [1e-5 + 1e-6] * 2)]
+    inference = [lg.layer([[1.0, 0.0]], [0.0], [1.0])]  # not used
+    model, variables = lg.model_and_variables(LadderVAE, generative, inference)
+    keys = jax.random.split(jax.random.key(4), 20)
+    result = evaluation.bidirectional(model, variables, keys, temperatures=5, leapfrog_steps=10)
+    for field in result:
+        assert np.all(np.isfinite(field))
+    assert np.all(result.acceptance <= 1)
+    assert np.all(result.acceptance >= 0)
+
+
 def test_images_are_draws_of_the_model():
-    x = np.float64(of_one_chain(linear).x)
+    x = np.float64(of_chains(linear, 1).x)
     mean, covariance = lg.marginal_of_x(LAYERS)
     limit = threshold(comparisons=3 + 6)  # means, and covariances of three values
     assert_within(x.mean(0), mean, limit * np.sqrt(np.diag(covariance) / len(x)))
