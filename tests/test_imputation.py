@@ -229,6 +229,69 @@ def test_imputed_pixels_have_the_enumerated_probabilities():
     assert_within(found.log_likelihood, np.log(table), limit)
 
 
+def test_the_draws_of_an_image_are_independent():
+    model, variables, *_ = eight_pixels()
+    copies, draws = 400, 16
+    observed = np.ones(8, bool)
+    observed[HIDDEN] = False
+    result = evaluation.impute(
+        model,
+        variables,
+        jnp.float32(np.tile(IMAGE, (copies, 1))),
+        jnp.array(np.broadcast_to(observed, (copies, 8))),
+        jnp.full(8, 0.5),
+        jax.random.key(5),
+        num_draws=draws,
+        effort=Conditioning(1024, 4, 3, 2, 600.0),
+    )
+    posterior, table = posterior_and_table()
+    each = completion(result.draws.reshape(-1, 8)).reshape(draws, copies)
+    counts = np.stack([np.bincount(one, minlength=8) for one in each.T])
+    # How many pairs of an image's draws are equal. Two draws share a latent with a probability of
+    # 1 / ESS, and the importance samples of an image deviate together by no more than that.
+    equal = (counts * (counts - 1)).sum(1) / (draws * (draws - 1))
+    shared = 2 / np.min(result.effective_sample_size)
+    assert_mean(equal, np.sum(table**2), rounding=shared)
+    # All of one latent: a distance that no chance explains.
+    p = eight_pixels()[-1][:, HIDDEN]
+    of_one_latent = np.sum(posterior * np.prod(p**2 + (1 - p) ** 2, axis=1))
+    assert of_one_latent - np.sum(table**2) > 2 * (shared + threshold() * standard_error(equal))
+
+
+def test_rounds_end_at_the_size_that_is_asked_for_or_at_the_largest_number():
+    _, model, variables = linear(LadderVAE)
+    x = jnp.float32(lg.X)
+    observed = jnp.array(np.broadcast_to(OBSERVED, x.shape))
+
+    def rounds(size):
+        effort = Conditioning(64, 2, 2, 3, size)
+        return evaluation.impute(
+            model, variables, x, observed, FILLING, jax.random.key(6), effort=effort
+        ).rounds.tolist()
+
+    assert rounds(65.0) == [3] * len(x)  # more than there are samples
+    assert rounds(1.0) == [0] * len(x)
+
+
+def test_the_size_of_a_likelihood_is_the_smaller_of_the_two_it_is_made_of():
+    # A perfect encoder's weights of complete images are all equal; of those with a far filling few
+    # count.
+    generative = lg.LADDER[:2]
+    inference = lg.perfectly(generative, LadderVAE)
+    model, variables = lg.model_and_variables(LadderVAE, generative, inference)
+    x = jnp.float32(lg.X)
+    everything = jnp.ones(x.shape, bool)
+    sizes = [
+        evaluation.conditional_log_likelihood(
+            model, variables, x, observed, FILLING, jax.random.key(7),
+            effort=Conditioning(64, 1, 1, 0),
+        ).effective_sample_size
+        for observed in (everything, jnp.array(np.broadcast_to(OBSERVED, x.shape)))
+    ]  # fmt: skip
+    assert np.all(sizes[0] > 63)
+    assert np.all(sizes[1] < 32)
+
+
 def test_metropolis_within_gibbs_leaves_the_exact_conditional_as_it_is():
     model, variables, z, _, probability = eight_pixels()
     posterior, table = posterior_and_table()
@@ -261,8 +324,13 @@ def test_shapes_and_efforts_that_do_not_fit_are_refused():
     x, key = jnp.float32(lg.X), jax.random.key(0)
     with pytest.raises(ValueError, match="filling for one image"):
         evaluation.impute(model, variables, x, x > 0, x, key)
+    with pytest.raises(ValueError, match="give observed for every value of x"):
+        evaluation.impute(model, variables, x, x[:, :1] > 0, x[0], key)
     with pytest.raises(ValueError, match="multiple of chains"):
         Conditioning(num_samples=10, chains=3)
     for wrong in ({"rounds": -1}, {"effective_sample_size": float("nan")}):
         with pytest.raises(ValueError, match=r"rounds=.*, effective_sample_size=.*; give at least"):
             Conditioning(**wrong)
+    for field in ("num_samples", "chains", "steps"):
+        with pytest.raises(ValueError, match=f"{field}=0.*give at least 1 of each"):
+            Conditioning(**{field: 0})
