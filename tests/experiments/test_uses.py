@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_parameters import random_params
-from scipy import stats
+from scipy import optimize, stats
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from tolerances import (
@@ -169,6 +169,9 @@ def test_probe_reports_every_representation(folder, capsys):
     for rows in (probe.labelled(labels, 100, rng) for _ in range(3)):
         classifier = KNeighborsClassifier(3).fit(train[rows], labels[rows])
         wrong.append(100 * np.mean(classifier.predict(test) != run.dataset.test_labels))
+    information, error = probe.unit_information(np.float32(train), labels)
+    assert found["representations"][0]["information"] == information.tolist()
+    assert found["representations"][0]["information_standard_error"] == error.tolist()
     stated = found["representations"][0]["errors"]["100"]["knn"]
     assert_close(stated["mean"], np.mean(wrong), 8, epsilon=EPSILON_64)
     assert_close(stated["standard_error"], np.std(wrong, ddof=1), 8, 100, epsilon=EPSILON_64)
@@ -211,6 +214,35 @@ def test_error_rates_are_those_of_the_nearest_neighbour_in_the_units_own_proport
     assert_close(found["mean"], 100 * wrong, 2, epsilon=EPSILON_64)
     error = 100 * np.sqrt(wrong * (1 - wrong) / 200)
     assert_close(found["standard_error"], error, 8, epsilon=EPSILON_64)
+
+
+def test_logistic_errors_are_those_of_the_penalised_likelihoods_maximum():
+    rng = np.random.default_rng(1)
+    train, test = rng.normal(size=(2, 300, 3)) * [1, 3, 0.5]
+    labels = [np.int32(x @ [1, 1, 2] + rng.normal(size=300) > 1.5) for x in (train, test)]
+    found = probe.error_rates((train, test), tuple(labels), [np.arange(300)], 1)["logistic"]
+    scale = np.sqrt(np.mean(np.var(train, axis=0)))
+    x, other = ((each - train.mean(0)) / scale for each in (train, test))
+    sign = 2 * labels[0] - 1
+
+    def loss(w):  # scikit-learn's, with C = 1; the intercept is not penalised
+        return np.sum(np.logaddexp(0, -sign * (x @ w[:3] + w[3]))) + 0.5 * w[:3] @ w[:3]
+
+    w = optimize.minimize(loss, np.zeros(4), method="BFGS").x
+    decision = other @ w[:3] + w[3]
+    assert np.abs(decision).min() > 1e-3  # of what the two optimisers leave
+    wrong = np.mean((decision > 0) != labels[1])
+    assert_close(found["mean"], 100 * wrong, 2, epsilon=EPSILON_64)
+
+
+def test_features_that_say_nothing_have_the_error_of_the_most_frequent_class():
+    labels = np.repeat([1, 0], [60, 40]), np.repeat([0, 1, 2], [10, 20, 20])
+    constant, rows = np.full((100, 2), 7.0), np.arange(100)
+    found = probe.error_rates((constant, constant[:50]), labels, [rows], 5)
+    assert found["logistic"]["mean"] == 60
+    # As do all labelled images, where as many as there are or more are to be neighbours.
+    noise = np.random.default_rng(0).normal(size=(100, 2))
+    assert probe.error_rates((noise, noise[:50]), labels, [rows], 500)["knn"]["mean"] == 60
 
 
 PROBE = """
