@@ -667,6 +667,23 @@ def test_a_loss_that_is_not_finite_stops_with_status_3_and_keeps_the_last_checkp
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize(
+    ("changed", "where"),
+    [
+        ({"beta": (1.0, 3e38, 3e38)}, r"epoch 1, step 3 of seed 8: the loss is inf; "),
+        (
+            {"beta": 1.0, "learning_rate": (1e-3, 1e30, 1e30)},
+            r"epoch 0, step 1 of seed 8: .* of z_\d is (nan|-?inf); ",
+        ),
+    ],
+)
+def test_of_several_replicas_the_first_that_diverges_is_named(tmp_path, changed, where):
+    settings = dataclasses.replace(overflowing(tmp_path), replicas=3, seed=7, **changed)
+    with pytest.raises(NonFiniteError, match=f"^{where}"):
+        run(settings, stripes())
+
+
+@pytest.mark.faults
 def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(tmp_path, capsys):
     settings = overflowing(tmp_path, on_nonfinite="skip", max_nonfinite=7)
     line = said_with_status(3, settings, capsys)
