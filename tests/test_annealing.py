@@ -8,10 +8,16 @@ import linear_gaussian as lg
 import numpy as np
 import pytest
 from random_parameters import random_params
-from scipy import special
-from tolerances import assert_mean, assert_within, standard_error, threshold
+from scipy import special, stats
+from tolerances import (
+    assert_mean,
+    assert_plausible,
+    assert_within,
+    standard_error,
+    threshold,
+)
 
-from lvae_jax import LadderVAE, evaluation
+from lvae_jax import LadderVAE, annealing, evaluation
 
 LAYERS = lg.LADDER[:2]
 
@@ -79,6 +85,38 @@ def test_chains_are_unbiased_for_the_evidence_up_and_for_its_inverse_down(
         ratio = np.exp(np.float64(log_ratio))
         assert standard_error(ratio) < 0.05
         assert_mean(ratio, 1.0, comparisons=2)
+
+
+def test_a_step_leaves_its_tempered_posterior_as_it_is():
+    # x = 1.5 of N(2 e_1 - e_2, 1/2), and both e of N(0, 1): with the likelihood to the power of 0.6
+    # the posterior is a Gaussian of this precision and mean.
+    weight, variance, beta = np.array([2.0, -1.0]), 0.5, 0.6
+    precision = np.eye(2) + beta * np.outer(weight, weight) / variance
+    mean = np.linalg.solve(precision, beta * 1.5 * weight / variance)
+    root = np.linalg.cholesky(precision)
+
+    def log_px(eps):
+        return -((1.5 - jnp.float32(weight) @ eps) ** 2) / (2 * variance)
+
+    def state_at(eps):
+        return annealing._State(eps, *jax.value_and_grad(log_px)(eps))
+
+    chains = 50_000
+    noise = np.random.default_rng(0).normal(size=(chains, 2))
+    before = jnp.float32(mean + np.linalg.solve(root.T, noise.T).T)
+    keys = jax.random.split(jax.random.key(5), chains)
+    step = jax.jit(
+        jax.vmap(
+            lambda key, eps: annealing._step(
+                state_at, 3, key, state_at(eps), jnp.float32(beta), jnp.float32(0.6)
+            )
+        )
+    )
+    after, accepted = step(keys, before)
+    assert 0.1 < np.mean(accepted) < 0.95  # both outcomes matter
+    assert_mean(np.any(after.eps != before, axis=1) - np.float64(accepted), 0.0, comparisons=1)
+    whitened = (np.float64(after.eps) - mean) @ root
+    assert_plausible([stats.kstest(each, "norm").pvalue for each in whitened.T])
 
 
 def test_the_bounds_close_around_the_evidence():
