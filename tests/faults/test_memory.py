@@ -94,6 +94,18 @@ def test_a_size_has_few_digits(size, text):
     assert memory.in_words(size) == text
 
 
+def test_a_program_needs_its_results_and_what_is_between_but_not_what_it_updates_in_place():
+    x = jax.ShapeDtypeStruct((1_000_000,), jnp.float32)
+
+    def size(function, **given):
+        return memory.size_of_program(jax.jit(function, **given).lower(x).compile())
+
+    little = 100_000
+    assert 4_000_000 <= size(lambda x: x + 1) < 4_000_000 + little
+    assert size(lambda x: x + 1, donate_argnums=0) < little
+    assert size(lambda x: jnp.sort(x)[0]) >= 4_000_000
+
+
 def test_a_step_that_does_not_fit_is_refused_before_training(tmp_path, monkeypatch):
     """By the compiler's own report: a step of 100 samples holds 100 times as many activations."""
     settings = dataclasses.replace(SMALL, workdir=str(tmp_path / "run"), mc_samples=100)
