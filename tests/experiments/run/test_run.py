@@ -556,6 +556,21 @@ def test_the_epoch_with_the_best_validation_elbo_is_the_one_evaluated(tmp_path):
     assert not any("validation" in name for name in results)
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_what_validation_chooses_is_the_moving_average(tmp_path):
+    # Of one epoch, so that its state is the one of the checkpoint.
+    settings = dataclasses.replace(
+        SETTINGS, workdir=str(tmp_path), ema_decay=0.9, validation=10, eval_every=1, epochs=1
+    )
+    run(settings, stripes())
+    assert json.loads((tmp_path / "results.json").read_text())["chosen_epoch"] == 1
+    kept = {name: array for name, array in checkpoint_of(tmp_path).items() if "average" in name}
+    _, variables = load(tmp_path)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+        (average,) = (a for name, a in kept.items() if name.endswith(jax.tree_util.keystr(path)))
+        np.testing.assert_array_equal(leaf, average[0])
+
+
 def test_other_data_of_the_same_name_are_refused(finished):
     other = dataclasses.replace(stripes(), train_images=stripes().train_images[::-1].copy())
     with pytest.raises(WorkdirError, match=r"data_sha256 was [0-9a-f]{12} and is now [0-9a-f]{12}"):
