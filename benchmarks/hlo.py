@@ -16,11 +16,17 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "parti
 FREE |= {"after-all", "opt-barrier", "copy-start", "copy-done", "slice-start", "slice-done"}
 FREE |= {"async-start", "async-update", "async-done"} | {f"{name}-done" for name in COLLECTIVES}
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s64": 8, "u64": 8}
+BYTES = {
+    **dict.fromkeys(("pred", "s8", "u8"), 1),
+    **dict.fromkeys(("s16", "u16", "f16", "bf16"), 2),
+    **dict.fromkeys(("s64", "u64", "f64", "c64"), 8),
+    "c128": 16,
+}
+"""Of an element; 4 for other types."""
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
-_ARRAY = re.compile(r"\b(pred|[sufb]f?\d+)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b(pred|[sufbc]f?\d+)\[([\d,]*)\]")
 
 
 class Instruction(NamedTuple):
@@ -65,8 +71,8 @@ def array_bytes(shape: str) -> int:
     """The bytes of all arrays in a shape.
 
     Example:
-      >>> array_bytes("(f32[2,3]{1,0:T(8,128)}, pred[4]{0}, u32[])")
-      32
+      >>> array_bytes("(f32[2,3]{1,0:T(8,128)}, pred[4]{0}, u32[])"), array_bytes("c64[10]")
+      (32, 80)
     """
     return sum(
         BYTES.get(dtype, 4) * math.prod(int(n) for n in dimensions.split(",") if n)

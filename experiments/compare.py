@@ -45,7 +45,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text, escaped, so that it is shown literally and cannot end its cell."""
+    """A text, escaped, so that it opens no tag, link or code, and cannot end its cell."""
     return re.sub(r"([\\|<\[`])", r"\\\1", " ".join(text.splitlines()))
 
 

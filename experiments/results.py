@@ -235,10 +235,10 @@ class Draws:
     """[samples, data_dim]: from the prior."""
 
     z: tuple[np.ndarray, ...]
-    """Per layer, a posterior sample of each test image, [test images, units]."""
+    """Per layer, a posterior sample of each of many test images, [test images, units]."""
 
     labels: np.ndarray
-    """Of the test images."""
+    """Of these test images."""
 
 
 def _elementwise(statistic: Callable[[list[Any]], Any], values: Sequence[Any]) -> Any:

@@ -16,6 +16,9 @@ from lvae_jax.models import HierarchicalVAE
 RECONSTRUCTED = 40
 """At most this many test images are reconstructed."""
 
+ENCODED = 10_000
+"""At most this many test images have their z drawn: those of MNIST."""
+
 INTERPOLATION_STEPS = 10
 
 
@@ -27,7 +30,7 @@ def draw(experiment: Experiment, variables: Any, layer: int | None = None) -> Dr
       variables: the first replica's variables for evaluation, on the host.
       layer: the layer to interpolate in; the top one by default.
     """
-    model, dataset, x = experiment.model, experiment.dataset, experiment.test_x
+    model, dataset, x = experiment.model, experiment.dataset, experiment.test_x[:ENCODED]
     layer = layer or model.depth
     labels = dataset.test_labels[: len(x)]
     images = x[: min(RECONSTRUCTED, len(x) // 10 * 10) or len(x)]  # whole rows of ten

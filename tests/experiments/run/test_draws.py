@@ -20,7 +20,7 @@ from lvae_jax.models import HierarchicalVAE
 
 
 @pytest.mark.parametrize("layer", [None, 1])
-def test_a_run_draws_its_test_images_in_whole_rows_and_one_of_each_label(layer):
+def test_a_run_draws_its_test_images_in_whole_rows_and_one_of_each_label(layer, monkeypatch):
     rng = np.random.default_rng(3)
     images, labels = rng.random((25, 3, 2), np.float32), np.int32([2, 1, 1, 0, *[2] * 21])
     dataset = Dataset("tiny", images, labels, images, labels, "bernoulli", "dynamic")
@@ -37,6 +37,10 @@ def test_a_run_draws_its_test_images_in_whole_rows_and_one_of_each_label(layer):
     assert found.reconstructions.shape == (20, 6)
     assert found.known.shape == (2, 2, 10, 6)
     assert [z.shape for z in found.z] == [(25, 4), (25, 2)]
+    monkeypatch.setattr(draws, "ENCODED", 15)
+    few = draws.draw(experiment, variables, layer)
+    assert [z.shape for z in few.z] == [(15, 4), (15, 2)]
+    np.testing.assert_array_equal(few.labels, labels[:15])
     # The draws are those of this key, whatever else is drawn.
     first = x[[3, 1, 0, 2, *range(4, 10)]]
     key = experiment.key(0, "figures")
