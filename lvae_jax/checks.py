@@ -26,6 +26,9 @@ NOT_PROBABILITIES = (
     "give grey values divided by 255"
 )
 
+_ROUNDED = 1e-3
+"""So far beyond [0, 1] are values that were rescaled and rounded."""
+
 
 def warns_of_values(compiled: Any) -> Any:
     """Makes a compiled function of a model and variables warn of values that give wrong results.
@@ -42,7 +45,7 @@ def warns_of_values(compiled: Any) -> Any:
             warnings.warn(INITIAL_STATISTICS, stacklevel=2)
         if all_of_x_count and getattr(model, "observation", None) == "bernoulli":
             low, high = _range(kwargs.get("x", args[0] if args else None))
-            if low < 0 or high > 1:
+            if low < -_ROUNDED or high > 1 + _ROUNDED:
                 warnings.warn(NOT_PROBABILITIES.format(low=low, high=high), stacklevel=2)
         return compiled(model, variables, *args, **kwargs)
 

@@ -46,7 +46,11 @@ def measure_epoch(
         for i, trained in enumerate(replicas):
             params = devices.replica_of(state.evaluated, i, mesh)
             variables = evaluation_variables(experiment, params, epochs, i)
-            replicas[i] = dataclasses.replace(trained, **evaluate(experiment, variables, epochs, i))
+            replicas[i] = dataclasses.replace(
+                trained,
+                validation_elbo=evaluate_validation_set(experiment, variables, epochs, i),
+                **evaluate_test_set(experiment, variables, epochs, i),
+            )
     skipped = None
     if settings.on_nonfinite == "skip":
         skipped = int(np.sum(devices.fetch(state.nonfinite, mesh)))
@@ -127,22 +131,33 @@ def eval_batch_size(mesh: Mesh) -> int:
     return -(-EVAL_BATCH_SIZE // mesh.size) * mesh.size
 
 
-def evaluate(
+def evaluate_validation_set(
+    experiment: Experiment, variables: dict[str, Any], epoch: int, replica: int = 0
+) -> float | None:
+    """L_1 of the held-out images; None without --validation.
+
+    Raises:
+      NonFiniteError: it is not finite.
+    """
+    if experiment.validation_x is None:
+        return None
+    key = experiment.key(replica, "validation_elbo", epoch)
+    elbo = float(_elbo(experiment, variables, as_stored, experiment.validation_x, key).elbo)
+    _refuse_nonfinite(experiment, {"validation_elbo": elbo}, epoch, replica)
+    return elbo
+
+
+def evaluate_test_set(
     experiment: Experiment, variables: dict[str, Any], epoch: int, replica: int = 0
 ) -> dict[str, Any]:
-    """The evaluation every few epochs: L_1 of the test set, KL and activity of every unit.
+    """L_1 of the test set, KL and activity of every unit, by the names of a record's fields.
 
     Raises:
       NonFiniteError: one of these is not finite.
     """
-    results: dict[str, Any] = {}
-    if experiment.validation_x is not None:
-        key = experiment.key(replica, "validation_elbo", epoch)
-        validation = _elbo(experiment, variables, as_stored, experiment.validation_x, key)
-        results["validation_elbo"] = float(validation.elbo)
     key = experiment.key(replica, "test_elbo", epoch)
     test = _elbo(experiment, variables, as_stored, experiment.test_x, key)
-    results |= {
+    results = {
         "test_elbo": float(test.elbo),
         "active_units": tuple(int(np.sum(active)) for active in test.active),
         "kl_per_unit": tuple(tuple(kl.tolist()) for kl in test.kl_per_unit),
@@ -173,9 +188,9 @@ def evaluate_fully(
     replica: int = 0,
     between_batches: Callable[[], None] = lambda: None,
 ) -> ReplicaResults:
-    """The evaluation at the end: `evaluate`, the test log-likelihood, the training set's L_1.
+    """The evaluation at the end: the test set, its log-likelihood, and the training set's L_1.
 
-    The validation ELBO is left out, because the parameters were chosen by it.
+    There is no validation ELBO, because the parameters were chosen by it.
 
     Args:
       experiment: the run.
@@ -187,8 +202,7 @@ def evaluate_fully(
     Raises:
       NonFiniteError: a number is not finite.
     """
-    experiment = experiment._replace(validation_x=None)
-    test = evaluate(experiment, variables, epoch, replica)
+    test = evaluate_test_set(experiment, variables, epoch, replica)
     key = experiment.key(replica, "train_elbo", epoch)
     train = _elbo(experiment, variables, experiment.preprocess, experiment.train_images, key)
     log_likelihood, effective_sample_size = test_log_likelihood(
