@@ -360,13 +360,18 @@ def epoch_batches(
     Raises:
       ValueError: there are fewer images than a batch holds.
     """
-    if not 1 <= batch_size <= images:
-        raise ValueError(f"batch_size={batch_size}, {images} images; give from 1 to {images}")
-    steps = images // batch_size
+    steps = _steps_per_epoch(images, batch_size)
     position = jnp.asarray(step) % steps
     shuffle_key = named_key(key, "shuffle", step - position)
     order = jax.random.permutation(shuffle_key, jnp.arange(images, dtype=jnp.int32))
     return position, order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def _steps_per_epoch(images: int, batch_size: int) -> int:
+    """The number of full batches."""
+    if not 1 <= batch_size <= images:
+        raise ValueError(f"batch_size={batch_size}, {images} images; give from 1 to {images}")
+    return images // batch_size
 
 
 def step_inputs(
@@ -446,9 +451,9 @@ def train_epoch(
     check_rows(condition, images)
     images, condition = jax.tree.map(whole, (images, condition))
     state = vary_alike(state, images, key, beta, update_scale, max_nonfinite, condition)
+    per_epoch = _steps_per_epoch(len(images), batch_size)
     if batches is None:
         batches = epoch_batches(key, state.step, len(images), batch_size)[1]
-    per_epoch = len(images) // batch_size
     if batches.shape != (per_epoch, batch_size):
         raise ValueError(
             f"batches of shape {batches.shape}; give epoch_batches', {per_epoch, batch_size}"

@@ -830,6 +830,9 @@ def test_the_batches_of_an_epoch_can_be_computed_before_it():
     assert_trees_equal(train_epoch(state, batches=batches), expected)
     with pytest.raises(ValueError, match=r"batches of shape \(2, 4\); give .*, \(3, 4\)"):
         train_epoch(start(), batches=batches[:2])
+    given = (MODEL, ADAM, binarisation.binarise, start(), jnp.asarray(IMAGES), ROOT)
+    with pytest.raises(ValueError, match="batch_size=0, 14 images; give from 1 to 14"):
+        training.train_epoch(*given, batch_size=0, batches=batches)
 
 
 @pytest.mark.parametrize("name", ["max_gradient_norm", "max_gradient"])
