@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from experiments import cli, finished
-from experiments.finished import Finished, UseSettings
+from experiments.finished import ModelSettings, Trained
 from experiments.settings import setting, whole
 from experiments.show import numbers, uses
 from lvae_jax import evaluation
@@ -18,7 +18,7 @@ from lvae_jax.keys import image_keys
 
 
 @dataclasses.dataclass(frozen=True)
-class CertifySettings(UseSettings):
+class CertifySettings(ModelSettings):
     """The number of images, and the effort for their bounds."""
 
     images: int = setting(100, whole(2), "images drawn from the model")
@@ -29,7 +29,7 @@ class CertifySettings(UseSettings):
     batch: int = setting(50, whole(1), "images per batch")
 
 
-def bound(run: Finished, settings: CertifySettings) -> np.ndarray:
+def bound(run: Trained, settings: CertifySettings) -> np.ndarray:
     """Draws images and bounds their log p(x).
 
     Returns:
@@ -61,7 +61,7 @@ def certify(settings: CertifySettings, *workdirs: str) -> None:
     Raises:
       WorkdirError: the folder holds no model of Bernoulli or Gaussian x.
     """
-    run = finished.read(settings, "certify", workdirs)
+    run = finished.read_model("certify", workdirs)
     run.check_observation()
     with run.precision():
         lower, upper, estimate, acceptance = bound(run, settings)

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,33 +19,41 @@ from experiments.progress import Progress
 from experiments.run import compilation_cache, devices
 from experiments.run.evaluation import standard_error
 from experiments.run.setup import at_precision
-from experiments.settings import MOST_SEEDS, choice, setting, whole
+from experiments.settings import MOST_SEEDS, Settings, choice, setting, whole
 from experiments.show.figures import write_png
 from experiments.store.files import read_json, write_json, writing
+from lvae_jax import observations
 from lvae_jax.data import Dataset
 from lvae_jax.models import HierarchicalVAE
+from lvae_jax.observations import BernoulliObservation, GaussianObservation
 from lvae_jax.trained import ModelFolderError
 
 
 @dataclasses.dataclass(frozen=True)
-class UseSettings(registry.MovedData):
+class ModelSettings:
     """The settings that all commands on a trained model share."""
+
+    seed: int = setting(0, whole(0, MOST_SEEDS - 1), "seed of every random draw of this command")
+
+
+@dataclasses.dataclass(frozen=True)
+class UseSettings(registry.MovedData, ModelSettings):
+    """The settings of commands that need the model's data, too."""
 
     data: str = setting(
         "", choice("", *registry.EXPERIMENTS), "data set, if no config.json names it"
     )
-    seed: int = setting(0, whole(0, MOST_SEEDS - 1), "seed of every random draw of this command")
 
 
-class Finished(NamedTuple):
-    """A trained model and the data it was trained on."""
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model."""
 
     path: Path
     model: HierarchicalVAE
     variables: dict[str, Any]
-    dataset: Dataset
     matmul_precision: str
-    """That of the run; without a run, the default of its data's experiment."""
+    """That of the run; without a run, the default of one."""
 
     def precision(self) -> AbstractContextManager[None]:
         """Within it, matrix products have the precision with which the run was evaluated."""
@@ -53,11 +61,19 @@ class Finished(NamedTuple):
 
     def check_observation(self) -> None:
         """Raises a WorkdirError if p(x | z_1) is not Bernoulli or Gaussian."""
-        if self.dataset.observation not in ("bernoulli", "gaussian"):
+        observed = observations.named(self.model.observation, self.model.variance_floor)
+        if not isinstance(observed, BernoulliObservation | GaussianObservation):
             raise WorkdirError(
-                f"{self.path} observes x as {self.dataset.observation}; give a run whose "
+                f"{self.path} observes x as {self.model.observation}; give a run whose "
                 "p(x | z_1) is Bernoulli or Gaussian"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished(Trained):
+    """A trained model and the data it was trained on."""
+
+    dataset: Dataset
 
     def train_x(self) -> np.ndarray:
         """x of the training images, binarised or dequantised once, as test images are."""
@@ -77,18 +93,16 @@ class Finished(NamedTuple):
         )
 
 
-def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finished:
-    """The model of a finished run, or of a folder made by `lvae_jax.save`, and its data.
+def read_model(command: str, workdirs: Sequence[str]) -> Trained:
+    """The model of a finished run, or of a folder made by `lvae_jax.save`.
 
     Args:
-      settings: locate the data, if the run does not.
       command: the command's name, for the message.
       workdirs: the folders on the command line; there must be one.
 
     Raises:
       SettingsError: not exactly one folder was given, or JAX cannot use its devices.
-      WorkdirError: there is no model, its data set is unknown, or the data do not fit the model.
-      DataError: the data cannot be read, or are not those that the run was trained on.
+      WorkdirError: there is no model.
     """
     if len(workdirs) != 1:
         raise SettingsError(f"give one run's folder: python -m experiments.{command} RUN")
@@ -99,7 +113,26 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
         model, variables = lvae_jax.load(path)
     except ModelFolderError as error:
         raise WorkdirError(str(error)) from error
-    config = _read_config(path)
+    stored = _read_config(path)["settings"]
+    precision = stored.get("matmul_precision", Settings().matmul_precision)
+    return Trained(path, model, variables, precision)
+
+
+def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finished:
+    """`read_model`, and the data that the model was trained on.
+
+    Args:
+      settings: locate the data, if the run does not.
+      command: see `read_model`.
+      workdirs: see `read_model`.
+
+    Raises:
+      SettingsError: see `read_model`.
+      WorkdirError: there is no model, its data set is unknown, or the data do not fit the model.
+      DataError: the data cannot be read, or are not those that the run was trained on.
+    """
+    trained = read_model(command, workdirs)
+    path, model, config = trained.path, trained.model, _read_config(trained.path)
     if settings.data:  # other data than the run's may be asked for
         config = {"experiment": settings.data, "settings": config["settings"]}
     if not config.get("experiment"):
@@ -116,8 +149,7 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
             f"{dataset.name} is observed as {dataset.observation}, but the model of {path} "
             f"observes x as {model.observation}; give the data that it was trained on with --data"
         )
-    precision = registry.settings_of(config).matmul_precision
-    return Finished(path, model, variables, dataset, precision)
+    return Finished(**vars(trained), dataset=dataset)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -145,7 +177,7 @@ def mean_and_error(values: np.ndarray) -> dict[str, float | None]:
     return {"mean": mean, "standard_error": standard_error(values)}
 
 
-def write(run: Finished, name: str, results: Any, figure: Figure) -> None:
+def write(run: Trained, name: str, results: Any, figure: Figure) -> None:
     """Writes NAME.json and figures/NAME.png into the run's folder, and prints their names.
 
     Raises:
