@@ -89,7 +89,7 @@ def test_the_snippets_on_your_own_code_run_in_order_and_give_what_the_page_says(
 
     names = page.run_next(x=X)
     assert names["model"] == loaded
-    assert names["images"].shape == (16, 784)
+    assert names["generated"].shape == (16, 784)
     assert names["result"].log_likelihood.shape == (batch,)
     model, variables = lvae_jax.load("somewhere")
     assert model == loaded
