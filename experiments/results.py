@@ -57,6 +57,8 @@ class ReplicaResults:
     active_units: tuple[int, ...]
     kl_per_unit: tuple[tuple[float, ...], ...]
     seed: int
+    subset_elbo: float | None = None
+    """L_1 of the images of the log-likelihood, with --eval_subset."""
 
 
 class Replicated:
@@ -177,6 +179,13 @@ class RunResults(Replicated):
     training_seconds: float
     wall_seconds: float
     device: str
+
+    @property
+    def bound_gap(self) -> float:
+        """L_K - L_1 of the same images, the mean over the replicas."""
+        subset_elbo = self.mean("subset_elbo")
+        elbo = self.mean("test_elbo") if subset_elbo is None else subset_elbo
+        return self.mean("test_log_likelihood") - elbo
 
 
 @dataclasses.dataclass(frozen=True)

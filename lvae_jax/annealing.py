@@ -129,7 +129,7 @@ def bidirectional(
         x = distributions.sample(x_key, observe(exact))
 
         def log_px(eps: Array) -> Array:
-            return distributions.sum_log_prob(observe(eps), x)
+            return distributions.sum_log_prob(observe(eps), x).astype(jnp.float32)
 
         @jax.jit  # traced once for all its uses
         def state_at(eps: Array) -> _State:

@@ -178,3 +178,16 @@ def test_too_few_of_anything_is_refused():
         evaluation.bidirectional(model, variables, keys, temperatures=1)
     with pytest.raises(ValueError, match="chains=0"):
         evaluation.bidirectional(model, variables, keys, chains=0)
+
+
+def test_the_bounds_of_float64_parameters_lie_around_the_evidence_too():
+    model, variables, log_evidence = eight_pixels()
+    keys = jax.random.split(jax.random.key(1), 200)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), variables)
+        result = evaluation.bidirectional(model, wide, keys, temperatures=10, leapfrog_steps=5)
+    assert result.lower.dtype == result.upper.dtype == jnp.float32
+    log_px = log_evidence(np.float64(result.x))
+    for gap in (log_px - np.float64(result.lower), np.float64(result.upper) - log_px):
+        assert gap.mean() > -threshold(2, len(keys) - 1) * standard_error(gap)
+        assert gap.mean() < 1  # with so few temperatures

@@ -29,7 +29,7 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
       The names of the runs that diverged, or continue one that did; the tables leave their numbers
       empty.
     """
-    from experiments.errors import NonFiniteError
+    from experiments.errors import Interrupted, NonFiniteError
     from experiments.paper.tables import write_tables
     from experiments.run import compilation_cache
     from experiments.run.loop import run
@@ -54,6 +54,9 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
             except NonFiniteError as error:
                 print(f"{planned.name} diverged: {error}", file=sys.stderr)
                 left_out.append(planned.name)
+            except Interrupted as error:
+                message = f"{planned.name} is stopped and saved; the same command goes on with it"
+                raise Interrupted(error.status - 128, message) from error
             write_tables(paper)
     return left_out
 

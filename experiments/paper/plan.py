@@ -17,6 +17,7 @@ from experiments.settings import (
     Command,
     Kind,
     Settings,
+    check,
     choice,
     real,
     setting,
@@ -142,8 +143,14 @@ def plan(paper: PaperSettings, item: str) -> list[PlannedRun]:
 
 
 def planned_runs(paper: PaperSettings) -> list[PlannedRun]:
-    """The runs of all chosen items, without repetition."""
+    """The runs of all chosen items, without repetition.
+
+    Raises:
+      SettingsError: settings that no run can have.
+    """
     runs = [planned for item in paper.items for planned in plan(paper, item)]
+    for planned in runs:
+        check(planned.settings)
     return list({planned.name: planned for planned in runs}.values())
 
 
@@ -160,7 +167,7 @@ def _defaults(paper: PaperSettings, experiment: str) -> Settings:
     return dataclasses.replace(
         defaults,
         epochs=epochs,
-        warmup_epochs=round(defaults.by_replica("warmup_epochs")[0] * paper.scale),
+        warmup_epochs=max(1, round(defaults.by_replica("warmup_epochs")[0] * paper.scale)),
         eval_every=math.ceil(epochs / 50),
         data_dir=folder,
         tfds_dir=paper.tfds_dir,

@@ -57,9 +57,9 @@ def _found(runs: Sequence[PlannedRun]) -> Found:
 CSV_COLUMNS = (
     "run", "dataset", "variant", "depth", "epochs", "seed", "replicas", "finished",
     "test_log_likelihood", "test_log_likelihood_standard_error",
-    "test_log_likelihood_standard_deviation", "eval_samples", "paper_log_likelihood", "test_elbo",
-    "train_elbo", "kl_per_layer", "active_units", "effective_sample_size", "training_seconds",
-    "device", "scale",
+    "test_log_likelihood_standard_deviation", "eval_samples", "eval_images",
+    "paper_log_likelihood", "test_elbo", "train_elbo", "kl_per_layer", "active_units",
+    "effective_sample_size", "training_seconds", "device", "scale",
 )  # fmt: skip
 
 
@@ -129,8 +129,7 @@ def _bounds(results: RunResults | None) -> list[str]:
     """Cells with L_K, L_1 and their difference; empty for an unfinished run."""
     if results is None:
         return ["", "", ""]
-    gap = results.mean("test_log_likelihood") - results.mean("test_elbo")
-    return [log_likelihood(results), number(results, "test_elbo"), f"{gap:.2f}"]
+    return [log_likelihood(results), number(results, "test_elbo"), f"{results.bound_gap:.2f}"]
 
 
 def table_2(paper: PaperSettings, found: Found) -> str:
@@ -209,6 +208,8 @@ def _note(paper: PaperSettings, found: Found) -> str:
     settings = found[0][0].settings
     devices = sorted({results.device for _, results in found if results})
     images, seeds = settings.eval_subset, f"seed {settings.seed}"
+    if any(results and results.eval_images < images for _, results in found):
+        images = 0  # a smaller test set is evaluated whole
     spread = "standard error over the test images"
     if settings.replicas > 1:
         seeds = f"mean over the seeds {settings.seed} to {settings.seed + settings.replicas - 1}"
@@ -218,7 +219,9 @@ def _note(paper: PaperSettings, found: Found) -> str:
         + f"of the first {images:,} test images, " * bool(images)
         + f"in nats; ± is the {spread}. {settings.epochs:,} epochs, {seeds}"
         + (f", on {', '.join(devices)}" if devices else "")
-        + f".{scaled(paper)}\n\nMade by `{command(paper)}`.\n\n"
+        + "."
+        + " L_1 is of all test images, its difference from L_K of these." * bool(images)
+        + f"{scaled(paper)}\n\nMade by `{command(paper)}`.\n\n"
     )
 
 

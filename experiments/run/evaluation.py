@@ -205,6 +205,12 @@ def evaluate_fully(
     test = evaluate_test_set(experiment, variables, epoch, replica)
     key = experiment.key(replica, "train_elbo", epoch)
     train = _elbo(experiment, variables, experiment.preprocess, experiment.train_images, key)
+    subset_elbo = None
+    if subset := experiment.settings.eval_subset:
+        # Of each image the same draws as among all of them.
+        key = experiment.key(replica, "test_elbo", epoch)
+        images = experiment.test_x[:subset]
+        subset_elbo = float(_elbo(experiment, variables, as_stored, images, key).elbo)
     log_likelihood, effective_sample_size = test_log_likelihood(
         experiment, variables, replica, between_batches
     )
@@ -216,6 +222,7 @@ def evaluate_fully(
         train_elbo=float(train.elbo),
         kl_per_layer=tuple(sum(layer) for layer in test["kl_per_unit"]),
         seed=experiment.settings.seed + replica,
+        subset_elbo=subset_elbo,
         **test,
     )
     _refuse_nonfinite(experiment, dataclasses.asdict(results), epoch, replica)

@@ -71,7 +71,8 @@ def _paper(config: Mapping[str, Any], name: str) -> str:
 
 def _replicas(found: RunResults) -> list[str]:
     return [
-        f"  seed {each.seed}: test log-likelihood {number} (over the images), "
-        f"test ELBO {each.test_elbo:.2f}"
+        f"  seed {each.seed}: test log-likelihood {number}"
+        + " (over the images)" * ("±" in number)
+        + f", test ELBO {each.test_elbo:.2f}"
         for each, number in zip(found.replicas, numbers.log_likelihoods(found), strict=True)
     ]

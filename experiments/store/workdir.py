@@ -428,6 +428,10 @@ def _refuse_another_run(
         {name: _short(c[name]) for name in data or {"dataset"}} | c["settings"]
         for c in (config, existing)
     )
+    # The run that was continued may have moved together with this one.
+    source = Path(was.get("init_from", ""))
+    if source.name == Path(now.get("init_from", "")).name and not source.exists():
+        was["init_from"] = now["init_from"]
     if differences := _differences(was, now, defaults):
         raise WorkdirError(
             f"{path} holds a run with other settings: {differences}. "

@@ -16,7 +16,7 @@ from small_runs import SMALL
 import experiments.digits
 from experiments import published, registry
 from experiments import settings as settings_lib
-from experiments.errors import NonFiniteError, WorkdirError
+from experiments.errors import Interrupted, NonFiniteError, SettingsError, WorkdirError
 from experiments.paper import __main__ as paper
 from experiments.paper import claims, tables
 from experiments.paper import plan as paper_plan
@@ -225,19 +225,23 @@ def test_several_seeds_of_a_run_are_shown_by_their_mean_and_deviation():
     seeds = [
         records.replica_results(
             test_log_likelihood=-82.0 + offset, test_elbo=-85.0 + 2 * offset, train_elbo=-84.0,
-            seed=4 + i,
+            subset_elbo=-84.5 + offset, seed=4 + i,
         )
         for i, offset in enumerate((-0.3, 0.3))
     ]  # fmt: skip
     text = tables.figure_3(settings, [(runs[0], records.run_results(*seeds))])
     assert "of the first 2,000 test images" in text
+    assert "L_1 is of all test images, its difference from L_K of these." in text
     assert "± is the standard deviation over the seeds" in text
     assert "mean over the seeds 4 to 5" in text
     assert "--seed=4 --replicas=2 --matmul_precision=tf32 --eval_subset=2000" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| VAE")]
     # Two values that differ by d deviate by d / sqrt(2).
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[2:6] == ["-84.00 ± 0.00", "-82.00 ± 0.42", "-85.00 ± 0.85", "3.00"]
+    # The difference is of the same images.
+    assert cells[2:6] == ["-84.00 ± 0.00", "-82.00 ± 0.42", "-85.00 ± 0.85", "2.50"]
+    small = records.run_results(*seeds, eval_images=297)
+    assert "of the first" not in tables.figure_3(settings, [(runs[0], small)])
 
 
 def test_claims_are_judged_by_the_runs(tiny):
@@ -643,6 +647,38 @@ def test_the_full_plan_is_the_papers():
     assert {run.learning_rate for run in runs.values()} == {1e-3}
     ladder = runs["mnist-lvae-wu-5"]
     assert (ladder.model, ladder.batch_norm, ladder.warmup_epochs) == ("lvae", False, 200)
+
+
+def test_the_shortest_schedule_has_an_epoch_of_warm_up_where_the_models_have_one():
+    runs = {planned.name: planned.settings for planned in planned_runs(PaperSettings(scale=1e-3))}
+    assert (runs["mnist-lvae-bn-wu-5"].epochs, runs["mnist-lvae-bn-wu-5"].warmup_epochs) == (2, 1)
+    assert runs["mnist-vae-bn-5"].warmup_epochs == 0
+    # So it is the model that the paper's number belongs to.
+    cells = tables.markdown_tables(PaperSettings(scale=1e-3, only=("table2",)))["table2.md"]
+    printed = published.TABLE_2["omniglot"][5]
+    assert all(f"({number})" in cells for number in printed)
+
+
+def test_seeds_that_no_run_can_have_are_refused():
+    last = settings_lib.MOST_SEEDS - 1
+    assert planned_runs(PaperSettings(seed=last))
+    with pytest.raises(SettingsError, match=f"--seed={last} --replicas=2: seeds end at {last}"):
+        planned_runs(PaperSettings(seed=last, replicas=2))
+
+
+def test_a_stopped_plan_goes_on_with_its_own_command(tmp_path, monkeypatch):
+    def stopped(settings, dataset, command):
+        raise Interrupted(15, "stopped after step 3; resume with: python -m experiments.digits")
+
+    monkeypatch.setattr(loop, "run", stopped)
+    settings = PaperSettings(on="digits", only=("table1",), scale=0.01, workdir=str(tmp_path))
+    with pytest.raises(Interrupted) as stop:
+        paper.main(settings)
+    assert stop.value.status == 143
+    ladder = plan(settings, "table1")[0].name
+    assert str(stop.value) == (
+        f"SIGTERM: {ladder} is stopped and saved; the same command goes on with it"
+    )
 
 
 def lines_of_dry_run(capsys, **settings) -> list[str]:

@@ -180,6 +180,9 @@ def test_every_number_is_of_the_saved_model_and_of_its_own_images(tmp_path):
     def recomputed(variables, *images):
         variables, *images = jax.tree.map(jnp.float32, (variables, *images))
         names = ("validation_elbo", "train_elbo", "test_elbo")
+        subset = evaluation.elbo(
+            model, variables, as_stored, images[-1][:5], named_key(root, "test_elbo", chosen)
+        )
         elbos = {
             name: evaluation.elbo(
                 model, variables, as_stored, x, named_key(root, name, chosen)
@@ -190,6 +193,7 @@ def test_every_number_is_of_the_saved_model_and_of_its_own_images(tmp_path):
             model, variables, images[-1][:5], named_key(root, "log_likelihood"), num_samples=30
         ).log_likelihood
         return elbos | {
+            "subset_elbo": subset.elbo,
             "test_log_likelihood": np.mean(of_images),
             "test_log_likelihood_standard_error": stats.sem(of_images),
         }

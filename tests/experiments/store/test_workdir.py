@@ -288,6 +288,24 @@ def test_the_same_data_by_another_name_are_the_same_run(tmp_path):
         Workdir(tmp_path / "run", config | {"data_sha256": 64 * "b"})
 
 
+def test_a_run_that_continues_another_is_resumed_after_both_have_moved(tmp_path):
+    def config(source: Path) -> dict:
+        return {"dataset": "mine", "settings": {"init_from": str(source)}}
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "first").mkdir(parents=True)
+    workdir = Workdir(here / "second", config(here / "first"))
+    workdir.create()
+    workdir.close()
+    # As long as the first is where it was, another of its name is another run.
+    with pytest.raises(WorkdirError, match=f"init_from was {here / 'first'} and is now {there}"):
+        Workdir(here / "second", config(there / "first"))
+    here.rename(there)
+    Workdir(there / "second", config(there / "first"))
+    with pytest.raises(WorkdirError, match="holds a run with other settings: init_from was"):
+        Workdir(there / "second", config(there / "third"))
+
+
 # File systems that cannot do everything
 
 
