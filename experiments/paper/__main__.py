@@ -55,7 +55,7 @@ def make(paper: PaperSettings, runs: Sequence[PlannedRun]) -> list[str]:
                 print(f"{planned.name} diverged: {error}", file=sys.stderr)
                 left_out.append(planned.name)
             except Interrupted as error:
-                message = f"{planned.name} is stopped and saved; the same command goes on with it"
+                message = f"{planned.name} is stopped and saved; the same command resumes it"
                 raise Interrupted(error.status - 128, message) from error
             write_tables(paper)
     return left_out

@@ -676,9 +676,7 @@ def test_a_stopped_plan_goes_on_with_its_own_command(tmp_path, monkeypatch):
         paper.main(settings)
     assert stop.value.status == 143
     ladder = plan(settings, "table1")[0].name
-    assert str(stop.value) == (
-        f"SIGTERM: {ladder} is stopped and saved; the same command goes on with it"
-    )
+    assert str(stop.value) == f"SIGTERM: {ladder} is stopped and saved; the same command resumes it"
 
 
 def lines_of_dry_run(capsys, **settings) -> list[str]:
