@@ -570,12 +570,12 @@ def train_replicas(
         )
 
     given = (state, typed_key(key), beta, update_scale, batches)
-    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(given)}
-    if len(counts) > 1:
-        numbers = ", ".join(str(count[0]) if count else "none" for count in sorted(counts))
-        raise ValueError(
-            f"state, key, beta, update_scale and batches have {numbers} replicas; give each as many"
-        )
+    counted = {"state": state.step, "key": given[1], "beta": beta, "update_scale": update_scale}
+    counted |= {} if batches is None else {"batches": batches}
+    counts = {name: jnp.shape(array)[:1] for name, array in counted.items()}
+    if len(set(counts.values())) > 1:
+        named = ", ".join(f"{name} {n[0] if n else 'none'}" for name, n in counts.items())
+        raise ValueError(f"numbers of replicas: {named}; give equally many of each")
     split = auto_axes(*MESH_AXES)
     if len(key) == 1:  # XLA's products of batches of one matrix are slower than of the matrix
         results = replica(*jax.tree.map(lambda a: a[0], given))

@@ -872,11 +872,18 @@ def test_a_number_of_steps_that_an_epoch_does_not_have_is_refused(steps):
 
 
 @pytest.mark.parametrize(
-    ("keys", "betas", "scales", "named"), [(1, 1, 1, "1, 3"), (3, 2, 3, "2, 3"), (4, 3, 3, "3, 4")]
+    ("states", "keys", "betas", "scales", "named"),
+    [
+        (3, 1, 1, 1, "state 3, key 1, beta 1, update_scale 1"),
+        (3, 3, 2, 3, "state 3, key 3, beta 2, update_scale 3"),
+        (3, 4, 3, 3, "state 3, key 4, beta 3, update_scale 3"),
+        (None, 3, 3, 3, "state none, key 3, beta 3, update_scale 3"),
+    ],
 )
-def test_replicas_of_different_numbers_are_refused(keys, betas, scales, named):
-    state = training.init_state(MODEL, ADAM, jax.random.split(ROOT, 3))
-    with pytest.raises(ValueError, match=f"and batches have {named} replicas; give each as many"):
+def test_replicas_of_different_numbers_are_refused(states, keys, betas, scales, named):
+    key = ROOT if states is None else jax.random.split(ROOT, states)
+    state = training.init_state(MODEL, ADAM, key)
+    with pytest.raises(ValueError, match=f"numbers of replicas: {named}; give equally many"):
         training.train_replicas(
             MODEL,
             ADAM,
