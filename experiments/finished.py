@@ -52,12 +52,14 @@ class Trained:
     path: Path
     model: HierarchicalVAE
     variables: dict[str, Any]
-    matmul_precision: str
-    """That of the run; without a run, the default of one."""
+    config: dict[str, Any]
+    """The run's config.json; without settings if the folder is not part of a run."""
 
     def precision(self) -> AbstractContextManager[None]:
         """Within it, matrix products have the precision with which the run was evaluated."""
-        return at_precision(self.matmul_precision)
+        return at_precision(
+            self.config["settings"].get("matmul_precision", Settings().matmul_precision)
+        )
 
     def check_observation(self) -> None:
         """Raises a WorkdirError if p(x | z_1) is not Bernoulli or Gaussian."""
@@ -113,9 +115,7 @@ def read_model(command: str, workdirs: Sequence[str]) -> Trained:
         model, variables = lvae_jax.load(path)
     except ModelFolderError as error:
         raise WorkdirError(str(error)) from error
-    stored = _read_config(path)["settings"]
-    precision = stored.get("matmul_precision", Settings().matmul_precision)
-    return Trained(path, model, variables, precision)
+    return Trained(path, model, variables, _read_config(path))
 
 
 def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finished:
@@ -132,7 +132,7 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
       DataError: the data cannot be read, or are not those that the run was trained on.
     """
     trained = read_model(command, workdirs)
-    path, model, config = trained.path, trained.model, _read_config(trained.path)
+    path, model, config = trained.path, trained.model, trained.config
     if settings.data:  # other data than the run's may be asked for
         config = {"experiment": settings.data, "settings": config["settings"]}
     if not config.get("experiment"):
@@ -153,7 +153,7 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """The run's config.json, or one without settings if the folder is not part of a run."""
+    """See `Trained.config`."""
     # A model of one of several replicas lies in RUN/model/0.
     for folder in (path, *path.absolute().parents[:2]):
         config = read_json(folder / "config.json")

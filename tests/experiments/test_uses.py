@@ -183,7 +183,7 @@ def test_representations_are_the_latents_and_principal_components_of_the_images_
     rng = np.random.default_rng(0)
     scales = [8, 6, 4, 3, 2, 1]  # far apart, so that the components are well defined
     sets = [np.float32(rng.normal(size=(40, 6)) * scales) for _ in range(2)]
-    run = finished.Finished(Path(), model, variables, "float32", digits.load())
+    run = finished.Finished(Path(), model, variables, {"settings": {}}, digits.load())
     found, active = probe.representations(run, *sets)
     assert list(found) == ["z_1", "z_2", "all z", "pixels", "PCA 5", "PCA 3", "PCA 2"]
     encoded = [latents.encode(model, variables, jnp.asarray(x)) for x in sets]
