@@ -101,7 +101,9 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
     runs = [read_run(Path(workdir)) for workdir in workdirs]
     for run in runs:
         if not run.epochs:
-            raise WorkdirError(f"{run.path} has no finished epoch yet; leave it out or wait")
+            raise WorkdirError(
+                f"{run.path} has no finished epoch; leave it out, or wait if it trains"
+            )
     text = f"{table(runs)}\n{NOTE}\n"
     print(text, end="")
     folder = Path(settings.output)

@@ -35,7 +35,7 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
         run that does not name it.
 
     Raises:
-      WorkdirError: the folder holds no run, or no finished epoch yet.
+      WorkdirError: the folder holds no run, or no finished epoch.
       DataError: the data set is not available, or is another one.
     """
     from experiments.run import devices
@@ -47,7 +47,7 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
     experiment = changed.pop("experiment", run.config.get("experiment"))
     run = dataclasses.replace(run, config=run.config | {"experiment": experiment})
     if not run.epochs:
-        raise WorkdirError(f"{path} has no finished epoch yet; wait for the first")
+        raise WorkdirError(f"{path} has no finished epoch; wait for one if it trains")
     if experiment is not None:
         _draw_model(run, layer, changed)
     elif layer is not None:

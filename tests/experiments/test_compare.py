@@ -247,10 +247,10 @@ def test_what_is_no_run_or_has_no_epoch_yet_is_refused_and_nothing_written(tmp_p
     (fresh / "metrics.jsonl").unlink()
     with pytest.raises(WorkdirError) as refusal:
         compare.compare(settings, str(fine), str(fresh))
-    message = f"{fresh} has no finished epoch yet; leave it out or wait"
+    message = f"{fresh} has no finished epoch; leave it out, or wait if it trains"
     assert str(refusal.value) == message
     (fresh / "metrics.jsonl").write_text('{"epoch": 0, "trai')  # being written just now
-    with pytest.raises(WorkdirError, match="has no finished epoch yet"):
+    with pytest.raises(WorkdirError, match="has no finished epoch"):
         compare.compare(settings, str(fresh))
     for path in (tmp_path, tmp_path / "nowhere", fine / "config.json"):
         with pytest.raises(WorkdirError) as refusal:

@@ -209,7 +209,7 @@ def test_a_folder_without_a_run_or_an_epoch_or_a_checkpoint_is_refused(finished,
     (copied / "metrics.jsonl").write_text('{"epoch": 0, "train')  # being written just now
     with pytest.raises(WorkdirError) as refusal:
         report(copied)
-    assert str(refusal.value) == f"{copied} has no finished epoch yet; wait for the first"
+    assert str(refusal.value) == f"{copied} has no finished epoch; wait for one if it trains"
 
 
 def test_a_comparison_of_the_two_holds_their_numbers(finished, broken_off):
