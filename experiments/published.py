@@ -47,11 +47,11 @@ BEST_VAE = -82.74
 """MNIST, L_5000 of the best VAE in Figure 3 c, from the text, which does not say its depth."""
 
 NORB_NOTE = (
-    "The paper's images were resized bicubically, and noise was added to them once. Unless those "
-    "files are given, ours are means of 3×3 pixels, with noise drawn anew every epoch. Densities "
-    "depend on the scale: dividing by 256 instead of 255 alone raises a log-likelihood by "
-    "1024 ln(256/255) = 4.0 nats. The authors' code loads camera 0 twice, so its epoch has 189 "
-    "steps and ours 94."
+    "By the authors' code, images were resized bicubically, and noise was added to them once. "
+    "Unless those files are given, ours are means of 3×3 pixels, with noise drawn anew every "
+    "epoch. Densities depend on the scale: dividing by 256 instead of 255 alone raises a "
+    "log-likelihood by 1024 ln(256/255) = 4.0 nats. The authors' code loads camera 0 twice, so its "
+    "epoch has 189 steps and ours 94."
 )
 
 PARAMETERS_NOTE = (

@@ -133,7 +133,10 @@ class Settings:
     )
     depth: int = setting(5, whole(1), "number of layers: the lowest ones of the sizes below")
     latent_sizes: tuple[int, ...] = setting(
-        (64, 32, 16, 8, 4), SIZES, "units of z_1, z_2, ..., bottom to top"
+        (64, 32, 16, 8, 4),
+        SIZES,
+        "units of z_1, z_2, ..., bottom to top; given alone, they set --depth and shorten "
+        "--hidden_sizes",
     )
     hidden_sizes: tuple[int, ...] = setting(
         (512, 256, 128, 64, 32), SIZES, "units of the two hidden layers of the MLPs at each layer"
@@ -264,7 +267,9 @@ class Settings:
         False, FLAG, "remove the run that the folder holds, and start again"
     )
     checkpoint_seconds: float = operational(
-        60.0, NOT_NEGATIVE, "seconds between checkpoints: a killed run loses at most this much work"
+        60.0,
+        NOT_NEGATIVE,
+        "seconds between checkpoints: a killed run loses about as much work at most",
     )
     data_dir: str = operational(
         "", SOURCE, "folder with the data set's original files, used until the data set is prepared"
@@ -275,8 +280,8 @@ class Settings:
     compilation_cache: str = operational(
         "",
         PATH,
-        "folder that keeps compiled programs for the next start; the default is the user's cache "
-        "folder; off: keep none",
+        "folder that keeps compiled programs for the next start; the default is "
+        "$JAX_COMPILATION_CACHE_DIR or the user's cache folder; off: keep none",
     )
     coordinator_address: str = operational(
         "",

@@ -238,6 +238,7 @@ def test_a_save_without_room_leaves_the_model_that_was_there(saved, copied):
     assert load(copied)[0] == load(saved)[0]
 
 
+@pytest.mark.faults
 def test_a_model_is_replaced_once_the_new_one_is_on_the_disk(copied, monkeypatch):
     disk = Disk(monkeypatch)
     save(copied, MODELS["vae"], made_up_variables(MODELS["vae"]))

@@ -163,8 +163,9 @@ def load(
         and no original ones, those are read.
       tfds_dir: The folder of prepared data sets; None is tensorflow-datasets' default,
         `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-      cameras: "one": the images of the first camera, as in the paper, 24,300 to train on and
-        24,300 to test on. "both": 48,600 of each, the two images of a pair one after the other.
+      cameras: "one": the images of the first camera, which the authors' code uses, 24,300 to train
+        on and 24,300 to test on. "both": 48,600 of each, the two images of a pair one after the
+        other.
 
     Returns:
       The data set in the order of the files, with a Gaussian observation of
