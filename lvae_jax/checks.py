@@ -43,7 +43,7 @@ def warns_of_values(compiled: Any) -> Any:
     def checked(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Any:
         if _are_initial(variables):
             warnings.warn(INITIAL_STATISTICS, stacklevel=2)
-        if all_of_x_count and getattr(model, "observation", None) == "bernoulli":
+        if all_of_x_count and getattr(model, "is_bernoulli", False):
             low, high = _range(kwargs.get("x", args[0] if args else None))
             if low < -_ROUNDED or high > 1 + _ROUNDED:
                 warnings.warn(NOT_PROBABILITIES.format(low=low, high=high), stacklevel=2)
@@ -76,7 +76,7 @@ def _is_known(array: Any) -> bool:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Refuses a number of images at a time that is none.
+    """Refuses a batch size that is not positive.
 
     Raises:
       ValueError: it is less than 1.

@@ -381,6 +381,11 @@ class HierarchicalVAE(nn.Module):
         return len(self.latent_sizes)
 
     @property
+    def is_bernoulli(self) -> bool:
+        """Whether p(x | z_1) is Bernoulli."""
+        return self.observation in ("bernoulli", BernoulliObservation())
+
+    @property
     def numbers_per_sample(self) -> int:
         """The number of values computed per sample of z: in x, in the hidden layers and in z."""
         hidden = [2 * h if isinstance(h, int) else sum(h) for h in self._generative_sizes]

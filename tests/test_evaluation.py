@@ -29,6 +29,7 @@ from tolerances import (
 
 from lvae_jax import VAE, LadderVAE, evaluation, latents, training
 from lvae_jax.data import binarisation
+from lvae_jax.observations import BernoulliObservation
 
 LINEAR = {VAE: lg.ONE_UNIT_LAYERS, LadderVAE: lg.LADDER}
 
@@ -737,6 +738,10 @@ def test_values_that_are_no_probabilities_are_warned_of_before_a_bernoulli_takes
         "grey values divided by 255"
     )
     for x in (grey, np.asarray(grey)):
+        with pytest.warns(UserWarning, match=message):
+            evaluation.log_likelihood(
+                SMALL.clone(observation=BernoulliObservation()), variables, x, key, num_samples=3
+            )
         for evaluate in (
             functools.partial(evaluation.log_likelihood, num_samples=3),
             functools.partial(evaluation.log_likelihood_program(), num_samples=3),
