@@ -6,7 +6,7 @@ position i - 1. x is [batch, data_dim] and z_i is [samples, batch, units].
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -89,7 +89,7 @@ class GenerativeModel(nn.Module):
         d = apply_mlp(self.mlps[layer], z_above, train, condition)
         return self.heads[layer - 1](d, train)
 
-    def observe(
+    def decode(
         self, z_1: Float[Array, "*batch units"], train: bool = False, condition: Condition = None
     ) -> Head:
         """The output of the decoder's head, from which `observation` computes p(x | z_1)."""
@@ -108,7 +108,7 @@ class GenerativeModel(nn.Module):
         for i in range(layer - 1, 0, -1):
             prior = self.prior(i, z, condition=condition)
             z = distributions.reparameterize(prior, noise[i - 1])
-        return self.observation.mean(self.observe(z, condition=condition))
+        return self.observation.mean(self.decode(z, condition=condition))
 
 
 class Inferred(NamedTuple):
@@ -368,12 +368,7 @@ class HierarchicalVAE(nn.Module):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}; give at least 0")
         observations.named(self.observation, self.variance_floor)
-        known = self.activation in ACTIVATIONS if isinstance(self.activation, str) else False
-        if not known and not callable(self.activation):
-            raise ValueError(
-                f"activation={self.activation!r}; give one of {', '.join(ACTIVATIONS)}, or a "
-                "function"
-            )
+        _check_function("activation", self.activation, ACTIVATIONS)
 
     @property
     def depth(self) -> int:
@@ -505,7 +500,7 @@ class HierarchicalVAE(nn.Module):
         condition = self._condition_of(condition, x.shape[0])
         prior = functools.partial(self.generative.prior, train=train, condition=condition)
         inferred = self.inference.infer(encoded, draw, prior, train, condition)
-        head = self.generative.observe(inferred.z[0], train, condition)
+        head = self.generative.decode(inferred.z[0], train, condition)
         log_px = self.observed.log_prob(head, x[None])
         if log_px.shape != inferred.z[0].shape[:-1]:
             raise ValueError(
@@ -557,7 +552,7 @@ class HierarchicalVAE(nn.Module):
                 "needs a model with bernoulli or gaussian observations"
             )
         condition = self._condition_of(condition)
-        return self.observed.distribution(self.generative.observe(z_1, condition=condition))
+        return self.observed.distribution(self.generative.decode(z_1, condition=condition))
 
     def generate(
         self,
@@ -619,7 +614,7 @@ class HierarchicalVAE(nn.Module):
         """Means of p(x | z_1) with z_1 drawn from the posterior of x, from the "sample" stream."""
         z_1 = self(x, condition=condition).z[0][0]
         condition = self._condition_of(condition, x.shape[0])
-        return self.observed.mean(self.generative.observe(z_1, condition=condition))
+        return self.observed.mean(self.generative.decode(z_1, condition=condition))
 
     def _noise(self, key: Any, shape: tuple[int, ...]) -> list[Float[Array, "..."]]:
         """Standard normal noise of every layer, [*shape, units], drawn in one call.
@@ -665,6 +660,12 @@ def _is_key(z_or_key: Array) -> bool:
     """Whether it is a PRNG key: typed, or made by `jax.random.PRNGKey`, which has dtype uint32."""
     dtype = getattr(z_or_key, "dtype", None)
     return dtype == jnp.uint32 or (dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def _check_function(field: str, value: Any, named: Mapping[str, Any]) -> None:
+    """Refuses a field that is neither the name of a function nor a function."""
+    if not (value in named if isinstance(value, str) else callable(value)):
+        raise ValueError(f"{field}={value!r}; give one of {', '.join(named)}, or a function")
 
 
 def _flattened(sizes: Sizes) -> list[int]:
@@ -724,11 +725,7 @@ class LadderVAE(HierarchicalVAE):
 
     def _check_fields(self) -> None:
         super()._check_fields()
-        known = self.combine in COMBINATIONS if isinstance(self.combine, str) else False
-        if not known and not callable(self.combine):
-            raise ValueError(
-                f"combine={self.combine!r}; give one of {', '.join(COMBINATIONS)}, or a function"
-            )
+        _check_function("combine", self.combine, COMBINATIONS)
 
     def _inference_model(self, networks: Networks) -> LadderInference:
         combine = COMBINATIONS[self.combine] if isinstance(self.combine, str) else self.combine
