@@ -172,7 +172,12 @@ def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE
     try:
         difference = _difference(weights, model)
     except Exception as error:  # of any kind: the fields come from a foreign folder
-        raise ModelFolderError(f"{path / 'model.json'} describes no model: {error}") from error
+        raise _no_model(path, fields, error) from error
+    if difference and fields:
+        raise ModelFolderError(
+            f"{path} holds another model: {difference}; give load the {', '.join(fields)} that the "
+            "model was made with"
+        )
     if difference:
         raise ModelFolderError(
             f"{path} is damaged: {difference}, by model.json; copy or save the model again"
@@ -274,7 +279,12 @@ def _make(
     try:
         return model_class(**{name: _tuples(value) for name, value in stored.items()} | given)
     except (TypeError, ValueError) as error:
-        raise ModelFolderError(f"{path / 'model.json'} describes no model: {error}") from error
+        raise _no_model(path, given, error) from error
+
+
+def _no_model(path: Path, given: dict[str, Any], error: Exception) -> ModelFolderError:
+    with_given = f" with the given {', '.join(given)}" if given else ""
+    return ModelFolderError(f"{path / 'model.json'}{with_given} describes no model: {error}")
 
 
 def _field_names(model_class: type[HierarchicalVAE]) -> list[str]:

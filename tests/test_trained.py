@@ -121,6 +121,16 @@ class Scaled(nn.Module):
         return y * scale.astype("float32") + jnp.sum(row.astype("float32"))
 
 
+class OneLayer(nn.Module):
+    """An MLP of one layer."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, y, train):
+        return nn.relu(nn.Dense(self.units)(y))
+
+
 def scaled(dtype, **fields):
     def mlp(layer, direction):
         return Scaled(dtype)
@@ -285,6 +295,21 @@ def test_every_flipped_bit_and_every_truncation_is_an_error(saved, copied):
                 assert model == MODELS["ladder"]
                 assert_same(variables, made_up_variables(MODELS["ladder"]))
         (copied / name).write_bytes(content)
+
+
+def test_other_networks_than_those_of_a_model_are_named_as_the_cause(tmp_path):
+    def dense(units):
+        return lambda layer, direction: OneLayer(units)
+
+    model = LadderVAE(5, (2,), (3,), mlp=dense(4), activation=jnp.tanh)
+    save(tmp_path, model, made_up_variables(model))
+    with pytest.raises(ModelFolderError) as raised:
+        load(tmp_path, mlp=dense(6), activation=jnp.tanh)
+    message = str(raised.value)
+    assert message.startswith(f"{tmp_path} holds another model: params/")
+    assert message.endswith("give load the mlp, activation that the model was made with")
+    with pytest.raises(ModelFolderError, match="with the given mlp, activation describes no model"):
+        load(tmp_path, mlp=model.mlp, activation="unknown")
 
 
 def rewritten(folder, **changes):
