@@ -26,7 +26,7 @@ from lvae_jax.models import HierarchicalVAE
 from lvae_jax.objective import Objective
 from lvae_jax.training import Metrics, Preprocess, TrainState
 
-CALL_FLOP = {"cpu": 1e11, "gpu": 5e12, "tpu": 5e12}
+CALL_FLOP = {"cpu": 1e11, "default": 5e12}
 """Operations per call of the training program, about a second's work. After every call the run
 checks for signals and due checkpoints. A longer epoch is split into parts."""
 
@@ -61,14 +61,14 @@ def scheduled(settings: Settings, epoch: int) -> tuple[list[float], list[float]]
 
 
 def unfinished_warm_up(settings: Settings) -> str:
-    """What to say if the warm-up ends after the run; otherwise nothing."""
+    """What to say if no epoch trains with the full weight of the KL terms; otherwise nothing."""
     warmup_epochs = max(settings.by_replica("warmup_epochs"))
-    if warmup_epochs <= settings.epochs:
-        return ""
     weight = float(schedules.warm_up(settings.epochs - 1, warmup_epochs))
+    if weight == 1:
+        return ""
     return (
         f"--epochs={settings.epochs} --warmup_epochs={warmup_epochs}: the weight of the KL terms "
-        f"ends at {weight:.2g} of --beta; for the ELBO give fewer epochs of warm-up"
+        f"ends at {weight:g} of --beta; for the ELBO give fewer epochs of warm-up"
     )
 
 
@@ -192,6 +192,7 @@ def steps_per_call(steps_per_epoch: int, multiplications: float) -> int:
       epoch then has fewer steps to skip.
     """
     # A multiplication and an addition each, once forward and twice backward.
-    most = max(1, int(CALL_FLOP[jax.default_backend()] / (6 * multiplications)))
+    call_flop = CALL_FLOP.get(jax.default_backend(), CALL_FLOP["default"])
+    most = max(1, int(call_flop / (6 * multiplications)))
     most = min(most, steps_per_epoch)
     return min(range(most, most // 2, -1), key=lambda steps: -steps_per_epoch % steps)

@@ -115,7 +115,10 @@ def test_a_warm_up_that_the_run_does_not_finish_is_said():
         "--epochs=3 --warmup_epochs=10: the weight of the KL terms ends at 0.2 of --beta; for the "
         "ELBO give fewer epochs of warm-up"
     )
-    assert unfinished_warm_up(dataclasses.replace(short, epochs=10)) == ""
+    # The last epoch is the first one with the full weight, or not yet.
+    assert unfinished_warm_up(dataclasses.replace(short, epochs=11)) == ""
+    as_long = unfinished_warm_up(dataclasses.replace(short, epochs=1000, warmup_epochs=1000))
+    assert "ends at 0.999 of --beta" in as_long
 
 
 def test_results_hold_what_the_run_found_and_its_settings_say(finished):
