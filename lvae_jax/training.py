@@ -107,6 +107,8 @@ def make_optimizer(
     for name, limit in limits.items():
         if limit is not None and not limit > 0:
             raise ValueError(f"{name}={limit}; give a positive number, or None for no limit")
+    if not callable(learning_rate):
+        learning_rate = float(learning_rate)  # an array cannot be hashed
     return _make_optimizer(learning_rate, max_gradient_norm, max_gradient, adam_epsilon, ema_decay)
 
 
@@ -377,7 +379,7 @@ def _steps_per_epoch(images: int, batch_size: int) -> int:
 def step_inputs(
     preprocess: Preprocess, batch: Array, key: Key[Array, ""], step: int | Int[Array, ""]
 ) -> tuple[Float[Array, "batch data_dim"], Key[Array, ""]]:
-    """x of a step, and the key of its samples; both depend on the step's own draws."""
+    """x of a step and the key of its samples, both derived from the root key and the step."""
     return preprocess(named_key(key, "preprocess", step), batch), named_key(key, "sample", step)
 
 

@@ -611,6 +611,7 @@ def test_gradients_are_limited_in_norm_and_then_elementwise(max_gradient_norm, m
 def test_equal_arguments_in_any_spelling_make_one_optimiser():
     default = training.make_optimizer()
     assert training.make_optimizer(1e-3) is training.make_optimizer(learning_rate=1e-3) is default
+    assert training.make_optimizer(jnp.float32(0.5)) is training.make_optimizer(0.5)
     assert training.make_optimizer(1e-3, ema_decay=0.5) is not default
 
 
