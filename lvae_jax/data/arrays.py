@@ -20,6 +20,7 @@ from lvae_jax.data.dataset import (
     Observation,
     shown_nonfinite,
     shown_range,
+    shown_reason,
 )
 from lvae_jax.data.source import user_path
 
@@ -269,7 +270,7 @@ def load_array(given: str | os.PathLike[str]) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # NumPy, zipfile and zlib raise many types
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shown_reason(error)
         if "Object arrays" in reason:
             raise DataError(
                 f"{os.fspath(given)} holds Python objects, which are never loaded; save an array "

@@ -29,6 +29,11 @@ def shown_nonfinite(images: np.ndarray) -> str:
     return f"values that are not finite, {bad.sum():,} of {bad.size:,}, the first at {first}"
 
 
+def shown_reason(error: Exception) -> str:
+    """An error of another package in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def shown_range(images: np.ndarray) -> str:
     """The smallest and the largest value, with enough digits to tell close values apart.
 

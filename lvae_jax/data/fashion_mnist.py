@@ -7,31 +7,19 @@ import os
 from typing import Literal
 
 from lvae_jax.data.dataset import Dataset
-from lvae_jax.data.idx import read_splits
+from lvae_jax.data.idx import files, read_splits
 from lvae_jax.data.prepared import load_arrays
-from lvae_jax.data.source import File, Source
+from lvae_jax.data.source import Source
 
 SOURCE = Source(
     name="lvae_fashion_mnist",
     homepage="https://github.com/zalandoresearch/fashion-mnist",
     url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-    files=(
-        File(
-            "train-images-idx3-ubyte.gz",
-            "sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        ),
-        File(
-            "train-labels-idx1-ubyte.gz",
-            "sha256:bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        ),
-        File(
-            "t10k-images-idx3-ubyte.gz",
-            "sha256:5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        ),
-        File(
-            "t10k-labels-idx1-ubyte.gz",
-            "sha256:0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-        ),
+    files=files(
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
     read=read_splits,
     image_shape=(28, 28),

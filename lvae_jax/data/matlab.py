@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lvae_jax.data.dataset import DataError
+from lvae_jax.data.dataset import DataError, shown_reason
 from lvae_jax.data.source import open_content
 
 
@@ -34,9 +34,8 @@ def read_matrices(
     except DataError:
         raise
     except Exception as error:  # scipy raises many types
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{path} cannot be read ({reason}); expected a MATLAB file: {advice}"
+            f"{path} cannot be read ({shown_reason(error)}); expected a MATLAB file: {advice}"
         ) from error
 
     matrices = []

@@ -6,31 +6,19 @@ The paper trains on all 60,000.
 import os
 
 from lvae_jax.data.dataset import Dataset
-from lvae_jax.data.idx import read_splits
+from lvae_jax.data.idx import files, read_splits
 from lvae_jax.data.prepared import load_arrays
-from lvae_jax.data.source import File, Source
+from lvae_jax.data.source import Source
 
 SOURCE = Source(
     name="lvae_mnist",  # tensorflow-datasets has an `mnist` of its own, which needs TensorFlow
     homepage="https://storage.googleapis.com/cvdf-datasets/mnist/",
     url="https://storage.googleapis.com/cvdf-datasets/mnist/",
-    files=(
-        File(
-            "train-images-idx3-ubyte.gz",
-            "sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        ),
-        File(
-            "train-labels-idx1-ubyte.gz",
-            "sha256:65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        ),
-        File(
-            "t10k-images-idx3-ubyte.gz",
-            "sha256:0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        ),
-        File(
-            "t10k-labels-idx1-ubyte.gz",
-            "sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        ),
+    files=files(
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
     read=read_splits,
     image_shape=(28, 28),

@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from lvae_jax.data.array_file import read_arrays, write_arrays
-from lvae_jax.data.dataset import DataError
+from lvae_jax.data.dataset import DataError, shown_reason
 from lvae_jax.data.source import Source, Splits, user_path
 
 ARRAYS_FILE = "arrays.npz"
@@ -154,7 +154,7 @@ def _prepare(source: Source, root: Path, data_dir: Path | None) -> None:
         if _is_prepared(folder):  # another process prepared it meanwhile
             return
         raise DataError(
-            f"{source.name} could not be prepared in {folder}: {_reason(error)}; nothing was "
+            f"{source.name} could not be prepared in {folder}: {shown_reason(error)}; nothing was "
             "kept, run again"
         ) from error
 
@@ -228,7 +228,7 @@ def _read_records(source: Source, root: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # tfds, array_record, protobuf, ... raise many types
         raise DataError(
             f"the records in {root / source.name / source.version} cannot be read "
-            f"({_reason(error)}); delete that folder and run again"
+            f"({shown_reason(error)}); delete that folder and run again"
         ) from error
     return arrays
 
@@ -246,7 +246,3 @@ def _stack(records: Any) -> dict[str, np.ndarray]:
         for feature, array in arrays.items():
             array[start:stop] = [record[feature] for record in batch]
     return arrays
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
