@@ -193,7 +193,7 @@ def active_units(means: Float[Array, "samples images units"]) -> Bool[Array, " u
 
 
 def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array | None) -> Any:
-    """`jax.vmap` of a function of one image, `batch_size` images at a time, for any number.
+    """`jax.vmap` of a function of one image over any number of images, `batch_size` at a time.
 
     On a mesh (`jax.set_mesh`) the images of a batch are split over its devices, if the number of
     devices divides `batch_size`.

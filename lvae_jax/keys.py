@@ -62,7 +62,7 @@ def threefry(key: Any) -> Key[Array, "..."]:
 def image_keys(
     key: Key[Array, ""], images: Int[Array, " images"] | Int[np.ndarray, " images"]
 ) -> Key[Array, " images"]:
-    """A key for each image of these indices, whatever the other images."""
+    """`fold_in(key, i)` for the index i of each image, independent of the other images."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, images)
 
 

@@ -22,7 +22,7 @@ def auto_axes(*names: str) -> dict[str, int]:
     return {name: mesh.shape[name] for name in names if types.get(name) == AxisType.Auto}
 
 
-def split_examples(x: Array, axes: str | tuple[str, ...] = "data") -> Array:
+def split_examples(x: Array, axes: tuple[str, ...] = ("data",)) -> Array:
     """Asks XLA to split the first axis of an array over devices, if a mesh allows it.
 
     Results do not change; each device computes its part of the examples.
@@ -35,7 +35,7 @@ def split_examples(x: Array, axes: str | tuple[str, ...] = "data") -> Array:
     Returns:
       x.
     """
-    found = auto_axes(*((axes,) if isinstance(axes, str) else axes))
+    found = auto_axes(*axes)
     if not found or x.shape[0] % math.prod(found.values()):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(tuple(found)))

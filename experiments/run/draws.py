@@ -73,7 +73,7 @@ def draw_images(
       num_samples: number of samples from the prior.
 
     Returns:
-      The fields of `Draws` that are not given.
+      The fields of `Draws` that the model computes, by name.
     """
     sample_key, image_key, first_key, known_key, line_key = jax.random.split(key, 5)
 

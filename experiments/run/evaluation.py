@@ -132,7 +132,7 @@ def eval_batch_size(mesh: Mesh) -> int:
 
 
 def evaluate_validation_set(
-    experiment: Experiment, variables: dict[str, Any], epoch: int, replica: int = 0
+    experiment: Experiment, variables: dict[str, Any], epoch: int, replica: int
 ) -> float | None:
     """L_1 of the held-out images; None without --validation.
 
@@ -148,7 +148,7 @@ def evaluate_validation_set(
 
 
 def evaluate_test_set(
-    experiment: Experiment, variables: dict[str, Any], epoch: int, replica: int = 0
+    experiment: Experiment, variables: dict[str, Any], epoch: int, replica: int
 ) -> dict[str, Any]:
     """L_1 of the test set, KL and activity of every unit, by the names of a record's fields.
 
@@ -185,8 +185,8 @@ def evaluate_fully(
     experiment: Experiment,
     variables: dict[str, Any],
     epoch: int,
-    replica: int = 0,
-    between_batches: Callable[[], None] = lambda: None,
+    replica: int,
+    between_batches: Callable[[], None],
 ) -> ReplicaResults:
     """The evaluation at the end: the test set, its log-likelihood, and the training set's L_1.
 

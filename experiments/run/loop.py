@@ -152,7 +152,7 @@ def train(
                 record.add(measured)
                 score = measured.mean("validation_elbo" if settings.validation else "train_elbo")
             checkpointing.after(state, step, score)
-    return chosen or validation.last(experiment, state.evaluated, settings.epochs), record.epochs
+    return chosen or validation.after(experiment, state.evaluated, settings.epochs), record.epochs
 
 
 def refuse_differences(config: Mapping[str, Any], path: Path, overwrite: bool) -> None:

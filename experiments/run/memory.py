@@ -40,7 +40,7 @@ def check_arrays(
       moments: the optimiser's state, likewise.
       data_bytes: bytes of the images that stay on a device.
       there: available bytes, see `available`; None to skip the check.
-      replicas: how many the parameters are of, for the message.
+      replicas: the number of replicas, for the message.
 
     Raises:
       SettingsError: the arrays do not fit.

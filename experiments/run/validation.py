@@ -22,8 +22,8 @@ class Chosen(NamedTuple):
     """[replicas]: the number of epochs they were trained for."""
 
 
-def last(experiment: Experiment, params: Any, epochs: int) -> Chosen:
-    """The parameters after the last epoch, for a run without validation."""
+def after(experiment: Experiment, params: Any, epochs: int) -> Chosen:
+    """The parameters of all replicas after the same number of epochs."""
     epoch = np.full((experiment.settings.replicas,), epochs, np.int32)
     return Chosen(params, devices.put(epoch, experiment.mesh, "replica"))
 
@@ -32,7 +32,7 @@ def restore(experiment: Experiment, workdir: Workdir, state: TrainState) -> Chos
     """The choice so far, initially the current parameters; None without validation."""
     if not experiment.settings.validation:
         return None
-    first = last(experiment, _copy(state.evaluated), epochs=0)
+    first = after(experiment, _copy(state.evaluated), epochs=0)
     restored = workdir.chosen.restore(first)
     return first if restored is None else restored[0]
 
