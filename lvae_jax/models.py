@@ -53,7 +53,30 @@ Draw = Callable[[int, Gaussian], Float[Array, "samples batch units"]]
 
 def apply_mlp(mlp: Any, y: Array, train: bool, condition: Condition) -> Array:
     """d(y). The condition is passed only if there is one, so your own MLP need not accept it."""
-    return mlp(y, train) if condition is None else mlp(y, train, condition)
+    d = mlp(y, train) if condition is None else mlp(y, train, condition)
+    _check_shape("an MLP", d, y, d.shape[-1])
+    return d
+
+
+def apply_head(head: Any, d: Array, train: bool, units: int) -> Gaussian:
+    """A head's Gaussian of so many units."""
+    q: Gaussian = head(d, train)
+    _check_shape("a head", q.mean, d, units)
+    return q
+
+
+def _check_shape(network: str, output: Array, given: Array, units: int) -> None:
+    """Refuses outputs of your own networks that would be broadcast to others.
+
+    Raises:
+      ValueError: they have other axes than the input, or another number of units.
+    """
+    expected = (*given.shape[:-1], units)
+    if output.shape != expected:
+        raise ValueError(
+            f"{network} returned shape {list(output.shape)} for an input of shape "
+            f"{list(given.shape)}; return {list(expected)}"
+        )
 
 
 class GenerativeModel(nn.Module):
@@ -87,7 +110,7 @@ class GenerativeModel(nn.Module):
     ) -> Gaussian:
         """p(z_i | z_{i+1}) of layer i < L."""
         d = apply_mlp(self.mlps[layer], z_above, train, condition)
-        return self.heads[layer - 1](d, train)
+        return apply_head(self.heads[layer - 1], d, train, self.latent_sizes[layer - 1])
 
     def decode(
         self, z_1: Float[Array, "*batch units"], train: bool = False, condition: Condition = None
@@ -95,6 +118,7 @@ class GenerativeModel(nn.Module):
         """The output of the decoder's head, from which `observation` computes p(x | z_1)."""
         d = apply_mlp(self.mlps[0], z_1, train, condition)
         numbers, size = self.observation_head(d, train), self.observation.head_size
+        _check_shape("the observation's head", numbers, d, size * self.data_dim)
         return (numbers,) if size == 1 else tuple(jnp.split(numbers, size, axis=-1))
 
     def ancestral(
@@ -152,9 +176,9 @@ class LadderInference(nn.Module):
         """The likelihood N(mu_hat_i, var_hat_i) of every layer, (13)-(15), [batch, units]."""
         likelihoods = []
         d = x
-        for mlp, head in zip(self.mlps, self.heads, strict=True):
+        for mlp, head, units in zip(self.mlps, self.heads, self.latent_sizes, strict=True):
             d = apply_mlp(mlp, d, train, condition)
-            likelihood = head(d, train)
+            likelihood = apply_head(head, d, train, units)
             likelihoods.append(likelihood)
             d = likelihood.mean if self.mean_upward else d
         return tuple(likelihoods)
@@ -190,7 +214,7 @@ class LadderInference(nn.Module):
     ) -> Gaussian:
         """With `own_top_down`: replaces p(z_i | z_{i+1}) in the product of (16)-(19)."""
         d = apply_mlp(self.top_down_mlps[layer - 1], z_above, train, condition)
-        return self.top_down_heads[layer - 1](d, train)
+        return apply_head(self.top_down_heads[layer - 1], d, train, self.latent_sizes[layer - 1])
 
 
 class BottomUpInference(nn.Module):
@@ -217,7 +241,7 @@ class BottomUpInference(nn.Module):
     ) -> Gaussian:
         """q(z_i | z_{i-1}); `below` is x for the first layer."""
         d = apply_mlp(self.mlps[layer - 1], below, train, condition)
-        return self.heads[layer - 1](d, train)
+        return apply_head(self.heads[layer - 1], d, train, self.latent_sizes[layer - 1])
 
     def encode(
         self, x: Float[Array, "batch data_dim"], train: bool, condition: Condition = None

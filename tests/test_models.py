@@ -31,7 +31,7 @@ from tolerances import (
 from lvae_jax import VAE, LadderVAE, bounds
 from lvae_jax.checks import as_examples
 from lvae_jax.models import HierarchicalVAE
-from lvae_jax.networks import MLP
+from lvae_jax.networks import MLP, GaussianHead
 from lvae_jax.observations import DiscretizedLogistic
 
 BATCH_NORM_EPSILON = 1e-5
@@ -832,6 +832,47 @@ def test_the_bottom_encoder_and_the_decoder_may_be_convolutional():
     expected = stats.bernoulli.logpmf(np.eye(4, dtype=int), special.expit(np.float64(logits)))
     # Of logits that the layers before have rounded, a few dozen times their size.
     assert_close(terms.log_px, expected.sum(-1), 4 * ROUNDINGS, size=4 + np.abs(logits).sum(-1))
+
+
+@pytest.mark.parametrize("variant", ["ladder", "own_top_down", "vae"])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ((0, "down"), "the observation's head returned shape [1, 7, 1] for an input of shape "),
+        ((1, "down"), "a head returned shape [1, 7, 1] for an input of shape "),
+        ((1, "up"), "a head returned shape [7, 1] for an input of shape "),
+    ],
+)
+def test_a_head_of_your_own_with_too_few_units_is_refused_and_not_broadcast(
+    variant, place, message
+):
+    def head(layer, direction):
+        if (layer, direction) != place:
+            return None
+        return Convolutional(1) if layer == 0 else GaussianHead(1, False, 1e-5)
+
+    model = VARIANTS[variant](4, (3, 2), (5, 4), head=head)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(
+            model.init,
+            {"params": jax.random.key(0), "sample": jax.random.key(1)},
+            jnp.zeros((7, 4)),
+        )
+
+
+class Flat(nn.Module):
+    """An MLP that forgets the axis of samples."""
+
+    @nn.compact
+    def __call__(self, y, train):
+        return nn.Dense(5)(y.reshape(-1, y.shape[-1]))
+
+
+def test_an_mlp_of_your_own_that_drops_an_axis_is_refused():
+    model = LadderVAE(4, (3, 2), (5, 4), mlp=lambda layer, direction: Flat())
+    message = "an MLP returned shape [1, 5] for an input of shape [1, 1, 2]; return [1, 1, 5]"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        shapes(model)
 
 
 def test_a_factory_that_makes_no_module_is_named():
