@@ -126,9 +126,10 @@ def train(
     if step:
         steps = f" and {step % per_epoch} steps" if step % per_epoch else ""
         report(f"resuming after epoch {epoch}{steps}")
-    chosen = validation.restore(experiment, workdir, state)
+    before = workdir.truncate_metrics(epoch)
+    chosen = validation.restore(experiment, workdir, state, before)
     progress = Progress("epoch", settings.epochs, epoch, shown=processes.is_first())
-    with Record(workdir, workdir.truncate_metrics(epoch), progress) as record:
+    with Record(workdir, before, progress) as record:
         epoch_started, batches = time.monotonic(), None
         while epoch < settings.epochs:
             if batches is None or step % per_epoch == 0:

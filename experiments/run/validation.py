@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.errors import WorkdirError
 from experiments.results import EpochRecord
 from experiments.run import devices
 from experiments.run.setup import Experiment
@@ -28,12 +29,23 @@ def after(experiment: Experiment, params: Any, epochs: int) -> Chosen:
     return Chosen(params, devices.put(epoch, experiment.mesh, "replica"))
 
 
-def restore(experiment: Experiment, workdir: Workdir, state: TrainState) -> Chosen | None:
-    """The choice so far, initially the current parameters; None without validation."""
+def restore(
+    experiment: Experiment, workdir: Workdir, state: TrainState, before: Sequence[EpochRecord]
+) -> Chosen | None:
+    """The choice so far, initially the current parameters; None without validation.
+
+    Raises:
+      WorkdirError: a choice was made in an epoch before, and is lost.
+    """
     if not experiment.settings.validation:
         return None
     first = after(experiment, _copy(state.evaluated), epochs=0)
     restored = workdir.chosen.restore(first)
+    if restored is None and any(one.evaluated for one in before):
+        raise WorkdirError(
+            f"{workdir.path} has chosen parameters by --validation, but its chosen/ is missing; "
+            "restore it, or start again with --overwrite"
+        )
     return first if restored is None else restored[0]
 
 
