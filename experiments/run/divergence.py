@@ -43,6 +43,7 @@ def check_finite(experiment: Experiment, workdir: Workdir, state: TrainState, ep
         f"epoch {epoch}, step {of_this_run}{experiment.of_seed(replica)}: "
         f"{quantity or 'the loss or a gradient is not finite'}"
         + (f", after {limit} skipped updates" if limit else "")
-        + f"; the last checkpoint in {workdir.path} is kept. Try a smaller --learning_rate or "
+        + (f"; the last checkpoint in {workdir.path} is kept" if workdir.has_checkpoint() else "")
+        + ". Try a smaller --learning_rate or "
         "--max_gradient_norm=4 in a new --workdir" + ("" if limit else ", or --on_nonfinite=skip")
     )

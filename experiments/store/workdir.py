@@ -160,7 +160,11 @@ class Workdir:
 
     def resumes(self) -> bool:
         """Whether there is a checkpoint, from which the run is resumed."""
-        return not self._overwrite and bool(self._checkpoints.steps())
+        return not self._overwrite and self.has_checkpoint()
+
+    def has_checkpoint(self) -> bool:
+        """Whether the folder holds a checkpoint, of this run or of one to be overwritten."""
+        return bool(self._checkpoints.steps())
 
     def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
         """The newest intact checkpoint and its step; None if there is no checkpoint.
@@ -372,7 +376,8 @@ def _read(folder: Path, name: str) -> tuple[Any, int] | None:
 def _found(found: Any, path: Path) -> Any:
     if found is None:
         raise WorkdirError(
-            f"{path} holds no run with a checkpoint; give the folder of one that was trained"
+            f"{path} holds no checkpoint; give the folder of a run that was trained, or wait for "
+            "the first if it trains (--checkpoint_seconds)"
         )
     return found
 
