@@ -53,6 +53,8 @@ def _row(name: str, run: Run) -> tuple[str, ...]:
     settings, results, measured = run.settings, run.results, run.measured
     layers = numbers.layers(measured) if measured else []
     paper = published.find(run.config)
+    so_far = sum(epoch.seconds for epoch in run.epochs)
+    seconds = results.training_seconds if results else so_far
     return (
         name,
         run.config["dataset"],
@@ -65,7 +67,7 @@ def _row(name: str, run: Run) -> tuple[str, ...]:
         numbers.number(results, "train_elbo") if results else "",
         ", ".join(layer.kl for layer in layers),
         ", ".join(layer.used for layer in layers),
-        f"{sum(epoch.seconds for epoch in run.epochs):,.0f}",
+        f"{seconds:,.0f}",
     )
 
 
