@@ -4,6 +4,7 @@ The model is loaded by `lvae_jax.load`, so a folder made by `lvae_jax.save` work
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -109,6 +110,10 @@ def read_model(command: str, workdirs: Sequence[str]) -> Trained:
     if len(workdirs) != 1:
         raise SettingsError(f"give one run's folder: python -m experiments.{command} RUN")
     path = Path(workdirs[0])
+    if path.is_dir() and not os.access(path, os.W_OK):
+        raise WorkdirError(
+            f"{path} cannot be written to, and the results belong there; give a copy of it"
+        )
     compilation_cache.enable("")
     devices.find_devices()
     try:
@@ -154,8 +159,13 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
 
 def _read_config(path: Path) -> dict[str, Any]:
     """See `Trained.config`."""
-    # A model of one of several replicas lies in RUN/model/0.
-    for folder in (path, *path.absolute().parents[:2]):
+    here = path.absolute()
+    folders = [here]
+    if here.name == "model":
+        folders.append(here.parent)
+    elif here.parent.name == "model":  # of one of several replicas, RUN/model/0
+        folders.append(here.parent.parent)
+    for folder in folders:
         config = read_json(folder / "config.json")
         if isinstance(config, dict) and isinstance(config.get("settings"), dict):
             return config

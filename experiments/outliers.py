@@ -5,6 +5,7 @@ images that are preprocessed in the same way.
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from experiments.settings import PATH, TEXT, setting, whole
 from experiments.show import numbers, uses
 from lvae_jax import bounds, evaluation
 from lvae_jax.data import DataError, arrays
+from lvae_jax.data.dataset import shown_range
 from lvae_jax.keys import image_keys
 
 RESAMPLES = 100
@@ -54,7 +56,15 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
         config = {"experiment": name, "settings": folders}
         images = registry.load(config, run.path).test_images
     elif arrays.file_and_key(name)[0].suffix in (".npy", ".npz"):
-        images = arrays.load_images(name)
+        own = run.dataset.train_images
+        grey = own.dtype == np.uint8 and run.dataset.observation != "bernoulli"
+        images = arrays.load_images(name, grey)
+        if images.dtype == own.dtype and arrays.on_another_scale(images, own):
+            print(
+                f"warning: {name} runs from {shown_range(images)} but the images of "
+                f"{run.dataset.name} from {shown_range(own)}; rescale them if the scales differ",
+                file=sys.stderr,
+            )
     else:
         raise SettingsError(
             f"--against={name} is neither one of {', '.join(datasets)} nor an .npy or .npz file"
@@ -161,6 +171,10 @@ def outliers(settings: OutlierSettings, *workdirs: str) -> None:
     """Prints the table, and writes it and the histograms into the run's folder."""
     run = finished.read(settings, "outliers", workdirs)
     x, other_x = run.dataset.test_x()[: settings.images], other_images(run, settings)
+    if len(x) < 2:
+        raise DataError(
+            f"{run.dataset.name} has one test image; a standard error needs at least two"
+        )
     path, array = arrays.file_and_key(settings.against)
     names = (run.dataset.name, f"{path.stem}-{array}" if array else path.stem)
     with run.precision():

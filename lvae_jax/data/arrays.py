@@ -124,39 +124,42 @@ def load(
         binarisation=binarisation,
         dequantisation=1 / 256 if observation == "gaussian" and is_grey[0] else 0.0,
     )
-    if check_scale and test is not None and not is_binary:
-        _check_scale(train, test, dataset)
+    is_checked = check_scale and test is not None and not is_binary
+    if is_checked and on_another_scale(dataset.test_images, dataset.train_images):
+        raise DataError(
+            f"{os.fspath(train)} runs from {shown_range(dataset.train_images)} but "
+            f"{os.fspath(test or train)} from {shown_range(dataset.test_images)}: they are on "
+            "different scales; rescale one of them, or set check_scale=False to use them as "
+            "they are"
+        )
     if test is not None and np.array_equal(*images):
         _logger.warning(
             "%s and %s hold the same images: test numbers will be those of the training images",
             os.fspath(train),
             os.fspath(test),
         )
-    if is_grey[0] and (largest := max(int(part.max()) for part in images)) < 128:
-        _logger.warning(
-            "%s: 255 is full in uint8, but the largest value is %d; if that is full, divide the "
-            "images by it and save them as float32",
-            os.fspath(train),
-            largest,
-        )
+    if is_grey[0]:
+        _warn_of_dark(train, max(int(part.max()) for part in images))
     return dataset
 
 
-def _check_scale(
-    train: str | os.PathLike[str], test: str | os.PathLike[str], dataset: Dataset
-) -> None:
-    """Refuses training and test images that are visibly on different scales."""
-    train_images, test_images = dataset.train_images, dataset.test_images
-    is_apart = _leaves(test_images, train_images, widths=0.5)
-    if len(test_images) >= 10 and test_images.min() < test_images.max():
-        # A few images, or black ones, say little about the scale.
-        is_apart |= _leaves(train_images, test_images, widths=4)
-    if is_apart:
-        raise DataError(
-            f"{os.fspath(train)} runs from {shown_range(train_images)} but {os.fspath(test)} from "
-            f"{shown_range(test_images)}: they are on different scales; rescale one of them, or "
-            "set check_scale=False to use them as they are"
+def _warn_of_dark(given: str | os.PathLike[str], largest: int) -> None:
+    if largest < 128:
+        _logger.warning(
+            "%s: 255 is full in uint8, but the largest value is %d; if that is full, divide the "
+            "images by it and save them as float32",
+            os.fspath(given),
+            largest,
         )
+
+
+def on_another_scale(images: np.ndarray, train_images: np.ndarray) -> bool:
+    """Whether images are visibly on another scale than the training images."""
+    is_apart = _leaves(images, train_images, widths=0.5)
+    if len(images) >= 10 and images.min() < images.max():
+        # A few images, or black ones, say little about the scale.
+        is_apart |= _leaves(train_images, images, widths=4)
+    return is_apart
 
 
 def _leaves(images: np.ndarray, others: np.ndarray, widths: float) -> bool:
@@ -212,11 +215,12 @@ def _warn_of_scale(given: str | os.PathLike[str], images: np.ndarray) -> None:
         left &= ~matches
 
 
-def load_images(given: str | os.PathLike[str]) -> np.ndarray:
+def load_images(given: str | os.PathLike[str], grey: bool = False) -> np.ndarray:
     """Loads the images [n, ...] of one file, in the file's order.
 
     Args:
       given: The file, as in `load`.
+      grey: Whether zeros and ones in uint8 are grey values, too.
 
     Returns:
       uint8 grey values; zeros and ones of any dtype and all other numbers become float32.
@@ -225,8 +229,10 @@ def load_images(given: str | os.PathLike[str]) -> np.ndarray:
       DataError: The file or its content cannot be used.
     """
     images = _read_images(given)
-    is_grey = images.dtype == np.uint8 and not _is_zeros_and_ones(images)
-    return images if is_grey else _float32(given, images)
+    if images.dtype != np.uint8 or (_is_zeros_and_ones(images) and not grey):
+        return _float32(given, images)
+    _warn_of_dark(given, int(images.max()))
+    return images
 
 
 def load_array(given: str | os.PathLike[str]) -> np.ndarray:

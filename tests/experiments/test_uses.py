@@ -74,6 +74,19 @@ def test_a_config_that_is_no_runs_does_not_count(foreign, folder, tmp_path):
     np.testing.assert_array_equal(found.dataset.test_labels, digits.load().test_labels)
 
 
+def test_a_config_of_somebody_else_above_a_model_is_not_read(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "mine")
+    (tmp_path / "config.json").write_text("{'no': JSON,}")
+    found = finished.read_model("certify", [str(tmp_path / "mine")])
+    assert found.config == {"settings": {}}
+
+
+def test_a_folder_that_takes_no_results_is_refused_before_they_are_computed(folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(WorkdirError, match="cannot be written to, and the results belong there"):
+        finished.read_model("certify", [str(folder)])
+
+
 def test_own_arrays_are_observed_as_the_model_observes_them(tmp_path):
     model = LadderVAE(6, (2,), (3,), batch_norm=False, observation="gaussian")
     lvae_jax.save(tmp_path, model, {"params": random_params(model)})
@@ -448,6 +461,36 @@ def test_other_images_are_the_first_of_a_file_in_its_order(folder, tmp_path, mon
         np.testing.assert_array_equal(x, expected[:5].reshape(5, 64) / 255)
     with pytest.raises(DataError, match=r"holds a, b; name one array, as in both\.npz:a"):
         outliers.other_images(run, outliers.OutlierSettings(against="~/both.npz"))
+
+
+def test_other_images_of_a_gaussian_run_are_grey_values_even_if_black(tmp_path, capsys):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False, observation="gaussian")
+    lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
+    np.save(tmp_path / "grey.npy", np.arange(120, 160, dtype=np.uint8).reshape(10, 4))
+    own = finished.UseSettings(data="arrays", train=str(tmp_path / "grey.npy"))
+    run = finished.read(own, "outliers", [str(tmp_path / "model")])
+    black = np.random.default_rng(0).integers(0, 2, (20, 4)).astype(np.uint8)
+    np.save(tmp_path / "black.npy", black)
+    settings = outliers.OutlierSettings(against=str(tmp_path / "black.npy"))
+    noise = 256 * np.float64(outliers.other_images(run, settings)) - black
+    assert noise.min() >= 0
+    assert noise.max() <= 1
+    assert capsys.readouterr().err == (
+        f"warning: {settings.against} runs from 0 to 1 but the images of grey from 120 to 159; "
+        "rescale them if the scales differ\n"
+    )
+
+
+def test_a_single_test_image_has_no_standard_error_to_state(tmp_path):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False)
+    lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
+    images = np.random.default_rng(0).integers(0, 2, (10, 4)).astype(bool)
+    np.save(tmp_path / "ten.npy", images)
+    np.save(tmp_path / "one.npy", images[:1])
+    ten, one = str(tmp_path / "ten.npy"), str(tmp_path / "one.npy")
+    settings = outliers.OutlierSettings(data="arrays", train=ten, test=one, against=ten)
+    with pytest.raises(DataError, match="ten has one test image; a standard error needs at least"):
+        outliers.outliers(settings, str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, bool])
