@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import logging as standard_logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -66,12 +68,20 @@ def _start(command: Callable[..., None], defaults: Any, takes_paths: bool) -> No
     os.environ["MPLBACKEND"] = "agg"  # figures are files; a notebook's backend may be missing here
     define_flags(defaults)
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
+    logging.get_absl_handler().setFormatter(_Formatter())
 
     def call(argv: list[str]) -> None:
         with errors_in_one_line():
             command(*argv[1:])
 
     app.run(call, flags_parser=lambda argv: parse(argv, takes_paths))
+
+
+class _Formatter(standard_logging.Formatter):
+    """Logged warnings look like all others."""
+
+    def format(self, record: standard_logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
 
 
 def _open_standard_streams() -> None:
@@ -216,9 +226,16 @@ def errors_in_one_line() -> Iterator[None]:
         from lvae_jax.data import DataError
 
         if isinstance(error, DataError):
-            fail(str(error))
+            fail(_with_flags(str(error)))
         processes.end_if_one_is_lost(error)
         raise
+
+
+def _with_flags(message: str) -> str:
+    """A message of `lvae_jax.data`, with flags in place of its functions' arguments."""
+    message = message.replace("set check_scale=False", "give --nocheck_scale")
+    message = re.sub(r"(?<!\S)observation='(\w+)'", r"--observation=\1", message)
+    return re.sub(r"(?<!\S)(data_dir|tfds_dir)\b", r"--\1", message)
 
 
 @contextlib.contextmanager

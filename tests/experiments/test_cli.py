@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import settings as settings_lib
@@ -29,6 +30,21 @@ def test_help_exits_with_0_even_on_an_ascii_console():
     assert (result.returncode, result.stderr) == (0, b"")
     assert b"--depth: number of layers" in result.stdout
     assert b"8?8 digits" in result.stdout
+
+
+def test_warnings_and_errors_of_data_speak_of_flags(tmp_path):
+    np.save(tmp_path / "train.npy", np.random.default_rng(0).random((20, 4)))
+    np.save(tmp_path / "test.npy", 9 * np.random.default_rng(1).random((20, 4)))
+    given = ["--train=train.npy", "--test=test.npy", "--observation=gaussian"]
+    result = command("arrays", *given, cwd=tmp_path, text=True)
+    assert result.returncode == 2
+    assert result.stderr.endswith(
+        "rescale one of them, or give --nocheck_scale to use them as they are\n"
+    )
+    dark = np.arange(80, dtype=np.uint8).reshape(20, 4)
+    np.save(tmp_path / "train.npy", dark)
+    result = command("arrays", given[0], "--batch_size=100", cwd=tmp_path, text=True)
+    assert result.stderr.startswith("warning: train.npy: 255 is full in uint8, but the largest ")
 
 
 def binary_flagfile(folder: Path) -> str:
