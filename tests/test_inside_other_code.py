@@ -414,6 +414,23 @@ def test_an_exported_estimate_takes_any_number_of_examples():
         assert_within(exported.call(X[:images]), expected[:images], error[:images])
 
 
+def test_exported_programs_are_serialised_with_what_they_return():
+    trained = variables()
+
+    def estimates(x):
+        terms = MODEL.apply(trained, x, num_samples=2, rngs={"sample": KEY})
+        return evaluation.log_likelihood(MODEL, trained, x, KEY, 10, 5), terms
+
+    exported = export.export(jax.jit(estimates))(X)
+    found = export.deserialize(exported.serialize()).call(X)
+    assert isinstance(found[0], evaluation.LogLikelihood)
+    assert isinstance(found[1], bounds.Terms)
+    # The same program, but for what the compiler makes of it.
+    expected = exported.call(X)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 # Other optimisers and loops
 
 

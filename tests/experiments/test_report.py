@@ -204,7 +204,10 @@ def test_a_folder_without_a_run_or_an_epoch_or_a_checkpoint_is_refused(finished,
     assert str(refusal.value) == message
     copied = copy_of(finished, tmp_path)
     shutil.rmtree(copied / "checkpoints")
-    with pytest.raises(WorkdirError, match="holds no checkpoint; give the folder of a run that was trained, or wait"):
+    with pytest.raises(
+        WorkdirError,
+        match="holds no checkpoint; give the folder of a run that was trained, or wait",
+    ):
         report(copied)
     (copied / "metrics.jsonl").write_text('{"epoch": 0, "train')  # being written just now
     with pytest.raises(WorkdirError) as refusal:
