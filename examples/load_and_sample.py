@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 import lvae_jax
 
+if len(sys.argv) != 2:
+    sys.exit("give one folder: python load_and_sample.py runs/mnist-lvae5")
 model, variables = lvae_jax.load(sys.argv[1])
 print(f"{type(model).__name__} with layers {model.latent_sizes}")
 

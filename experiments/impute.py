@@ -80,6 +80,8 @@ def observed_entries(missing: str, shape: tuple[int, ...], images: int, seed: in
             )
         gone = _drawn(share, (images, math.prod(shape)), np.random.default_rng(seed))
     gone = gone.reshape(images, -1)
+    if math.prod(shape) == 1:
+        raise SettingsError("images of a single value have nothing left to impute it from")
     if not np.all(gone.any(1) & ~gone.all(1)):
         raise SettingsError(f"--missing={missing} leaves an image with all or no values; change it")
     return ~gone

@@ -5,11 +5,13 @@ import inspect
 import math
 import operator
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import ScopeCollectionNotFound
 from jaxtyping import Array, Float, Key
 
 from lvae_jax.keys import image_keys, threefry
@@ -26,6 +28,11 @@ NOT_PROBABILITIES = (
     "give grey values divided by 255"
 )
 
+NO_VARIABLES = (
+    "variables lack parameters or batch statistics; give {'params': ..., 'batch_stats': ...}, as "
+    "evaluation.reestimate_batch_stats and load return them"
+)
+
 _ROUNDED = 1e-3
 """So far beyond [0, 1] are values that were rescaled and rounded."""
 
@@ -34,20 +41,26 @@ def warns_of_values(compiled: Any) -> Any:
     """Makes a compiled function of a model and variables warn of values that give wrong results.
 
     These are batch statistics that are still `init`'s, and x of a Bernoulli outside [0, 1]. It
-    cannot check within `jit`, where values are not known, nor arrays on other hosts.
+    cannot check within `jit`, where values are not known, nor arrays on other hosts. Variables
+    without a part that the model reads are a ValueError.
     """
     names = inspect.signature(compiled).parameters
     all_of_x_count = "x" in names and "observed" not in names
 
     @functools.wraps(compiled)
     def checked(model: Any, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(variables, Mapping):
+            raise ValueError(NO_VARIABLES)
         if _are_initial(variables):
             warnings.warn(INITIAL_STATISTICS, stacklevel=2)
         if all_of_x_count and getattr(model, "is_bernoulli", False):
             low, high = _range(kwargs.get("x", args[0] if args else None))
             if low < -_ROUNDED or high > 1 + _ROUNDED:
                 warnings.warn(NOT_PROBABILITIES.format(low=low, high=high), stacklevel=2)
-        return compiled(model, variables, *args, **kwargs)
+        try:
+            return compiled(model, variables, *args, **kwargs)
+        except ScopeCollectionNotFound as error:
+            raise ValueError(NO_VARIABLES) from error
 
     vars(checked)["lower"] = compiled.lower
     return checked

@@ -730,6 +730,15 @@ def test_initial_batch_statistics_are_warned_of():
         )
 
 
+@pytest.mark.parametrize("part", ["no statistics", "bare parameters", "a state"])
+def test_what_lacks_a_part_of_the_variables_is_refused(part):
+    model = LadderVAE(4, (2,), (3,))
+    state = training.init_state(model, training.make_optimizer(), jax.random.key(0))
+    given = {"no statistics": {"params": state.params}, "bare parameters": state.params}
+    with pytest.raises(ValueError, match="variables lack parameters or batch statistics; give"):
+        evaluation.log_likelihood(model, given.get(part, state), X, jax.random.key(1), 3)
+
+
 def test_values_that_are_no_probabilities_are_warned_of_before_a_bernoulli_takes_them():
     variables, key = small_variables(), jax.random.key(2)
     grey = 255 * X

@@ -640,6 +640,12 @@ def test_neighbours_of_values_far_from_zero_are_the_nearest_and_their_moments_th
             assert_within(found.variance[i], variance, 8 * error * 4 + error**2)
 
 
+def test_images_of_one_value_cannot_be_imputed():
+    for missing in ("0.5", "bottom"):
+        with pytest.raises(SettingsError, match="of a single value have nothing left to impute"):
+            impute.observed_entries(missing, (1,), 4, seed=0)
+
+
 def test_impute_takes_bernoulli_and_gaussian_x(tmp_path):
     model = LadderVAE(64, (2,), (8,), observation="discretized_logistic", batch_norm=False)
     lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
