@@ -552,7 +552,7 @@ def test_images_with_all_or_no_values_are_drawn_again():
     share = observed[:, 0].mean()
     assert abs(share - 0.5) < threshold() * np.sqrt(0.25 / 500)
     with pytest.raises(SettingsError, match="leaves an image with all or no values"):
-        impute.observed_entries("0.5", (1,), 5, 0)
+        impute.observed_entries("1e-9", (2,), 5, 0)
 
 
 def test_masks_are_as_asked():
