@@ -255,12 +255,9 @@ def load_array(given: str | os.PathLike[str]) -> np.ndarray:
     if start.startswith(_PICKLE):
         raise DataError(_never_unpickled(path))
     if not start.startswith((_NPY, _NPZ)):
-        is_text = start != b"" and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start)
-        npy = path.with_suffix(".npy").name
-        how = f", as in numpy.save({npy!r}, numpy.loadtxt({path.name!r}, delimiter=','))"
         raise DataError(
             f"{path} starts with the bytes {start.hex() or '(none)'}, so it is not an .npy or .npz "
-            f"file; write it with numpy.save or numpy.savez{how * is_text}"
+            f"file; write it with numpy.save or numpy.savez{_from_text(path)}"
         )
     try:
         with path.open("rb") as file:
@@ -292,6 +289,33 @@ def load_array(given: str | os.PathLike[str]) -> np.ndarray:
             f"{os.fspath(given)} holds {array.dtype}; save an array of bools or real numbers"
         )
     return array
+
+
+def _from_text(path: Path) -> str:
+    """How to convert a file of text, by its first line; nothing for any other file."""
+    with path.open("rb") as file:
+        line = file.readline(10_000)
+    try:
+        words = line.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        return ""
+    delimiter = next((d for d in (",", ";", "\t") if d in words), None)
+    numbers = words.split(delimiter)
+    if not words or not all(word.isprintable() for word in numbers):
+        return ""
+    options = f", delimiter={delimiter!r}" if delimiter else ""
+    if not all(map(_is_number, numbers)):
+        options += ", skiprows=1"
+    npy = path.with_suffix(".npy").name
+    return f", as in numpy.save({npy!r}, numpy.loadtxt({path.name!r}{options}))"
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _first_bytes(path: Path) -> bytes:

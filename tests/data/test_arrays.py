@@ -253,16 +253,26 @@ def test_a_missing_test_file_is_named(save, tmp_path):
             "312c322c330a",
             ", as in numpy.save('a.npy', numpy.loadtxt('a.csv', delimiter=','))",
         ),
+        (
+            "\ufeffGröße;b\r\n1;2\r\n".encode(),
+            "efbbbf4772c3",
+            ", as in numpy.save('a.npy', numpy.loadtxt('a.csv', delimiter=';', skiprows=1))",
+        ),
+        (b"1 -2.5e3\n", "31202d322e35", ", as in numpy.save('a.npy', numpy.loadtxt('a.csv'))"),
     ],
-    ids=["empty", "hdf", "text"],
+    ids=["empty", "hdf", "text", "text with a header", "text with spaces"],
 )
-def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown, how):
+def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown, how, monkeypatch):
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     assert failure(path) == (
         f"{path} starts with the bytes {shown}, so it is not an .npy or .npz file; write it with "
         f"numpy.save or numpy.savez{how}"
     )
+    if how:
+        monkeypatch.chdir(tmp_path)
+        exec(how.removeprefix(", as in "), {"numpy": np})
+        assert np.isfinite(np.load("a.npy")).all()
 
 
 def test_a_pytorch_file_is_named_with_what_converts_it(tmp_path):
