@@ -23,6 +23,10 @@ class ArraysSettings(Settings):
 
     train: str = operational("", SOURCE, "images to train on: FILE.npy, or FILE.npz:KEY")
     test: str = operational("", SOURCE, "images to test on; the default is a part of --train")
+    train_labels: str = operational(
+        "", SOURCE, "labels of the images of --train, whole numbers, for figures and for probe"
+    )
+    test_labels: str = operational("", SOURCE, "labels of the images of --test")
     observation: Literal["bernoulli", "gaussian", "discretized_logistic"] = setting(
         "bernoulli",
         choice("bernoulli", "gaussian", "discretized_logistic"),
@@ -59,6 +63,8 @@ def load(settings: ArraysSettings) -> Any:
         holdout=settings.holdout,
         seed=settings.holdout_seed,
         check_scale=settings.check_scale,
+        train_labels=settings.train_labels or None,
+        test_labels=settings.test_labels or None,
     )
 
 

@@ -235,7 +235,7 @@ def _with_flags(message: str) -> str:
     """A message of `lvae_jax.data`, with flags in place of its functions' arguments."""
     message = message.replace("set check_scale=False", "give --nocheck_scale")
     message = re.sub(r"(?<!\S)observation='(\w+)'", r"--observation=\1", message)
-    return re.sub(r"(?<!\S)(data_dir|tfds_dir)\b", r"--\1", message)
+    return re.sub(r"(?<!\S)(data_dir|tfds_dir|train_labels|test_labels)\b", r"--\1", message)
 
 
 @contextlib.contextmanager

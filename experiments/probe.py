@@ -161,8 +161,8 @@ def probe(settings: ProbeSettings, *workdirs: str) -> None:
     labels = (run.dataset.train_labels[rows], run.dataset.test_labels)
     if len(np.unique(run.dataset.train_labels)) < 2:
         raise WorkdirError(
-            f"{run.dataset.name} has no labels to probe; give a classifier of your own the latents "
-            "of lvae_jax.latents.encode"
+            f"{run.dataset.name} has no labels of at least two classes to probe; own arrays take "
+            "--train_labels and --test_labels"
         )
     if len(np.unique(labels[0])) < 2:
         raise SettingsError(

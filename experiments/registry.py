@@ -75,6 +75,8 @@ class MovedData:
         "", SOURCE, "own training images: FILE.npy, or FILE.npz:KEY; the default is the run's"
     )
     test: str = setting("", SOURCE, "own test images; the default is the run's")
+    train_labels: str = setting("", SOURCE, "labels of --train; the default is the run's")
+    test_labels: str = setting("", SOURCE, "labels of --test; the default is the run's")
 
     def given(self) -> dict[str, str]:
         """The paths that were given, by the names of the run's settings that they change."""

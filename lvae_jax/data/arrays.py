@@ -42,6 +42,8 @@ def load(
     holdout: float = 0.1,
     seed: int = 0,
     check_scale: bool = True,
+    train_labels: str | os.PathLike[str] | None = None,
+    test_labels: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Loads images of any shape from one or two files.
 
@@ -57,9 +59,13 @@ def load(
       holdout: The fraction of the images that is held out for testing where `test` is None.
       seed: Decides which images are held out.
       check_scale: Refuse training and test images whose ranges of values are far apart.
+      train_labels: The file of the training images' labels, whole numbers [n], which no training
+        uses: they colour figures, and `experiments.probe` asks what the latents know of them. None:
+        all are -1, unknown.
+      test_labels: Those of the test images, where `test` is given.
 
     Returns:
-      The data set, named after the training file; all labels are -1, unknown. With a Bernoulli
+      The data set, named after the training file. With a Bernoulli
       observation its binarisation is "fixed" if every pixel is 0 or 1, or 0 or 255 in uint8, else
       "dynamic". With a Gaussian observation grey values are dequantised and others are observed as
       they are; a discretised logistic observes grey values as they are.
@@ -75,11 +81,20 @@ def load(
       >>> dataset.name, dataset.train_images.shape, dataset.test_images.shape
       ('squares', (8, 2, 2), (2, 2, 2))
     """
+    if (test_labels is not None) != (train_labels is not None and test is not None):
+        raise DataError(
+            "give labels of all images or of none: train_labels, and test_labels where there are "
+            "test images"
+        )
     train_images = _read_images(train)
+    labels = (_read_labels(train_labels, train_images), np.zeros(0, np.int32))
     if test is None:
-        train_images, test_images = _hold_out(train, train_images, holdout, seed)
+        held_out = _held_out(train, len(train_images), holdout, seed)
+        train_images, test_images = train_images[~held_out], train_images[held_out]
+        labels = (labels[0][~held_out], labels[0][held_out])
     else:
         test_images = _read_images(test)
+        labels = (labels[0], _read_labels(test_labels, test_images))
     images = (train_images, test_images)
 
     is_grey = [part.dtype == np.uint8 for part in images]
@@ -117,9 +132,9 @@ def load(
     dataset = Dataset(
         name=file_and_key(train)[0].stem,
         train_images=images[0],
-        train_labels=np.full(len(images[0]), -1, np.int32),
+        train_labels=labels[0],
         test_images=images[1],
-        test_labels=np.full(len(images[1]), -1, np.int32),
+        test_labels=labels[1],
         observation=observation,
         binarisation=binarisation,
         dequantisation=1 / 256 if observation == "gaussian" and is_grey[0] else 0.0,
@@ -346,6 +361,21 @@ def _read_images(given: str | os.PathLike[str]) -> np.ndarray:
     return images
 
 
+def _read_labels(given: str | os.PathLike[str] | None, images: np.ndarray) -> np.ndarray:
+    """The labels of a file, int32 [n]; -1 for all images if there is no file."""
+    if given is None:
+        return np.full(len(images), -1, np.int32)
+    labels = load_array(given)
+    if labels.shape != (len(images),):
+        raise DataError(
+            f"{os.fspath(given)} has the shape {list(labels.shape)}; expected [{len(images)}], a "
+            "label for every image"
+        )
+    if not _is_whole(labels) or np.abs(labels.astype(np.float64)).max(initial=0) >= 2**31:
+        raise DataError(f"{os.fspath(given)} holds labels that are no int32; number the classes")
+    return labels.astype(np.int32)
+
+
 def _is_zeros_and_ones(images: np.ndarray) -> bool:
     return bool(np.all((images == 0) | (images == 1)))
 
@@ -413,22 +443,20 @@ def _never_unpickled(path: Path) -> str:
     )
 
 
-def _hold_out(
-    given: str | os.PathLike[str], images: np.ndarray, holdout: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Training and test images, both in the order of the file."""
+def _held_out(given: str | os.PathLike[str], images: int, holdout: float, seed: int) -> np.ndarray:
+    """Which of so many images are to test on, bool [images]."""
     if not 0 < holdout < 1:
         raise DataError(
             f"{os.fspath(given)}: {holdout} of it cannot be held out; give a fraction between 0 "
             "and 1, or a file of test images"
         )
-    number = max(1, math.floor(holdout * len(images) + 0.5))
-    if number >= len(images):
+    number = max(1, math.floor(holdout * images + 0.5))
+    if number >= images:
         raise DataError(
-            f"{os.fspath(given)} holds too few images ({len(images)}) to hold out {holdout} of "
+            f"{os.fspath(given)} holds too few images ({images}) to hold out {holdout} of "
             "them; give more, or a file of test images"
         )
-    order = np.random.RandomState(seed).permutation(len(images))  # a frozen stream
-    held_out = np.zeros(len(images), bool)
+    order = np.random.RandomState(seed).permutation(images)  # a frozen stream
+    held_out = np.zeros(images, bool)
     held_out[order[:number]] = True
-    return images[~held_out], images[held_out]
+    return held_out

@@ -152,6 +152,41 @@ def test_images_that_are_all_alike_can_be_held_out(save):
     assert len(dataset.train_images) == len(dataset.test_images) == 2
 
 
+def test_labels_stay_with_their_images(save):
+    images = np.arange(60.0).reshape(20, 3)
+    train, labels = save(images), save(np.float64(100 + np.arange(20)), "labels.npy")
+    dataset = arrays.load(train, observation="gaussian", train_labels=labels)
+    for part, found in (
+        (dataset.train_images, dataset.train_labels),
+        (dataset.test_images, dataset.test_labels),
+    ):
+        np.testing.assert_array_equal(found, 100 + part[:, 0] / 3)
+    test, test_labels = save(images[:4] + 0.5, "b.npy"), save(np.arange(4) % 2, "c.npy")
+    dataset = arrays.load(
+        train, test, observation="gaussian", train_labels=labels, test_labels=test_labels
+    )
+    assert dataset.train_labels.tolist() == list(range(100, 120))
+    assert dataset.test_labels.tolist() == [0, 1, 0, 1]
+
+
+def test_labels_of_a_part_and_what_are_no_labels_are_refused(save):
+    train, test, good = save(GREY), save(GREY[:4], "b.npy"), save(np.arange(20), "good.npy")
+    for given in (
+        {"test": test, "train_labels": good}, {"test": test, "test_labels": good},
+        {"train_labels": good, "test_labels": good},
+    ):  # fmt: skip
+        assert failure(train, **given).startswith("give labels of all images or of none: train_lab")
+    short = save(np.arange(19), "short.npy")
+    assert failure(train, train_labels=short) == (
+        f"{short} has the shape [19]; expected [20], a label for every image"
+    )
+    for bad in (np.arange(20) / 2, np.full(20, np.nan), np.full(20, 2**31)):
+        path = save(bad, "bad.npy")
+        assert failure(train, train_labels=path) == (
+            f"{path} holds labels that are no int32; number the classes"
+        )
+
+
 @pytest.mark.parametrize("holdout", [0, 1, -0.1, 2, float("nan")])
 def test_a_fraction_must_be_one(save, holdout):
     path = save(GREY)

@@ -328,6 +328,24 @@ def test_labelled_images_are_balanced_and_drawn_anew():
     assert probe.labelled(labels, 0, rng).tolist() == list(range(102))
 
 
+def test_labels_are_given_to_a_model_that_was_trained_without(tmp_path, capsys):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False)
+    lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
+    labels = np.arange(60) % 3
+    np.save(tmp_path / "images.npy", np.eye(4)[labels])
+    np.save(tmp_path / "labels.npy", labels)
+    files = {"train": str(tmp_path / "images.npy"), "train_labels": str(tmp_path / "labels.npy")}
+    settings = probe.ProbeSettings(data="arrays", **files)
+    probe.probe(settings, str(tmp_path / "model"))
+    found = results(tmp_path / "model", "probe")
+    assert (found["train_images"], found["test_images"]) == (54, 6)
+    pixels = next(one for one in found["representations"] if one["name"] == "pixels")
+    assert pixels["errors"]["54"]["logistic"]["mean"] == 0  # the pixels are the class
+    without = dataclasses.replace(settings, train_labels="")
+    with pytest.raises(WorkdirError, match="own arrays take --train_labels and --test_labels"):
+        probe.probe(without, str(tmp_path / "model"))
+
+
 def test_images_without_labels_cannot_be_probed(folder, monkeypatch):
     read = finished.read
 
@@ -337,7 +355,7 @@ def test_images_without_labels_cannot_be_probed(folder, monkeypatch):
         return run
 
     monkeypatch.setattr(finished, "read", without_labels)
-    with pytest.raises(WorkdirError, match="has no labels to probe"):
+    with pytest.raises(WorkdirError, match="has no labels of at least two classes to probe"):
         probe.probe(probe.ProbeSettings(data="digits"), str(folder))
 
 
