@@ -92,7 +92,7 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
       *workdirs: the runs' folders.
 
     Raises:
-      SettingsError: no runs were given.
+      SettingsError: no runs were given, or one twice.
       WorkdirError: a folder holds no run, or no finished epoch.
       OSError: the output cannot be written.
     """
@@ -100,6 +100,9 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
 
     if not workdirs:
         raise SettingsError("no runs given; name workdirs: python -m experiments.compare RUN...")
+    for number, workdir in enumerate(workdirs):
+        if any(Path(workdir).resolve() == Path(other).resolve() for other in workdirs[:number]):
+            raise SettingsError(f"{workdir} is given twice; name every run once")
     runs = [read_run(Path(workdir)) for workdir in workdirs]
     for run in runs:
         if not run.epochs:

@@ -147,7 +147,8 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
     if dataset.data_dim != model.data_dim:
         raise WorkdirError(
             f"the images of {dataset.name} have {dataset.data_dim} values, but the model of "
-            f"{path} takes {model.data_dim}; give the data set that it was trained on with --data"
+            f"{path} takes {model.data_dim}; give the data that it was trained on, with --data, or "
+            "--train for own arrays"
         )
     if isinstance(model.observation, str) and dataset.observation != model.observation:
         raise WorkdirError(

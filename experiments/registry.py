@@ -97,7 +97,15 @@ def load(config: Mapping[str, Any], path: Path, **changed: Any) -> Any:
     """
     from lvae_jax.data import DataError  # it imports JAX
 
-    dataset = experiment(config["experiment"]).load(settings_of(config, **changed))
+    try:
+        dataset = experiment(config["experiment"]).load(settings_of(config, **changed))
+    except DataError as error:
+        if "dataset" not in config:  # not a run's
+            raise
+        raise DataError(
+            f"{error} (the data of {path}; if they have moved, give --data_dir, --tfds_dir, or "
+            "--train and --test)"
+        ) from error
     if any(config.get(name, value) != value for name, value in dataset.identity().items()):
         raise DataError(
             f"{dataset.name} is not the data that {path} was trained on; give the right data with "

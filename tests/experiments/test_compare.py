@@ -333,6 +333,7 @@ def test_the_command_compares_runs(tmp_path):
     ("runs", "message"),
     [
         (["a", "."], ". holds no config.json; give a run's folder"),
+        (["a", "a/"], "a/ is given twice; name every run once"),
         ([], "no runs given; name workdirs: python -m experiments.compare RUN..."),
     ],
 )

@@ -51,7 +51,7 @@ def test_a_run_on_own_arrays_is_resumed_reported_and_used_wherever_they_are(
 
     # After the file has moved, and got another name.
     (here / "mine.npy").rename(there / "yours.npy")
-    with pytest.raises(DataError, match=r"mine\.npy is not a file"):
+    with pytest.raises(DataError, match=r"mine\.npy is not a file.*; if they have moved, give --"):
         report(tmp_path / "run")
     moved = dataclasses.replace(settings, train="yours.npy")
     page.unlink()
