@@ -1,9 +1,9 @@
 """`python -m benchmarks.on_device`: all measurements on an accelerator, in parts.
 
-Each part takes at most about ten minutes and writes a JSON file into the results folder. A part
-with such a file is not repeated. Run the same command until it reports that all parts are done. It
-needs neither a network nor tensorflow-datasets: MNIST comes from a folder with the prepared data
-set. Flags that it does not know are given to the runs of Figure 3.
+Each part takes at most about ten minutes and writes a JSON file into the results folder. Only a
+part whose command failed is repeated. Run the same command until it reports that all parts are
+done. It needs neither a network nor tensorflow-datasets: MNIST comes from a folder with the
+prepared data set. Flags that it does not know are given to the runs of Figure 3.
 """
 
 import argparse
@@ -130,12 +130,15 @@ def _tests(plan: Plan) -> dict[str, Any]:
     """Runs the numeric tests on the device, with products in float32."""
     folder = Path(__file__).parent.parent / "tests"
     files = [str(folder / name) for name in TESTS]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *files],
-        env={**os.environ, **SHARING, "JAX_DEFAULT_MATMUL_PRECISION": "float32"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60 * plan.minutes,
-    )  # fmt: skip
-    return {"status": done.returncode, "said": done.stdout.splitlines()[-30:]}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *files],
+            env={**os.environ, **SHARING, "JAX_DEFAULT_MATMUL_PRECISION": "float32"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60 * plan.minutes,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"passed": False, "said": [f"stopped after {plan.minutes:g} minutes"]}
+    return {"passed": done.returncode == 0, "said": done.stdout.splitlines()[-30:]}
 
 
 def steps(plan: Plan) -> dict[str, Any]:
@@ -251,16 +254,16 @@ def _run(
 
 
 def measure(plan: Plan, chosen: Mapping[str, Part]) -> list[str]:
-    """Starts each part that has no result yet, once.
+    """Starts each part that has no result yet, or has failed, once.
 
     Returns:
-      The names of the parts that still have none.
+      The names of the parts that were stopped or failed.
     """
     plan.results.mkdir(parents=True, exist_ok=True)
 
     def is_done(name: str) -> bool:
         path = plan.results / f"{name}.json"
-        if path.exists():
+        if path.exists() and not json.loads(path.read_text()).get("status"):
             return True
         print(f"{name} ...", flush=True)
         result = chosen[name]()
@@ -269,7 +272,7 @@ def measure(plan: Plan, chosen: Mapping[str, Part]) -> list[str]:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
         partial.replace(path)  # so the file is complete if it exists
-        return True
+        return not result.get("status")
 
     with ThreadPoolExecutor(plan.at_once) as beside:
         done = list(beside.map(is_done, chosen))
@@ -302,7 +305,7 @@ def main() -> None:
     )
     chosen = {name: part for name, part in parts(plan).items() if name.startswith(given.only)}
     left = measure(plan, chosen)
-    print(f"to be resumed: {', '.join(left)}" if left else "all parts are done")
+    print(f"stopped or failed: {', '.join(left)}" if left else "all parts are done")
 
 
 if __name__ == "__main__":

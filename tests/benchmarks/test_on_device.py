@@ -47,6 +47,22 @@ def test_a_part_with_a_result_is_not_repeated_and_one_that_had_to_stop_is(plan):
     assert json.loads((plan.results / "long.json").read_text())["found"] == 2
 
 
+def test_a_part_that_failed_is_repeated_and_said(plan, monkeypatch, capsys):
+    results = [{"status": 2}, {"status": 0}]
+    chosen = {"mistyped": lambda: results.pop(0), "tests": lambda: {"passed": False}}
+    assert on_device.measure(plan, chosen) == ["mistyped"]
+    assert on_device.measure(plan, chosen) == []
+    assert results == []
+    assert on_device.measure(plan, chosen) == []  # tests that fail on a device fail again
+
+
+def test_numeric_tests_that_take_too_long_end_and_say_so(plan, monkeypatch, tmp_path):
+    (tmp_path / "test_slow.py").write_text("import time\ntime.sleep(1000)")
+    monkeypatch.setattr(on_device, "TESTS", (str(tmp_path / "test_slow.py"),))
+    result = on_device.parts(plan._replace(minutes=0.001))["tests"]()
+    assert result == {"passed": False, "said": ["stopped after 0.001 minutes"]}
+
+
 def test_parts_share_the_device_where_the_plan_says_so(plan):
     both = threading.Barrier(2)
 
@@ -84,7 +100,7 @@ def test_what_stops_the_numeric_tests_is_in_their_result(plan, monkeypatch, tmp_
     broken.write_text("import absent_package")
     monkeypatch.setattr(on_device, "TESTS", (str(broken),))
     result = on_device.parts(plan)["tests"]()
-    assert result["status"] != 0
+    assert result["passed"] is False
     assert "absent_package" in "".join(result["said"])
 
 
