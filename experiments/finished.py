@@ -42,7 +42,9 @@ class UseSettings(registry.MovedData, ModelSettings):
     """The settings of commands that need the model's data, too."""
 
     data: str = setting(
-        "", choice("", *registry.EXPERIMENTS), "data set, if no config.json names it"
+        "",
+        choice("", *registry.EXPERIMENTS),
+        "data set, if no config.json names it, or another one than the run's",
     )
 
 

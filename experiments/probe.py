@@ -55,7 +55,8 @@ def representations(
             np.concatenate([a for a, _ in pairs], 1),
             np.concatenate([b for _, b in pairs], 1),
         )
-    sizes = sorted({pair[0].shape[1] for pair in found.values()}, reverse=True)
+    most = train_x.shape[1]  # there are no more principal components
+    sizes = sorted({min(pair[0].shape[1], most) for pair in found.values()}, reverse=True)
     found["pixels"] = (train_x, test_x)
     mean = train_x.mean(0)
     _, directions = np.linalg.eigh(np.cov(train_x.T))  # from the smallest variance up

@@ -111,7 +111,9 @@ class Published(NamedTuple):
 
 
 def variant(settings: Mapping[str, Any]) -> str | None:
-    """Which of `VARIANTS` the settings of a config.json make; None for any other model."""
+    """Which of `VARIANTS` the settings of a config.json make; None for any other, or several."""
+    if isinstance(settings["warmup_epochs"], list):
+        return None  # its replicas are different models
     name = (
         settings["model"].upper()
         + "+BN" * settings["batch_norm"]
@@ -129,6 +131,8 @@ def find(config: Mapping[str, Any]) -> Published | None:
     Returns:
       The numbers; None if the paper has no model of these sizes and variant on these data.
     """
+    if config.get("experiment") == "arrays":
+        return None  # a data set that is named after the user's file
     settings = config["settings"]
     dataset = config["dataset"].removesuffix("-resized")
     name, depth = variant(settings), settings["depth"]

@@ -72,7 +72,9 @@ def _draw_model(run: Run, layer: int | None, changed: Mapping[str, str]) -> None
     params, step = read_trained(run.path)
     if layer is not None and layer > settings.depth:
         layers = f"{settings.depth} layer{'s' * (settings.depth != 1)}"
-        raise WorkdirError(f"--layer={layer}: the model of {run.path} has {layers}")
+        raise WorkdirError(
+            f"--layer={layer}: the model of {run.path} has {layers}; give 1 to {settings.depth}"
+        )
     dataset = registry.load(run.config, run.path, **changed)
     experiment = make_experiment(settings, dataset)
     first = devices.put(jax.tree.map(lambda leaf: leaf[0], params), experiment.mesh)

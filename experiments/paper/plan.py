@@ -154,11 +154,6 @@ def planned_runs(paper: PaperSettings) -> list[PlannedRun]:
     return list({planned.name: planned for planned in runs}.values())
 
 
-def data_set_of(planned: PlannedRun) -> str:
-    """The name of a run's data set, if its files are the original ones."""
-    return {"norb": "small_norb"}.get(planned.experiment, planned.experiment)
-
-
 def _defaults(paper: PaperSettings, experiment: str) -> Settings:
     """The experiment's settings with its schedule shortened by --scale."""
     defaults = registry.experiment(experiment).defaults

@@ -1,6 +1,7 @@
 """The paper's tables and figures from the finished runs, with its numbers beside ours."""
 
 import csv
+import dataclasses
 import io
 import shlex
 from collections.abc import Mapping, Sequence
@@ -8,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments import published
+from experiments.errors import WorkdirError
 from experiments.paper import claims
 from experiments.paper.plan import (
     OF_RUNS,
     TABLE_1_ROWS,
     PaperSettings,
     PlannedRun,
-    data_set_of,
     plan,
     planned_runs,
     results_of,
@@ -34,7 +35,10 @@ def write_tables(paper: PaperSettings) -> None:
     """Writes results.csv, the tables and the claims from the runs finished so far."""
     folder = Path(paper.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {"results.csv": results_csv(paper, _found(planned_runs(paper)))}
+    chosen = {planned.name for planned in planned_runs(paper)}
+    every = _found_of_all(paper, planned_runs(_of_all(paper)))
+    kept = [(planned, results) for planned, results in every if results or planned.name in chosen]
+    texts = {"results.csv": results_csv(paper, kept)}
     for name, text in (texts | markdown_tables(paper)).items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -54,6 +58,26 @@ def _found(runs: Sequence[PlannedRun]) -> Found:
     return [(planned, results_of(planned)) for planned in runs]
 
 
+def _of_all(paper: PaperSettings) -> PaperSettings:
+    """The plan of all items, whose runs its folder may hold, too."""
+    return dataclasses.replace(paper, only=("all",))
+
+
+def _found_of_all(paper: PaperSettings, runs: Sequence[PlannedRun]) -> Found:
+    """Runs of any item. Those that are not chosen do not count if their settings are others."""
+    chosen = {planned.name for planned in planned_runs(paper)}
+
+    def results(planned: PlannedRun) -> RunResults | None:
+        try:
+            return results_of(planned)
+        except WorkdirError:
+            if planned.name in chosen:
+                raise
+            return None
+
+    return [(planned, results(planned)) for planned in runs]
+
+
 CSV_COLUMNS = (
     "run", "dataset", "variant", "depth", "epochs", "seed", "replicas", "finished",
     "test_log_likelihood", "test_log_likelihood_standard_error",
@@ -71,7 +95,7 @@ def results_csv(paper: PaperSettings, found: Found) -> str:
     for planned, results in found:
         row: dict[str, Any] = {
             "run": planned.name,
-            "dataset": planned.experiment,
+            "dataset": _dataset(planned, results),
             "variant": planned.variant,
             "depth": planned.settings.depth,
             "epochs": planned.settings.epochs,
@@ -94,8 +118,7 @@ def results_csv(paper: PaperSettings, found: Found) -> str:
 
 def paper_number(planned: PlannedRun, results: RunResults | None) -> float | None:
     """The paper's test log-likelihood for the model of a run; None if it has none."""
-    dataset = results.dataset if results else data_set_of(planned)
-    if dataset == "mnist" and planned.settings.init_from:
+    if _dataset(planned, results) == "mnist" and planned.settings.init_from:
         (row,) = (row for row, variant in TABLE_1_ROWS.items() if variant == planned.variant)
         return published.TABLE_1[row][0]
     paper = _published(planned, results)
@@ -116,6 +139,7 @@ def table_1(paper: PaperSettings, found: Found) -> str:
     layers = first.settings.depth
     text = f"# Table 1: {first.experiment}\n\n{_note(paper, found)}{markdown(*rows)}"
     text += f"\nOurs has {layers} layers.\n" * (layers != 5)
+    text += "\nFine-tuning continues ours without it; its time is that of its own epochs.\n"
     return text + f"\n{published.PARAMETERS_NOTE}\n" * (first.experiment == "mnist")
 
 
@@ -165,9 +189,14 @@ def _own_settings(found: Found) -> str:
 
 def _published(planned: PlannedRun, results: RunResults | None) -> published.Published | None:
     """The paper's numbers for the model of a run."""
-    dataset = results.dataset if results else data_set_of(planned)
     settings = planned.settings.changing_results()
-    return published.find({"dataset": dataset, "settings": settings})
+    return published.find({"dataset": _dataset(planned, results), "settings": settings})
+
+
+def _dataset(planned: PlannedRun, results: RunResults | None) -> str:
+    """The name of a run's data set; of an unfinished one, as if it read the original files."""
+    usual = {"norb": "small_norb"}.get(planned.experiment, planned.experiment)
+    return results.dataset if results else usual
 
 
 def _with_paper(planned: PlannedRun, results: RunResults | None) -> str:
@@ -195,12 +224,11 @@ def figure_3(paper: PaperSettings, found: Found) -> str:
                 ),
             ]
         )
-    text = f"# Figure 3: {found[0][0].experiment}\n\n{_note(paper, found)}{markdown(*rows)}"
-    return (
-        text
-        + "\nThe paper's best VAE on MNIST, whose depth is not stated: "
-        + f"L_5000 {published.BEST_VAE}.\n"
-    )
+    experiment = found[0][0].experiment
+    text = f"# Figure 3: {experiment}\n\n{_note(paper, found)}{markdown(*rows)}"
+    best = f"L_5000 {published.BEST_VAE}{own}"
+    note = f"\nThe paper's best VAE, whose depth is not stated: {best}.\n"
+    return text + note * (experiment == "mnist")
 
 
 def _note(paper: PaperSettings, found: Found) -> str:
@@ -239,10 +267,10 @@ def command(paper: PaperSettings) -> str:
 def _claims(paper: PaperSettings) -> str:
     """The paper's claims about its figures, and whether they hold for the finished runs."""
     text = f"# The paper's claims\n\nMade by `{command(paper)}`.{scaled(paper)}\n"
-    for item in paper.items:
-        runs = plan(paper, item)
+    for item in _of_all(paper).items:
+        runs = plan(_of_all(paper), item)
         depth = max(planned.settings.depth for planned in runs)
-        sentences = claims.of(item, _by_model(_found(runs)), depth)
+        sentences = claims.of(item, _by_model(_found_of_all(paper, runs)), depth)
         if sentences:
             text += f"\n## {item[:-1].capitalize()} {item[-1]}\n\n"
             text += "".join(f"- {sentence}\n" for sentence in sentences)
@@ -276,7 +304,7 @@ def write_figures(paper: PaperSettings) -> None:
             figure = figures.stacked({variant: path / file for variant, path in folders.items()})
         part = f", {len(found)} of {len(planned)} runs" if len(found) < len(planned) else ""
         warning = f".{scaled(paper)}" if scaled(paper) else ""
-        figure.suptitle(f"{found[0][1].dataset}{part}{warning}", fontsize=10)
+        figure.suptitle(f"{found[0][1].dataset}{part}{warning}", fontsize=10, wrap=True)
         figures.write_png(folder / f"{item}.png", figure)
 
 

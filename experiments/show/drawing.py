@@ -16,10 +16,9 @@ def draw_metrics(run: Run, folder: Path) -> None:
       folder: where NAME.png is written.
     """
     figures.write_png(folder / "learning_curves.png", figures.learning_curves({"": run.epochs}))
-    if any(epoch.evaluated for epoch in run.epochs):
-        kl_per_layer = figures.kl_per_layer({"": run.measured or run.epochs[-1]})
+    if run.measured:
         figures.write_png(folder / "kl_per_unit.png", figures.kl_per_unit({"": run.epochs}))
-        figures.write_png(folder / "kl_per_layer.png", kl_per_layer)
+        figures.write_png(folder / "kl_per_layer.png", figures.kl_per_layer({"": run.measured}))
 
 
 def draw_model(draws: Draws, folder: Path) -> None:

@@ -254,8 +254,8 @@ def kl_per_layer(runs: Mapping[str, Replicated]) -> Figure:
             if len(runs) <= 2:
                 axes.bar_label(bars, [with_deviation(one, ".1f") for one in kl.T], fontsize=8)
         names = [f"$z_{{{i}}}$" for i in range(1, depth + 1)]
-        names[0] += " (bottom)"
         if depth > 1:
+            names[0] += " (bottom)"
             names[-1] += " (top)"
         axes.set_xticks(range(depth), names)
         axes.set_ylabel("KL(q || p) of a layer, nats")
@@ -338,9 +338,9 @@ def labelled_rows(picture: np.ndarray, names: Sequence[str]) -> Figure:
     """
     height, width = picture.shape[:2]
     row = (height - 1) / len(names)
-    # Inches: the names stand left of the picture.
-    beside, across = 1.4, 5.0
-    size = (beside + across + 0.05, across * height / width + 0.1)
+    # Inches: the names stand left of the picture, whose rows are at most 0.6 high.
+    beside, across = 1.4, min(5.0, 0.6 * width / row)
+    size = (beside + 5.05, across * height / width + 0.1)
     with rc_context(STYLE | {"axes.grid": False, "figure.constrained_layout.use": False}):
         figure = Figure(figsize=size)
         axes = figure.add_axes(

@@ -45,9 +45,9 @@ CAPTIONS = {
     ),
     "layers": (
         "What each layer knows",
-        "Test images, and two samples of each that keep the upper layers of its posterior and draw "
-        "the layers below anew from their priors. What changes between the two is not determined "
-        "by the kept layers.",
+        "Test images; one sample of each from its whole posterior; and, by layer, two samples that "
+        "keep the upper layers and draw those below anew from their priors. What changes between "
+        "the two is not determined by the kept layers.",
     ),
     "interpolations": (
         "Interpolations",
@@ -245,12 +245,12 @@ def _read_probe(path: Path, picture: bytes | None) -> dict[str, Any] | None:
         return None
 
 
-def _layers(run: Run) -> list[tuple[Any, ...]]:
-    if run.measured is None:
-        return []
-    (first, *rest) = numbers.layers(run.measured)
-    rows = [first._replace(name=f"{first.name} (bottom)"), *rest]
-    return [*rows[:-1], rows[-1]._replace(name=f"z_{len(rows)} (top)")]
+def _layers(run: Run) -> list[numbers.Layer]:
+    rows = numbers.layers(run.measured) if run.measured else []
+    if len(rows) > 1:
+        rows[0] = rows[0]._replace(name=f"{rows[0].name} (bottom)")
+        rows[-1] = rows[-1]._replace(name=f"{rows[-1].name} (top)")
+    return rows
 
 
 def _settings(run: Run) -> list[tuple[str, str]]:

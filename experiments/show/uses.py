@@ -46,9 +46,10 @@ def _best_unit(entry: Mapping[str, Any]) -> str:
 def probe_note(results: Mapping[str, Any]) -> str:
     """Explains the numbers of probe's table."""
     return (
-        f"Test errors in per cent; ± is the deviation over {results['draws']} choices of the "
-        "labelled images or, with all labels, the standard error over the test images. Best unit: "
-        "the largest mutual information of a unit with the class. Active units by layer: "
+        "Test errors in per cent; ± is the standard deviation over "
+        f"{results['draws']} choices of the labelled images or, with all labels, the standard "
+        "error over the test images. Best unit: the largest mutual information of a unit with the "
+        "class, and its standard error over the training images. Active units by layer: "
         f"{results['active_units']}."
     )
 
@@ -91,7 +92,7 @@ def outliers(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], names: tuple[s
     columns = min(4, len(scores))
     rows = -(-len(scores) // columns)
     with rc_context(STYLE):
-        figure = Figure(figsize=(2.6 * columns, 2.2 * rows))
+        figure = Figure(figsize=(2.6 * columns, 2.2 * rows + 0.3))
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (title, pair) in zip(grid, scores.items(), strict=False):
             low, high = np.quantile(np.concatenate(pair), [0.005, 0.995])
@@ -103,7 +104,8 @@ def outliers(scores: Mapping[str, tuple[np.ndarray, np.ndarray]], names: tuple[s
             axes.set_yticks([])
         for axes in grid[len(scores) :]:
             axes.set_visible(False)
-        grid[0].legend()
+        handles_and_labels = grid[0].get_legend_handles_labels()
+        figure.legend(*handles_and_labels, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -143,7 +143,7 @@ def test_a_layer_that_the_model_does_not_have_is_refused(finished, tmp_path):
     before = figures_of(copied)
     with pytest.raises(WorkdirError) as refusal:
         report(copied, layer=3)
-    assert str(refusal.value) == f"--layer=3: the model of {copied} has 2 layers"
+    assert str(refusal.value) == f"--layer=3: the model of {copied} has 2 layers; give 1 to 2"
     assert figures_of(copied) == before
 
 

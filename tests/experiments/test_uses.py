@@ -317,6 +317,15 @@ def test_the_error_of_information_is_that_of_leaving_out_each_image():
     assert_within(error, expected, expected / counts.min())
 
 
+def test_there_are_no_more_principal_components_than_values():
+    model = LadderVAE(2, (5, 3), (4, 4), batch_norm=False)
+    variables = {"params": random_params(model)}
+    run = finished.Finished(Path(), model, variables, {"settings": {}}, digits.load())
+    x = np.random.default_rng(0).random((20, 2), np.float32)
+    found, _ = probe.representations(run, x, x[:5])
+    assert list(found) == ["z_1", "z_2", "all z", "pixels", "PCA 2"]
+
+
 def test_labelled_images_are_balanced_and_drawn_anew():
     labels = np.repeat(np.arange(5), [10, 20, 30, 40, 2])
     rng = np.random.default_rng(0)

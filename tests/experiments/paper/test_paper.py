@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import records
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from small_runs import SMALL
 
@@ -439,6 +440,49 @@ def test_results_csv_holds_a_row_a_run_with_what_its_results_say(tiny):
         assert (row["device"], row["paper_log_likelihood"]) == (results[name]["device"], "")
 
 
+def test_what_is_made_for_one_item_leaves_the_runs_and_claims_of_the_others(tiny):
+    folder = Path(tiny.workdir)
+    before = {name: (folder / name).read_text() for name in ("results.csv", "claims.md")}
+    tables.write_tables(dataclasses.replace(tiny, only=("table1",)))
+    after = {name: (folder / name).read_text() for name in before}
+    tables.write_tables(tiny)
+    assert after["results.csv"] == before["results.csv"]
+    # But for the command that made them.
+    assert after["claims.md"].splitlines()[3:] == before["claims.md"].splitlines()[3:]
+
+
+def test_only_chosen_runs_must_have_the_settings_of_the_plan(tiny, monkeypatch):
+    chosen = dataclasses.replace(tiny, only=("figure6",))
+    names = {planned.name for planned in planned_runs(chosen)}
+    runs = planned_runs(tiny)
+    refused = {planned.name for planned in runs} - names
+
+    def results_of(planned):
+        if planned.name in refused:
+            raise WorkdirError("other settings")
+        return planned.name
+
+    monkeypatch.setattr(tables, "results_of", results_of)
+    found = dict(tables._found_of_all(chosen, runs))
+    assert {planned.name for planned, results in found.items() if results} == names
+    refused = names
+    with pytest.raises(WorkdirError, match="other settings"):
+        tables._found_of_all(chosen, runs)
+
+
+@pytest.mark.parametrize("item", ["figure2", "figure5", "figure6"])
+def test_the_whole_title_of_a_shortened_figure_can_be_read(tiny, item, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(tables.figures, "write_png", lambda path, figure: drawn.append(figure))
+    tables.write_figures(dataclasses.replace(tiny, only=(item,)))
+    (figure,) = drawn
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    extent = figure._suptitle.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= canvas.get_width_height()[0]
+
+
 def test_results_csv_holds_the_mean_and_deviation_of_replicas():
     settings = PaperSettings(replicas=2)
     (planned, *_) = plan(settings, "figure3")
@@ -708,7 +752,7 @@ def test_the_plan_shows_all_that_the_paper_shows_before_a_run_is_made(tmp_path, 
                for line in lines)  # fmt: skip
     assert "| VAE+BN+WU | 3 | | | | | -87.49 | |" in lines
     assert "| LVAE+BN+WU | 5 | | | | | -85.23 | -82.12 |" in lines
-    assert "The paper's best VAE on MNIST, whose depth is not stated: L_5000 -82.74." in lines
+    assert "The paper's best VAE, whose depth is not stated: L_5000 -82.74." in lines
     for note in (published.OMNIGLOT_NOTE, published.NORB_NOTE, published.PARAMETERS_NOTE):
         assert note in lines
     assert "-103.38" in published.OMNIGLOT_NOTE

@@ -82,6 +82,7 @@ def config_of(dataset: str, defaults: Settings, **settings) -> dict:
         ({"batch_norm": False}, None),
         ({"warmup_epochs": 0}, None),
         ({"model": "vae", "batch_norm": False}, None),
+        ({"replicas": 2, "warmup_epochs": (0, 200)}, None),  # a model of each kind
     ],
 )
 def test_a_variant_is_known_by_its_model_batch_norm_and_warm_up(settings, variant):
@@ -119,6 +120,12 @@ def test_a_model_has_the_number_of_its_data_set_variant_and_depth_alone(
     found = published.find(config_of(dataset, defaults, **settings))
     assert (found and (found.log_likelihood, found.test_elbo)) == numbers
     assert found is None or found.same_settings
+
+
+def test_own_arrays_have_no_published_number_whatever_their_file_is_called():
+    config = config_of("mnist", Settings())
+    assert published.find(config | {"experiment": "mnist"}).log_likelihood == -82.12
+    assert published.find(config | {"experiment": "arrays"}) is None
 
 
 @pytest.mark.parametrize(

@@ -418,6 +418,17 @@ def test_names_stand_beside_the_middle_of_their_rows():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["one", "two", "three"]
 
 
+@pytest.mark.parametrize(("columns", "width", "height"), [(1, 0.6, 6.0), (10, 5.0, 5.0)])
+def test_rows_of_few_images_are_not_enlarged(columns, width, height):
+    picture = pictures.grid(np.zeros((10 * columns, 50, 50)), columns, 0.0, 1.0)
+    figure = figures.labelled_rows(picture, [""] * 10)
+    (axes,) = figure.axes
+    drawn = axes.get_position().size * figure.get_size_inches()
+    # The pixel between two rows or columns is a fiftieth of an image.
+    np.testing.assert_allclose(drawn, [width, height], rtol=0.03)
+    assert figure.get_size_inches()[0] > 6
+
+
 def test_a_figure_is_written_as_a_png_of_its_size(tmp_path):
     figure = figures.learning_curves({"": epochs_of([-3.0, -2.0])})
     figures.write_png(tmp_path / "new" / "a.png", figure)

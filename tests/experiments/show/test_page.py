@@ -200,7 +200,7 @@ def test_kl_and_units_of_every_layer_are_counted():
     assert table["z_5 (top)"] == ["0.00", "1", "0", "0"]
     one = run_results(kl_per_unit=[[1.0]], active_units=[1])
     parsed = Page(render(config_of(depth=1), results=one))
-    assert [row[0] for row in parsed.rows if row[0].startswith("z_")] == ["z_1 (top)"]
+    assert [row[0] for row in parsed.rows if row[0].startswith("z_")] == ["z_1"]
     assert "Ladder VAE with 1 layer on mnist" in parsed.of("h1")
 
 

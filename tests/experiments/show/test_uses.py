@@ -81,7 +81,7 @@ def test_the_figure_of_probe_has_each_error_with_its_bar_in_the_row_of_its_repre
 def test_histograms_are_of_the_data_set_that_the_legend_names():
     pair = np.array([-3.0, -2.5, -2.0, -1.0]), np.array([5.0, 6.0, 7.0])
     figure = uses.outliers({"L_8": pair, "ELBO": pair[::-1]}, ("digits", "noise"))
-    legend = figure.axes[0].get_legend()
+    (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     colours = [to_rgb(handle.get_facecolor()) for handle in legend.get_patches()]
     assert names == ["digits", "noise"]
