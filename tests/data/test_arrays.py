@@ -180,7 +180,13 @@ def test_labels_of_a_part_and_what_are_no_labels_are_refused(save):
     assert failure(train, train_labels=short) == (
         f"{short} has the shape [19]; expected [20], a label for every image"
     )
-    for bad in (np.arange(20) / 2, np.full(20, np.nan), np.full(20, 2**31)):
+    flat = save(np.zeros((20, 1)), "flat.npy")
+    assert failure(train, train_labels=flat) == (
+        f"{flat} has the shape [20, 1]; expected [20], a label for every image"
+    )
+    for bad in (
+        np.arange(20) / 2, np.full(20, np.nan), np.full(20, 2**31), np.full(20, -(2**63)),
+    ):  # fmt: skip
         path = save(bad, "bad.npy")
         assert failure(train, train_labels=path) == (
             f"{path} holds labels that are no int32; number the classes"
@@ -294,8 +300,14 @@ def test_a_missing_test_file_is_named(save, tmp_path):
             ", as in numpy.save('a.npy', numpy.loadtxt('a.csv', delimiter=';', skiprows=1))",
         ),
         (b"1 -2.5e3\n", "31202d322e35", ", as in numpy.save('a.npy', numpy.loadtxt('a.csv'))"),
+        (
+            b"label\t0\t1\n5\t0\t9\n",
+            "6c6162656c09",
+            ", as in numpy.save('a.npy', numpy.loadtxt('a.csv', delimiter='\\t', skiprows=1))",
+        ),
+        (b"\0\1\2,\3\n", "0001022c030a", ""),
     ],
-    ids=["empty", "hdf", "text", "text with a header", "text with spaces"],
+    ids=["empty", "hdf", "text", "header", "spaces", "numbered columns", "control characters"],
 )
 def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown, how, monkeypatch):
     path = tmp_path / "a.csv"
@@ -473,6 +485,30 @@ def test_images_on_two_scales_are_refused_unless_told(save, train, test):
     arrays.load(*paths, "gaussian", check_scale=False)
 
 
+@pytest.mark.parametrize(
+    ("largest", "images", "refused"), [(10, 10, True), (8, 10, False), (10, 9, False)]
+)
+def test_ten_images_are_enough_to_be_of_a_much_smaller_scale(save, largest, images, refused):
+    # Values from -1 to 1 have a width of 2: another scale begins 4 widths further, at 9.
+    train, test = np.tile([-largest, largest], (10, 1)), np.linspace(-1, 1, 2 * images)
+    paths = save(train), save(test.reshape(images, 2), "b.npy")
+    if refused:
+        assert "they are on different scales" in failure(*paths, "gaussian")
+    else:
+        arrays.load(*paths, "gaussian")
+
+
+def test_an_image_unlike_all_others_of_its_file_may_be_held_out(save):
+    images = UNIT.copy()
+    images[7] += 100
+    path = save(images)
+    highest = {
+        arrays.load(path, observation="gaussian", holdout=0.05, seed=seed).test_images.max() > 100
+        for seed in range(100)
+    }
+    assert highest == {False, True}
+
+
 def test_the_largest_values_of_float32_are_compared_too(save):
     arrays.load(save(UNIT * 3e38), save(UNIT * 3e38, "b.npy"), "gaussian")
 
@@ -524,8 +560,18 @@ def test_grey_values_that_are_all_dark_are_warned_of(save, caplog, observation):
 
 @pytest.mark.parametrize(("largest", "warnings"), [(127, 1), (128, 0)])
 def test_grey_values_up_to_half_of_full_are_dark(save, caplog, largest, warnings):
-    arrays.load(save(np.minimum(GREY, largest).astype(np.uint8)))
+    path = save(np.minimum(GREY, largest).astype(np.uint8))
+    arrays.load(path)
     assert len(caplog.records) == warnings
+    arrays.load_images(path)
+    assert len(caplog.records) == 2 * warnings
+
+
+@pytest.mark.parametrize("dark", ["a.npy", "b.npy"])
+def test_dark_images_beside_light_ones_are_not_warned_of(save, caplog, dark):
+    largest = {"a.npy": 140, "b.npy": 140, dark: 120}
+    arrays.load(*(save(np.minimum(GREY, n).astype(np.uint8), name) for name, n in largest.items()))
+    assert not caplog.records
 
 
 def test_a_second_array_in_one_file_is_not_dropped(tmp_path):
