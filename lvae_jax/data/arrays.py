@@ -315,6 +315,8 @@ def _from_text(path: Path) -> str:
         return ""
     delimiter = next((d for d in (",", ";", "\t") if d in words), None)
     numbers = words.split(delimiter)
+    if len(line) == 10_000:  # the last one may be cut
+        del numbers[-1]
     if not words or not all(word.isprintable() for word in numbers):
         return ""
     options = f", delimiter={delimiter!r}" if delimiter else ""

@@ -322,6 +322,13 @@ def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown, how, monke
         assert np.isfinite(np.load("a.npy")).all()
 
 
+@pytest.mark.parametrize("value", [b"0,", b"0.5,", b"1e-5,"])
+def test_a_long_row_of_numbers_is_not_taken_for_a_header(tmp_path, value):
+    path = tmp_path / "a.csv"
+    path.write_bytes(value * 12_288 + b"1\n")
+    assert failure(path).endswith("numpy.loadtxt('a.csv', delimiter=','))")
+
+
 def test_a_pytorch_file_is_named_with_what_converts_it(tmp_path):
     path = tmp_path / "t.pt"
     message = (
