@@ -23,7 +23,18 @@ from tolerances import (
 )
 from xla_flags import with_cpu_devices
 
-from lvae_jax import LadderVAE, Objective, bounds, evaluation, keys, objective, training
+from lvae_jax import (
+    Bernoulli,
+    Gaussian,
+    LadderVAE,
+    Objective,
+    bounds,
+    evaluation,
+    keys,
+    latents,
+    objective,
+    training,
+)
 
 TESTS = Path(__file__).parent
 MODEL = LadderVAE(5, (2,), ((4,),))
@@ -429,6 +440,24 @@ def test_exported_programs_are_serialised_with_what_they_return():
     expected = exported.call(X)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Bernoulli, Gaussian, evaluation.ElboResult, evaluation.LikelihoodRatio,
+        evaluation.LogLikelihood, latents.Latents,
+    ],
+)  # fmt: skip
+def test_a_serialised_program_returns_the_type_it_was_made_with(kind):
+    def program(x):
+        return kind(*(x + i for i in range(len(kind._fields))))
+
+    exported = export.export(jax.jit(program))(X)
+    found = export.deserialize(exported.serialize()).call(X)
+    assert type(found) is kind
+    for i, values in enumerate(found):
+        np.testing.assert_array_equal(values, np.asarray(X) + i)
 
 
 # Other optimisers and loops

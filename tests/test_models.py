@@ -688,6 +688,10 @@ def test_an_observation_of_one_number_has_no_bias_of_a_variance():
             "activation='relu'; give one of leaky_relu, leaky_relu_0.01, tanh, or a function",
         ),
         (
+            {"activation": 0.2},
+            "activation=0.2; give one of leaky_relu, leaky_relu_0.01, tanh, or a function",
+        ),
+        (
             {"condition_dim": -1},
             "condition_dim=-1; give the number of features of a condition, or 0 for none",
         ),
@@ -860,6 +864,15 @@ def test_a_head_of_your_own_with_too_few_units_is_refused_and_not_broadcast(
         )
 
 
+def test_a_head_of_the_separate_downward_inference_with_too_few_units_is_refused():
+    def head(layer, direction):
+        return GaussianHead(1, False, 1e-5) if direction == "top_down" else None
+
+    model = LadderVAE(4, (3, 2), (5, 4), head=head, own_top_down=True)
+    with pytest.raises(ValueError, match=re.escape("a head returned shape [1, 7, 1] for an input")):
+        shapes_of(model, jnp.zeros((7, 4)))
+
+
 class Flat(nn.Module):
     """An MLP that forgets the axis of samples."""
 
@@ -873,6 +886,21 @@ def test_an_mlp_of_your_own_that_drops_an_axis_is_refused():
     message = "an MLP returned shape [1, 5] for an input of shape [1, 1, 2]; return [1, 1, 5]"
     with pytest.raises(ValueError, match=re.escape(message)):
         shapes(model)
+
+
+class Averaged(nn.Module):
+    """An MLP that takes the mean over examples, whose axis it keeps."""
+
+    @nn.compact
+    def __call__(self, y, train):
+        return nn.Dense(5)(y.mean(-2, keepdims=True))
+
+
+def test_an_mlp_of_your_own_that_mixes_examples_into_one_is_refused():
+    model = LadderVAE(4, (3, 2), (5, 4), mlp=lambda layer, direction: Averaged())
+    message = "an MLP returned shape [1, 5] for an input of shape [7, 4]; return [7, 5]"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        shapes_of(model, jnp.zeros((7, 4)))
 
 
 def test_a_factory_that_makes_no_module_is_named():

@@ -310,6 +310,9 @@ def test_other_networks_than_those_of_a_model_are_named_as_the_cause(tmp_path):
     assert message.endswith("give load the mlp, activation that the model was made with")
     with pytest.raises(ModelFolderError, match="with the given mlp, activation describes no model"):
         load(tmp_path, mlp=model.mlp, activation="unknown")
+    no_module = r"with the given mlp, activation describes no model: mlp\(1, 'up'\) returned"
+    with pytest.raises(ModelFolderError, match=no_module):
+        load(tmp_path, mlp=lambda layer, direction: jnp.tanh, activation=jnp.tanh)
 
 
 def rewritten(folder, **changes):
@@ -392,6 +395,11 @@ def test_fields_that_make_no_model_are_one_error(copied, fields):
     with pytest.raises(ModelFolderError) as raised:
         load(with_checksum(copied, **fields))
     assert str(copied) in str(raised.value)
+
+
+def test_weights_of_another_shape_than_the_stored_model_has_are_damage(copied):
+    with pytest.raises(ModelFolderError, match=r"is damaged: .*, by model\.json; copy or save the"):
+        load(with_checksum(copied, data_dim=6))
 
 
 def test_a_missing_folder_file_or_model_is_named(saved, copied, tmp_path):

@@ -615,6 +615,16 @@ def test_equal_arguments_in_any_spelling_make_one_optimiser():
     assert training.make_optimizer(1e-3, ema_decay=0.5) is not default
 
 
+def test_a_learning_rate_may_be_a_schedule():
+    optimizer = training.make_optimizer(lambda step: 0.5 / (step + 1))
+    tree = jnp.float32([1.0, -2.0])
+    state = optimizer.init(tree)
+    for learning_rate in (0.5, 0.25):
+        updates, state = optimizer.update(tree, state, tree)
+        # Of a constant gradient, Adam's moments are the gradient and its square.
+        assert_close(updates, -learning_rate * np.sign(tree), roundings=8 + 500)
+
+
 # Keys
 
 
@@ -895,6 +905,26 @@ def test_replicas_of_different_numbers_are_refused(states, keys, betas, scales, 
             jnp.ones(betas),
             jnp.ones(scales),
             batch_size=4,
+        )
+
+
+def test_batches_of_another_number_of_replicas_are_refused():
+    keys = jax.random.split(ROOT, 3)
+    state = training.init_state(MODEL, ADAM, keys)
+    rows = jax.vmap(lambda key: training.epoch_batches(key, 0, len(IMAGES), 4)[1])(keys[:2])
+    named = "state 3, key 3, beta 3, update_scale 3, batches 2;"
+    with pytest.raises(ValueError, match=named):
+        training.train_replicas(
+            MODEL,
+            ADAM,
+            binarisation.binarise,
+            state,
+            jnp.asarray(IMAGES),
+            keys,
+            jnp.ones(3),
+            jnp.ones(3),
+            batch_size=4,
+            batches=rows,
         )
 
 
