@@ -141,6 +141,7 @@ def test_what_an_unfinished_run_does_not_have_yet_is_left_empty(tmp_path):
     _, lines, _ = files_of(path)
     (row,) = table_of(path)
     assert row["epochs"] == "3 of 40"
+    assert row["training, s"] == "2,102"  # three epochs of 700.5 s
     assert row["test ELBO"] == f"{lines[1]['test_elbo']:.2f}"
     kl = ", ".join(f"{sum(units):.2f}" for units in lines[1]["kl_per_unit"])
     assert row["KL of z_1, z_2, ..."] == kl

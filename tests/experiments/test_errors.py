@@ -35,6 +35,23 @@ def test_each_error_is_one_line_and_its_exit_status(error, status, capsys):
     assert " ".join(str(error).split()) in said
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("data_dir=a lacks b; give it as tfds_dir", "--data_dir=a lacks b; give it as --tfds_dir"),
+        ("of none: train_labels, and test_labels", "of none: --train_labels, and --test_labels"),
+        ("use observation='gaussian'", "use --observation=gaussian"),
+        ("set check_scale=False to use them", "give --nocheck_scale to use them"),
+        ("give --data_dir; /home/data_dir is none", "give --data_dir; /home/data_dir is none"),
+        ("data_directories", "data_directories"),
+    ],
+)
+def test_errors_of_data_name_flags_in_place_of_arguments(message, shown, capsys):
+    with pytest.raises(SystemExit), cli.errors_in_one_line():
+        raise DataError(message)
+    assert capsys.readouterr().err == f"error: {shown}\n"
+
+
 PICTURE = np.zeros((1, 1), np.uint8)
 
 

@@ -55,10 +55,11 @@ def results(folder, name):
 def test_a_run_names_its_data_itself(folder, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(folder, run / "model")
+    shutil.copytree(folder, run / "model" / "0")  # as of a run with several replicas
     config = {"format": 2, "experiment": "digits", "settings": {"continuous": False}}
     (run / "config.json").write_text(json.dumps(config))
     monkeypatch.chdir(run / "model")
-    for path in (run, run / "model", "."):
+    for path in (run, run / "model", ".", "0"):
         found = finished.read(finished.UseSettings(), "probe", [str(path)])
         np.testing.assert_array_equal(found.dataset.test_labels, digits.load().test_labels)
 
@@ -75,16 +76,20 @@ def test_a_config_that_is_no_runs_does_not_count(foreign, folder, tmp_path):
 
 
 def test_a_config_of_somebody_else_above_a_model_is_not_read(folder, tmp_path):
-    shutil.copytree(folder, tmp_path / "mine")
     (tmp_path / "config.json").write_text("{'no': JSON,}")
-    found = finished.read_model("certify", [str(tmp_path / "mine")])
-    assert found.config == {"settings": {}}
+    for mine in (tmp_path / "mine", tmp_path / "my" / "own"):
+        shutil.copytree(folder, mine)
+        found = finished.read_model("certify", [str(mine)])
+        assert found.config == {"settings": {}}
 
 
 def test_a_folder_that_takes_no_results_is_refused_before_they_are_computed(folder, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with pytest.raises(WorkdirError, match="cannot be written to, and the results belong there"):
+    with pytest.raises(WorkdirError) as refusal:
         finished.read_model("certify", [str(folder)])
+    assert str(refusal.value) == (
+        f"{folder} cannot be written to, and the results belong there; give a copy of it"
+    )
 
 
 def test_own_arrays_are_observed_as_the_model_observes_them(tmp_path):
@@ -340,7 +345,7 @@ def test_labelled_images_are_balanced_and_drawn_anew():
 def test_labels_are_given_to_a_model_that_was_trained_without(tmp_path, capsys):
     model = LadderVAE(4, (2,), (3,), batch_norm=False)
     lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
-    labels = np.arange(60) % 3
+    labels = np.arange(60) % 2  # the fewest that can be told apart
     np.save(tmp_path / "images.npy", np.eye(4)[labels])
     np.save(tmp_path / "labels.npy", labels)
     files = {"train": str(tmp_path / "images.npy"), "train_labels": str(tmp_path / "labels.npy")}
@@ -350,6 +355,12 @@ def test_labels_are_given_to_a_model_that_was_trained_without(tmp_path, capsys):
     assert (found["train_images"], found["test_images"]) == (54, 6)
     pixels = next(one for one in found["representations"] if one["name"] == "pixels")
     assert pixels["errors"]["54"]["logistic"]["mean"] == 0  # the pixels are the class
+    np.save(tmp_path / "others.npy", labels[::-1] + 5)
+    others = {"test": files["train"], "test_labels": str(tmp_path / "others.npy")}
+    with_test = finished.UseSettings(data="arrays", **files, **others)
+    dataset = finished.read(with_test, "probe", [str(tmp_path / "model")]).dataset
+    np.testing.assert_array_equal(dataset.train_labels, labels)
+    np.testing.assert_array_equal(dataset.test_labels, labels[::-1] + 5)
     without = dataclasses.replace(settings, train_labels="")
     with pytest.raises(WorkdirError, match="own arrays take --train_labels and --test_labels"):
         probe.probe(without, str(tmp_path / "model"))
@@ -506,6 +517,23 @@ def test_other_images_of_a_gaussian_run_are_grey_values_even_if_black(tmp_path, 
         f"warning: {settings.against} runs from 0 to 1 but the images of grey from 120 to 159; "
         "rescale them if the scales differ\n"
     )
+    np.save(tmp_path / "wide.npy", np.tile(np.uint8([0, 255]), (20, 2)))
+    outliers.other_images(run, dataclasses.replace(settings, against=str(tmp_path / "wide.npy")))
+    assert "wide.npy runs from 0 to 255 but the images of grey" in capsys.readouterr().err
+
+
+def test_other_images_of_zeros_and_ones_are_these_numbers_where_the_runs_are_no_grey_values(
+    tmp_path,
+):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False, observation="gaussian")
+    lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
+    np.save(tmp_path / "own.npy", np.linspace(0, 1, 40).reshape(10, 4))
+    own = finished.UseSettings(data="arrays", train=str(tmp_path / "own.npy"))
+    run = finished.read(own, "outliers", [str(tmp_path / "model")])
+    images = np.random.default_rng(0).integers(0, 2, (20, 4)).astype(np.uint8)
+    np.save(tmp_path / "binary.npy", images)
+    settings = outliers.OutlierSettings(against=str(tmp_path / "binary.npy"))
+    np.testing.assert_array_equal(outliers.other_images(run, settings), images)
 
 
 def test_a_single_test_image_has_no_standard_error_to_state(tmp_path):
@@ -518,10 +546,14 @@ def test_a_single_test_image_has_no_standard_error_to_state(tmp_path):
     settings = outliers.OutlierSettings(data="arrays", train=ten, test=one, against=ten)
     with pytest.raises(DataError, match="ten has one test image; a standard error needs at least"):
         outliers.outliers(settings, str(tmp_path / "model"))
+    np.save(tmp_path / "one.npy", images[:2])
+    few = dataclasses.replace(settings, samples=2, elbo_samples=2)
+    outliers.outliers(few, str(tmp_path / "model"))
+    assert results(tmp_path / "model", "outliers-ten")["images"] == [2, 10]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, bool])
-def test_other_images_from_0_to_1_are_grey_values_where_the_runs_are(dtype, tmp_path):
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, bool, np.uint8])
+def test_other_images_from_0_to_1_are_grey_values_where_the_runs_are(dtype, tmp_path, capsys):
     model = LadderVAE(4, (2,), (3,), batch_norm=False)
     lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
     np.save(tmp_path / "grey.npy", np.arange(120, 160, dtype=np.uint8).reshape(10, 4))
@@ -531,6 +563,7 @@ def test_other_images_from_0_to_1_are_grey_values_where_the_runs_are(dtype, tmp_
     np.save(tmp_path / "ones.npy", images)
     settings = outliers.OutlierSettings(against=str(tmp_path / "ones.npy"))
     np.testing.assert_array_equal(outliers.other_images(run, settings), np.float32(images))
+    assert capsys.readouterr().err == ""  # they are on another scale only in uint8
     np.save(tmp_path / "ones.npy", 17 * np.float32(images))
     with pytest.raises(DataError, match="values from 0 to 17; give grey values in uint8, or val"):
         outliers.other_images(run, settings)

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -61,6 +62,9 @@ def test_an_epoch_is_split_into_calls_that_skip_few_steps_at_its_end(
     steps_per_epoch, most, expected, monkeypatch
 ):
     monkeypatch.setitem(program.CALL_FLOP, "cpu", 6.0 * 100 * most)
+    assert program.steps_per_call(steps_per_epoch, 100) == expected
+    monkeypatch.setattr(jax, "default_backend", lambda: "an accelerator of another name")
+    monkeypatch.setitem(program.CALL_FLOP, "default", 6.0 * 100 * most)
     assert program.steps_per_call(steps_per_epoch, 100) == expected
 
 

@@ -119,6 +119,10 @@ def test_a_warm_up_that_the_run_does_not_finish_is_said():
     assert unfinished_warm_up(dataclasses.replace(short, epochs=11)) == ""
     as_long = unfinished_warm_up(dataclasses.replace(short, epochs=1000, warmup_epochs=1000))
     assert "ends at 0.999 of --beta" in as_long
+    one_of_two = dataclasses.replace(short, epochs=11, warmup_epochs=(2, 20), replicas=2)
+    assert "--warmup_epochs=20: the weight of the KL terms ends at 0.5" in unfinished_warm_up(
+        one_of_two
+    )
 
 
 def test_results_hold_what_the_run_found_and_its_settings_say(finished):
@@ -575,6 +579,7 @@ def test_a_lost_choice_of_validation_is_not_replaced(tmp_path):
         run(settings, stripes())
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_what_validation_chooses_is_the_moving_average(tmp_path):
     # Of one epoch, so that its state is the one of the checkpoint.
     settings = dataclasses.replace(
