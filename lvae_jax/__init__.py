@@ -6,6 +6,7 @@ compose them (`networks`, `models`), `training` and `evaluation` drive a model o
 `lvae_jax.data` loads data sets and needs the extra `lvae-jax[experiments]`.
 """
 
+import contextlib
 import json
 
 from jax import export
@@ -27,21 +28,24 @@ from lvae_jax.trained import load, save
 __version__ = "0.2.0"
 
 # Exported programs that return these can be serialised, and read where lvae_jax is imported.
-for _type in (
-    Bernoulli,
-    Gaussian,
-    evaluation.ElboResult,
-    evaluation.LikelihoodRatio,
-    evaluation.LogLikelihood,
-    latents.Latents,
-):
-    export.register_namedtuple_serialization(_type, serialized_name=f"lvae_jax.{_type.__name__}")
-export.register_pytree_node_serialization(
-    bounds.Terms,
-    serialized_name="lvae_jax.Terms",
-    serialize_auxdata=lambda meta: json.dumps(meta).encode(),
-    deserialize_auxdata=lambda data: (tuple(json.loads(data)[0]),),
-)
+with contextlib.suppress(ValueError):  # registered before: lvae_jax is being reloaded
+    for _type in (
+        Bernoulli,
+        Gaussian,
+        evaluation.ElboResult,
+        evaluation.LikelihoodRatio,
+        evaluation.LogLikelihood,
+        latents.Latents,
+    ):
+        export.register_namedtuple_serialization(
+            _type, serialized_name=f"lvae_jax.{_type.__name__}"
+        )
+    export.register_pytree_node_serialization(
+        bounds.Terms,
+        serialized_name="lvae_jax.Terms",
+        serialize_auxdata=lambda meta: json.dumps(meta).encode(),
+        deserialize_auxdata=lambda data: (tuple(json.loads(data)[0]),),
+    )
 
 __all__ = [
     "VAE",

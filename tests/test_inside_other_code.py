@@ -1,6 +1,7 @@
 """Training and evaluation inside other code: maps over devices, meshes, keys, dtypes, loops."""
 
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tolerances import (
 )
 from xla_flags import with_cpu_devices
 
+import lvae_jax
 from lvae_jax import (
     Bernoulli,
     Gaussian,
@@ -458,6 +460,13 @@ def test_a_serialised_program_returns_the_type_it_was_made_with(kind):
     assert type(found) is kind
     for i, values in enumerate(found):
         np.testing.assert_array_equal(values, np.asarray(X) + i)
+
+
+def test_the_library_can_be_reloaded(monkeypatch):
+    importlib.reload(lvae_jax)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lvae_jax"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert importlib.import_module("lvae_jax") is not lvae_jax
 
 
 # Other optimisers and loops
