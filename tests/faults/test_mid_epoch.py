@@ -1,5 +1,6 @@
 """Runs that are stopped in the middle of an epoch, by signals to the tests' own process."""
 
+import dataclasses
 import json
 import os
 import re
@@ -68,17 +69,19 @@ def test_an_epoch_is_split_into_calls_that_skip_few_steps_at_its_end(
     assert program.steps_per_call(steps_per_epoch, 100) == expected
 
 
+class Received(Interruption):
+    """A signal that stops a run after its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.received = signal.SIGTERM
+
+
 @pytest.mark.usefixtures("without_figures")
 def test_a_run_resumed_with_longer_calls_equals_one_that_was_not_stopped(
     tmp_path, monkeypatch, capsys
 ):
     run_lib.run(settings_of(tmp_path / "whole", 1), stripes())
-
-    class Received(Interruption):
-        def __init__(self):
-            super().__init__()
-            self.received = signal.SIGTERM
-
     with monkeypatch.context() as patch:
         patch.setitem(program.CALL_FLOP, "cpu", 0.0)  # one step per call
         patch.setattr(run_lib, "Interruption", Received)
@@ -93,6 +96,18 @@ def test_a_run_resumed_with_longer_calls_equals_one_that_was_not_stopped(
     assert "resuming after epoch 0 and 1 steps" in said
     assert "the first 2 steps took" in said
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_run_stopped_before_its_first_validation_is_resumed(tmp_path, monkeypatch):
+    settings = dataclasses.replace(settings_of(tmp_path, 1), eval_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_lib, "Interruption", Received)
+        with pytest.raises(Interrupted):
+            run_lib.run(settings, stripes())
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    run_lib.run(settings, stripes())
+    assert json.loads((tmp_path / "results.json").read_text())["chosen_epoch"] == 2
 
 
 @pytest.mark.usefixtures("without_figures")
