@@ -4,6 +4,7 @@ import functools
 import itertools
 import zlib
 
+import flax
 import jax
 import jax.numpy as jnp
 import linear_gaussian as lg
@@ -737,6 +738,13 @@ def test_what_lacks_a_part_of_the_variables_is_refused(part):
     given = {"no statistics": {"params": state.params}, "bare parameters": state.params}
     with pytest.raises(ValueError, match="variables lack parameters or batch statistics; give"):
         evaluation.log_likelihood(model, given.get(part, state), X, jax.random.key(1), 3)
+
+
+def test_variables_may_be_any_mapping():
+    variables, key = small_variables(), jax.random.key(1)
+    expected = evaluation.log_likelihood(SMALL, variables, X, key, 3)
+    found = evaluation.log_likelihood(SMALL, flax.core.freeze(variables), X, key, 3)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_values_that_are_no_probabilities_are_warned_of_before_a_bernoulli_takes_them():

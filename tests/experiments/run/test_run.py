@@ -144,6 +144,7 @@ def test_results_hold_what_the_run_found_and_its_settings_say(finished):
         "device",
     }
     assert (results["dataset"], results["model"], results["epochs"]) == ("stripes", "lvae", 4)
+    assert results["chosen_epoch"] == 4  # the last, without --validation
     assert 1 <= results["effective_sample_size"] <= 30
     # An untrained model of 12 binary pixels: somewhere around 12 log 2. L_30 is above L_1, but by
     # chance: the mean log weight of 10 images has about the relative deviation of a mean weight.
