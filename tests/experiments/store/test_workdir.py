@@ -129,6 +129,7 @@ def test_overwrite_removes_what_the_run_made_and_nothing_else(run):
     before = contents_of(run)
     workdir = Workdir(run, OTHER, overwrite=True)
     assert workdir.results() is None
+    assert not workdir.resumes()
     assert contents_of(run) == before  # until it is created
     workdir.create()
     assert {path.name for path in run.iterdir()} == {"config.json", "notes.txt", "lock"}
