@@ -329,6 +329,13 @@ def test_a_long_row_of_numbers_is_not_taken_for_a_header(tmp_path, value):
     assert failure(path).endswith("numpy.loadtxt('a.csv', delimiter=','))")
 
 
+def test_what_numpy_refuses_in_two_lines_is_one(tmp_path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (2, 1), }".ljust(20_000) + b"\n"
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\2\0" + len(header).to_bytes(4, "little") + header + bytes(16))
+    assert "max_header_size" in failure(path)
+
+
 def test_a_pytorch_file_is_named_with_what_converts_it(tmp_path):
     path = tmp_path / "t.pt"
     message = (

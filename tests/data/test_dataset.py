@@ -16,6 +16,7 @@ from lvae_jax.data import (
     dequantise_once,
     flatten,
 )
+from lvae_jax.data.dataset import shown_reason
 
 
 def make(**changes):
@@ -233,3 +234,10 @@ def test_bernoulli_values_outside_the_unit_interval_are_refused(value, shown):
         f"toy: train_images run from {shown}; a bernoulli observation needs values in [0, 1], so "
         "rescale them or use observation='gaussian'"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"), [(ValueError("one\n  two"), "one two"), (EOFError(), "EOFError")]
+)
+def test_an_error_of_another_package_is_shown_in_one_line(error, shown):
+    assert shown_reason(error) == shown
