@@ -363,7 +363,9 @@ class Command(NamedTuple):
             if given[field.name] != default[field.name]
         ]
         module = f"experiments.{self.name}"
-        return shlex.join(["python", "-m", module, *flags, f"--workdir={workdir}"])
+        # A folder that is called "~" is not the user's home.
+        path = f"./{workdir}" if str(workdir).startswith("~") else workdir
+        return shlex.join(["python", "-m", module, *flags, f"--workdir={path}"])
 
 
 def as_flag(name: str, value: Any) -> str:

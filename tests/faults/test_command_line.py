@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from experiments import arrays, cli, digits, mnist, norb, registry
@@ -159,6 +159,7 @@ def settings(draw) -> tuple[str, Settings]:
 
 def test_the_command_of_any_settings_gives_them_again(capsys):
     @given(settings(), TEXT.filter(lambda text: text.strip("./")))
+    @example(("digits", EXPERIMENTS["digits"].DEFAULTS), "~/runs")
     def check(found, workdir):
         name, kept = found
         config = {
@@ -173,7 +174,7 @@ def test_the_command_of_any_settings_gives_them_again(capsys):
         again = parsed(EXPERIMENTS[name].DEFAULTS, arguments, capsys)
         assert isinstance(again, Settings), again
         assert again.changing_results() == kept.changing_results()
-        assert again.workdir == str(Path(workdir))
+        assert Path(again.workdir) == Path(workdir)
         assert registry.settings_of(config).changing_results() == kept.changing_results()
 
     check()
