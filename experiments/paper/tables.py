@@ -36,7 +36,7 @@ def write_tables(paper: PaperSettings) -> None:
     folder = Path(paper.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = {planned.name for planned in planned_runs(paper)}
-    every = _found_of_all(paper, planned_runs(_of_all(paper)))
+    every = _found(paper, planned_runs(_of_all(paper)))
     kept = [(planned, results) for planned, results in every if results or planned.name in chosen]
     texts = {"results.csv": results_csv(paper, kept)}
     for name, text in (texts | markdown_tables(paper)).items():
@@ -47,15 +47,11 @@ def markdown_tables(paper: PaperSettings) -> dict[str, str]:
     """The tables and the claims from the runs finished so far, by file name."""
     tables = {"table1": table_1, "table2": table_2, "figure3": figure_3}
     texts = {
-        f"{item}.md": table(paper, _found(plan(paper, item)))
+        f"{item}.md": table(paper, _found(paper, plan(paper, item)))
         for item, table in tables.items()
         if item in paper.items
     }
     return texts | {"claims.md": _claims(paper)}
-
-
-def _found(runs: Sequence[PlannedRun]) -> Found:
-    return [(planned, results_of(planned)) for planned in runs]
 
 
 def _of_all(paper: PaperSettings) -> PaperSettings:
@@ -63,8 +59,11 @@ def _of_all(paper: PaperSettings) -> PaperSettings:
     return dataclasses.replace(paper, only=("all",))
 
 
-def _found_of_all(paper: PaperSettings, runs: Sequence[PlannedRun]) -> Found:
-    """Runs of any item. Those that are not chosen do not count if their settings are others."""
+def _found(paper: PaperSettings, runs: Sequence[PlannedRun]) -> Found:
+    """Runs of any items with their results.
+
+    A run that no chosen item needs counts as unfinished if it was made with other settings.
+    """
     chosen = {planned.name for planned in planned_runs(paper)}
 
     def results(planned: PlannedRun) -> RunResults | None:
@@ -267,10 +266,11 @@ def command(paper: PaperSettings) -> str:
 def _claims(paper: PaperSettings) -> str:
     """The paper's claims about its figures, and whether they hold for the finished runs."""
     text = f"# The paper's claims\n\nMade by `{command(paper)}`.{scaled(paper)}\n"
-    for item in _of_all(paper).items:
-        runs = plan(_of_all(paper), item)
+    every = _of_all(paper)
+    for item in every.items:
+        runs = plan(every, item)
         depth = max(planned.settings.depth for planned in runs)
-        sentences = claims.of(item, _by_model(_found_of_all(paper, runs)), depth)
+        sentences = claims.of(item, _by_model(_found(paper, runs)), depth)
         if sentences:
             text += f"\n## {item[:-1].capitalize()} {item[-1]}\n\n"
             text += "".join(f"- {sentence}\n" for sentence in sentences)
@@ -287,7 +287,7 @@ def write_figures(paper: PaperSettings) -> None:
     folder = Path(paper.workdir)
     for item in paper.items:
         planned = plan(paper, item)
-        found = [(p, results) for p, results in _found(planned) if results is not None]
+        found = [(p, results) for p, results in _found(paper, planned) if results is not None]
         if not found or item.startswith("table"):
             continue
         folders = {p.variant: Path(p.settings.workdir) for p, _ in found}

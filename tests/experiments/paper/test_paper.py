@@ -463,11 +463,11 @@ def test_only_chosen_runs_must_have_the_settings_of_the_plan(tiny, monkeypatch):
         return planned.name
 
     monkeypatch.setattr(tables, "results_of", results_of)
-    found = dict(tables._found_of_all(chosen, runs))
+    found = dict(tables._found(chosen, runs))
     assert {planned.name for planned, results in found.items() if results} == names
     refused = names
     with pytest.raises(WorkdirError, match="other settings"):
-        tables._found_of_all(chosen, runs)
+        tables._found(chosen, runs)
 
 
 @pytest.mark.parametrize("item", ["figure2", "figure5", "figure6"])
