@@ -53,8 +53,7 @@ def _row(name: str, run: Run) -> tuple[str, ...]:
     settings, results, measured = run.settings, run.results, run.measured
     layers = numbers.layers(measured) if measured else []
     paper = published.find(run.config)
-    so_far = sum(epoch.seconds for epoch in run.epochs)
-    seconds = results.training_seconds if results else so_far
+    seconds = results.training_seconds if results else sum(one.seconds for one in run.epochs)
     return (
         name,
         run.config["dataset"],

@@ -64,10 +64,10 @@ def load(
       test_labels: Those of the test images, where `test` is given.
 
     Returns:
-      The data set, named after the training file. With a Bernoulli
-      observation its binarisation is "fixed" if every pixel is 0 or 1, or 0 or 255 in uint8, else
-      "dynamic". With a Gaussian observation grey values are dequantised and others are observed as
-      they are; a discretised logistic observes grey values as they are.
+      The data set, named after the training file. With a Bernoulli observation its binarisation is
+      "fixed" if every pixel is 0 or 1, or 0 or 255 in uint8, else "dynamic". With a Gaussian
+      observation grey values are dequantised and others are observed as they are; a discretised
+      logistic observes grey values as they are.
 
     Raises:
       DataError: A file or its content cannot be used.
@@ -86,15 +86,15 @@ def load(
             "test images"
         )
     train_images = _read_images(train)
-    labels = (_read_labels(train_labels, train_images), np.zeros(0, np.int32))
+    labels_of_train = _read_labels(train_labels, train_images)
     if test is None:
         held_out = _held_out(train, len(train_images), holdout, seed)
-        train_images, test_images = train_images[~held_out], train_images[held_out]
-        labels = (labels[0][~held_out], labels[0][held_out])
+        images = (train_images[~held_out], train_images[held_out])
+        labels = (labels_of_train[~held_out], labels_of_train[held_out])
     else:
-        test_images = _read_images(test)
-        labels = (labels[0], _read_labels(test_labels, test_images))
-    images = (train_images, test_images)
+        images = (train_images, _read_images(test))
+        labels = (labels_of_train, _read_labels(test_labels, images[1]))
+    train_images, test_images = images
 
     is_grey = [part.dtype == np.uint8 for part in images]
     if all(map(_is_zeros_and_ones, images)):
@@ -372,7 +372,7 @@ def _read_labels(given: str | os.PathLike[str] | None, images: np.ndarray) -> np
             f"{os.fspath(given)} has the shape {list(labels.shape)}; expected [{len(images)}], a "
             "label for every image"
         )
-    if not _is_whole(labels) or np.abs(labels.astype(np.float64)).max(initial=0) >= 2**31:
+    if not _is_whole(labels) or np.abs(labels.astype(np.float64)).max() >= 2**31:
         raise DataError(f"{os.fspath(given)} holds labels that are no int32; number the classes")
     return labels.astype(np.int32)
 
