@@ -65,17 +65,17 @@ def apply_head(head: Any, d: Array, train: bool, units: int) -> Gaussian:
     return q
 
 
-def _check_shape(network: str, output: Array, given: Array, units: int) -> None:
+def _check_shape(network: str, output: Array, y: Array, units: int) -> None:
     """Refuses outputs of your own networks that would be broadcast to others.
 
     Raises:
       ValueError: they have other axes than the input, or another number of units.
     """
-    expected = (*given.shape[:-1], units)
+    expected = (*y.shape[:-1], units)
     if output.shape != expected:
         raise ValueError(
             f"{network} returned shape {list(output.shape)} for an input of shape "
-            f"{list(given.shape)}; return {list(expected)}"
+            f"{list(y.shape)}; return {list(expected)}"
         )
 
 

@@ -857,11 +857,7 @@ def test_a_head_of_your_own_with_too_few_units_is_refused_and_not_broadcast(
 
     model = VARIANTS[variant](4, (3, 2), (5, 4), head=head)
     with pytest.raises(ValueError, match=re.escape(message)):
-        jax.eval_shape(
-            model.init,
-            {"params": jax.random.key(0), "sample": jax.random.key(1)},
-            jnp.zeros((7, 4)),
-        )
+        shapes_of(model, jnp.zeros((7, 4)))
 
 
 def test_a_head_of_the_separate_downward_inference_with_too_few_units_is_refused():

@@ -883,18 +883,20 @@ def test_a_number_of_steps_that_an_epoch_does_not_have_is_refused(steps):
 
 
 @pytest.mark.parametrize(
-    ("states", "keys", "betas", "scales", "named"),
+    ("states", "keys", "betas", "scales", "batches", "named"),
     [
-        (3, 1, 1, 1, "state 3, key 1, beta 1, update_scale 1"),
-        (3, 3, 2, 3, "state 3, key 3, beta 2, update_scale 3"),
-        (3, 4, 3, 3, "state 3, key 4, beta 3, update_scale 3"),
-        (None, 3, 3, 3, "state none, key 3, beta 3, update_scale 3"),
+        (3, 1, 1, 1, None, "state 3, key 1, beta 1, update_scale 1;"),
+        (3, 3, 2, 3, None, "state 3, key 3, beta 2, update_scale 3;"),
+        (3, 4, 3, 3, None, "state 3, key 4, beta 3, update_scale 3;"),
+        (None, 3, 3, 3, None, "state none, key 3, beta 3, update_scale 3;"),
+        (3, 3, 3, 3, 2, "state 3, key 3, beta 3, update_scale 3, batches 2;"),
     ],
 )
-def test_replicas_of_different_numbers_are_refused(states, keys, betas, scales, named):
+def test_replicas_of_different_numbers_are_refused(states, keys, betas, scales, batches, named):
     key = ROOT if states is None else jax.random.split(ROOT, states)
     state = training.init_state(MODEL, ADAM, key)
-    with pytest.raises(ValueError, match=f"numbers of replicas: {named}; give equally many"):
+    _, rows = training.epoch_batches(ROOT, 0, len(IMAGES), 4)
+    with pytest.raises(ValueError, match=f"numbers of replicas: {named} give equally many"):
         training.train_replicas(
             MODEL,
             ADAM,
@@ -905,26 +907,7 @@ def test_replicas_of_different_numbers_are_refused(states, keys, betas, scales, 
             jnp.ones(betas),
             jnp.ones(scales),
             batch_size=4,
-        )
-
-
-def test_batches_of_another_number_of_replicas_are_refused():
-    keys = jax.random.split(ROOT, 3)
-    state = training.init_state(MODEL, ADAM, keys)
-    rows = jax.vmap(lambda key: training.epoch_batches(key, 0, len(IMAGES), 4)[1])(keys[:2])
-    named = "state 3, key 3, beta 3, update_scale 3, batches 2;"
-    with pytest.raises(ValueError, match=named):
-        training.train_replicas(
-            MODEL,
-            ADAM,
-            binarisation.binarise,
-            state,
-            jnp.asarray(IMAGES),
-            keys,
-            jnp.ones(3),
-            jnp.ones(3),
-            batch_size=4,
-            batches=rows,
+            batches=None if batches is None else jnp.stack([rows] * batches),
         )
 
 

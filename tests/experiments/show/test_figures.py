@@ -424,7 +424,7 @@ def test_rows_of_few_images_are_not_enlarged(columns, width, height):
     figure = figures.labelled_rows(picture, [""] * 10)
     (axes,) = figure.axes
     drawn = axes.get_position().size * figure.get_size_inches()
-    # The pixel between two rows or columns is a fiftieth of an image.
+    # Images lie one pixel apart, a fiftieth of their width.
     np.testing.assert_allclose(drawn, [width, height], rtol=0.03)
     assert figure.get_size_inches()[0] > 6
 
