@@ -116,11 +116,12 @@ def error_rates(
     choices: list[np.ndarray],
     neighbours: int,
 ) -> dict[str, dict[str, float]]:
-    """Test errors of both classifiers in per cent, with their deviation over several choices.
+    """Test errors of both classifiers in per cent, with their spread.
 
     Features are centred and divided by one number, the root of their mean variance over the
     training images. So units keep their relative scales, and a unit that hardly varies counts
-    little. For a single choice the error is the standard error over the test images.
+    little. Over several choices the spread is the standard deviation, for a single one the standard
+    error over the test images.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -144,9 +145,11 @@ def error_rates(
     results = {}
     for name, errors in found.items():
         rate = float(np.mean(errors))
-        over_images = np.sqrt(rate * (100 - rate) / len(test))
-        error = np.std(errors, ddof=1) if len(errors) > 1 else over_images
-        results[name] = {"mean": rate, "standard_error": float(error)}
+        if len(errors) > 1:
+            spread = {"standard_deviation": float(np.std(errors, ddof=1))}
+        else:
+            spread = {"standard_error": float(np.sqrt(rate * (100 - rate) / len(test)))}
+        results[name] = {"mean": rate, **spread}
     return results
 
 

@@ -13,9 +13,14 @@ CLASSIFIERS = {"knn": "k-nearest neighbours", "logistic": "logistic regression"}
 
 
 def with_error(number: Mapping[str, float | None], digits: int = 2) -> str:
-    """`mean ± standard error`; the mean alone if there is no error."""
-    mean, error = (number[name] for name in ("mean", "standard_error"))
-    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    """`mean ± spread`; the mean alone if there is no spread."""
+    mean, spread = number["mean"], _spread(number)
+    return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+def _spread(number: Mapping[str, float | None]) -> float | None:
+    """The standard deviation over several choices of the images, or else the standard error."""
+    return number.get("standard_deviation", number.get("standard_error"))
 
 
 def probe_rows(results: Mapping[str, Any]) -> list[list[str]]:
@@ -68,7 +73,7 @@ def probe(results: Mapping[str, Any]) -> Figure:
                 axes.errorbar(
                     [error["mean"] for error in errors],
                     range(len(names)),
-                    xerr=[error["standard_error"] for error in errors],
+                    xerr=[_spread(error) for error in errors],
                     fmt="o",
                     markersize=4,
                     label=f"{int(number):,} labels",

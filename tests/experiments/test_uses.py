@@ -192,7 +192,9 @@ def test_probe_reports_every_representation(folder, capsys):
     assert found["representations"][0]["information_standard_error"] == error.tolist()
     stated = found["representations"][0]["errors"]["100"]["knn"]
     assert_close(stated["mean"], np.mean(wrong), 8, epsilon=EPSILON_64)
-    assert_close(stated["standard_error"], np.std(wrong, ddof=1), 8, 100, epsilon=EPSILON_64)
+    assert_close(stated["standard_deviation"], np.std(wrong, ddof=1), 8, 100, epsilon=EPSILON_64)
+    # There is only one choice of all images.
+    assert set(found["representations"][0]["errors"]["300"]["knn"]) == {"mean", "standard_error"}
 
 
 def test_representations_are_the_latents_and_principal_components_of_the_images_themselves():

@@ -9,7 +9,11 @@ from experiments import finished
 from experiments.show import uses
 
 
-def rate(mean: float, error: float) -> dict[str, float]:
+def over_choices(mean: float, deviation: float) -> dict[str, float]:
+    return {"mean": mean, "standard_deviation": deviation}
+
+
+def over_images(mean: float, error: float) -> dict[str, float]:
     return {"mean": mean, "standard_error": error}
 
 
@@ -19,16 +23,16 @@ PROBED = {
             "name": "z_1",
             "units": 3,
             "errors": {
-                "100": {"logistic": rate(11.0, 0.5), "knn": rate(12.0, 0.25)},
-                "2000": {"logistic": rate(3.0, 1.5), "knn": rate(4.0, 0.75)},
+                "100": {"logistic": over_choices(11.0, 0.5), "knn": over_choices(12.0, 0.25)},
+                "2000": {"logistic": over_images(3.0, 1.5), "knn": over_images(4.0, 0.75)},
             },
         },
         {
             "name": "pixels",
             "units": 64,
             "errors": {
-                "100": {"logistic": rate(21.0, 2.5), "knn": rate(22.0, 2.25)},
-                "2000": {"logistic": rate(13.0, 3.5), "knn": rate(14.0, 2.75)},
+                "100": {"logistic": over_choices(21.0, 2.5), "knn": over_choices(22.0, 2.25)},
+                "2000": {"logistic": over_images(13.0, 3.5), "knn": over_images(14.0, 2.75)},
             },
         },
     ]
@@ -73,9 +77,9 @@ def test_the_figure_of_probe_has_each_error_with_its_bar_in_the_row_of_its_repre
     for (title, label, row), (x, ends, y) in drawn.items():
         entry = PROBED["representations"][["z_1 (3)", "pixels (64)"].index(row)]
         given = entry["errors"][labels[label]][titles[title]]
-        mean, error = given["mean"], given["standard_error"]
+        mean, spread = given.values()
         assert x == mean
-        assert ends == [(mean - error, y), (mean + error, y)]
+        assert ends == [(mean - spread, y), (mean + spread, y)]
 
 
 def test_histograms_are_of_the_data_set_that_the_legend_names():
