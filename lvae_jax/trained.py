@@ -74,7 +74,8 @@ def save(
 
     Raises:
       ValueError: the model is of another class, the variables are not this model's, one of them has
-        a dtype that the file cannot hold, or the metadata cannot be written as JSON.
+        a dtype that the file cannot hold, the metadata cannot be written as JSON, or the folder
+        is in an unknown home directory.
       OSError: the folder cannot be written.
 
     Example:
@@ -123,7 +124,7 @@ def save(
     contiguous = {name: np.asarray(weight, order="C") for name, weight in weights.items()}
     encoded = safetensors.numpy.save(contiguous)
     described["sha256"] = _checksum(described, encoded)
-    path = Path(folder).expanduser()
+    path = _expanded(folder)
     path.mkdir(parents=True, exist_ok=True)
     written = [
         _write_beside(path / "weights.safetensors", encoded),
@@ -132,6 +133,16 @@ def save(
     for temporary in written:
         temporary.replace(temporary.with_suffix(""))
     sync(path)
+
+
+def _expanded(folder: str | os.PathLike[str]) -> Path:
+    """The folder with `~` replaced by the home directory."""
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise ModelFolderError(
+            f"{os.fspath(folder)}: its home directory is not known; give a path without ~"
+        ) from error
 
 
 def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE, dict[str, Any]]:
@@ -153,7 +164,7 @@ def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE
     Example:
       See `save`.
     """
-    path = _model_folder(Path(folder).expanduser())
+    path = _model_folder(_expanded(folder))
     described = _read_json(path / "model.json")
     model_class = _class_of(described, path)
     encoded = _read(path / "weights.safetensors")

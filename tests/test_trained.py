@@ -430,6 +430,14 @@ def test_paths_expand_the_home_folder(saved, tmp_path, monkeypatch):
     save("~/mine", MODELS["ladder"], made_up_variables(MODELS["ladder"]))
     assert (tmp_path / "mine" / "model.json").exists()
     assert load("~/mine")[0] == MODELS["ladder"]
+    with pytest.raises(
+        ModelFolderError, match="~no-such-user/mine: its home directory is not known"
+    ):
+        save("~no-such-user/mine", MODELS["ladder"], made_up_variables(MODELS["ladder"]))
+    with pytest.raises(
+        ModelFolderError, match="~no-such-user/mine: its home directory is not known"
+    ):
+        load("~no-such-user/mine")
 
 
 def test_variables_of_another_model_are_refused(tmp_path):

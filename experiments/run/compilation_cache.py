@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 from experiments.errors import SettingsError
+from experiments.settings import PATH
 
 OFF = "off"
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -25,11 +26,11 @@ def directory(setting: str) -> Path | None:
     Returns:
       The folder; None for no cache.
     """
-    setting = setting or os.environ.get(VARIABLE, "")
+    setting = setting or PATH.convert(os.environ.get(VARIABLE, ""))
     if setting == OFF:
         return None
     if setting:
-        return Path(setting).expanduser()
+        return Path(setting)
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         return Path(caches).expanduser() / "lvae_jax" / "xla" / processor()
@@ -73,10 +74,10 @@ def enable(setting: str) -> None:
         except OSError as error:
             variable = os.environ.get(VARIABLE, "")
             if setting or variable:
-                given = f"--compilation_cache={setting}" if setting else f"{VARIABLE}={variable}"
+                name = "--compilation_cache" if setting else VARIABLE
                 raise SettingsError(
-                    f"{given}: cannot be written ({error.strerror}); give another folder, or "
-                    f"--compilation_cache={OFF}"
+                    f"{name}={setting or variable}: cannot be written ({error.strerror}); give "
+                    f"another folder, or {name}={OFF}"
                 ) from error
             path = None
     jax.config.update("jax_compilation_cache_dir", None if path is None else str(path))

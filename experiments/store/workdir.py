@@ -150,7 +150,8 @@ class Workdir:
         Raises:
           WorkdirError: the disk is full, or cannot be written.
         """
-        folder = self.path / "model" / ("" if replica is None else str(replica))
+        # Absolute, because `save` replaces a ~ at its start, which here is a folder's name.
+        folder = self.path.absolute() / "model" / ("" if replica is None else str(replica))
         _by_first(folder, lambda: lvae_jax.save(folder, model, variables, metadata))
 
     def write_results(self, results: RunResults) -> None:

@@ -19,7 +19,9 @@ import pytest
 import records
 from full_disk import no_room_beyond
 from on_disk import Disk
+from random_parameters import random_params
 
+import lvae_jax
 from experiments.errors import WorkdirError
 from experiments.settings import Settings
 from experiments.store import locks
@@ -33,6 +35,7 @@ from experiments.store.workdir import (
     read_run,
     read_trained,
 )
+from lvae_jax import LadderVAE
 
 pytestmark = pytest.mark.faults
 
@@ -77,6 +80,19 @@ def contents_of(path: Path) -> dict[str, bytes]:
 @pytest.fixture
 def run(tmp_path) -> Path:
     return run_of(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["~", "~no-such-user"])
+def test_the_model_is_saved_in_the_runs_folder_even_if_its_name_begins_with_a_tilde(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    model = LadderVAE(4, (2,), (3,), batch_norm=False)
+    variables = {"params": random_params(model)}
+    Workdir(Path(name), CONFIG).save_model(model, variables, {}, replica=None)
+    assert lvae_jax.load(tmp_path / name / "model")[0] == model
+    assert not (tmp_path / "home").exists()
 
 
 def test_what_was_saved_is_found_again(run):
