@@ -64,6 +64,11 @@ class Trained:
             self.config["settings"].get("matmul_precision", Settings().matmul_precision)
         )
 
+    @property
+    def tfds_dir(self) -> str:
+        """The run's folder of prepared data sets; empty for the default."""
+        return str(self.config.get("other_settings", {}).get("tfds_dir", ""))
+
     def check_observation(self) -> None:
         """Raises a WorkdirError if p(x | z_1) is not Bernoulli or Gaussian."""
         observed = observations.named(self.model.observation, self.model.variance_floor)
@@ -107,7 +112,7 @@ def read_model(command: str, workdirs: Sequence[str]) -> Trained:
 
     Raises:
       SettingsError: not exactly one folder was given, or JAX cannot use its devices.
-      WorkdirError: there is no model.
+      WorkdirError: there is no model, or it takes a condition.
     """
     if len(workdirs) != 1:
         raise SettingsError(f"give one run's folder: python -m experiments.{command} RUN")
@@ -119,9 +124,15 @@ def read_model(command: str, workdirs: Sequence[str]) -> Trained:
     compilation_cache.enable("")
     devices.find_devices()
     try:
-        model, variables = lvae_jax.load(path)
+        # Absolute, because `load` replaces a ~ at its start, which here is a folder's name.
+        model, variables = lvae_jax.load(path.absolute())
     except ModelFolderError as error:
         raise WorkdirError(str(error)) from error
+    if model.condition_dim:
+        raise WorkdirError(
+            f"the model of {path} takes a condition, which {command} cannot give; use "
+            "lvae_jax.evaluation and lvae_jax.latents, whose functions take it"
+        )
     return Trained(path, model, variables, _read_config(path))
 
 
@@ -141,7 +152,11 @@ def read(settings: UseSettings, command: str, workdirs: Sequence[str]) -> Finish
     trained = read_model(command, workdirs)
     path, model, config = trained.path, trained.model, trained.config
     if settings.data:  # other data than the run's may be asked for
-        config = {"experiment": settings.data, "settings": config["settings"]}
+        config = {
+            "experiment": settings.data,
+            "settings": config["settings"],
+            "other_settings": {"tfds_dir": trained.tfds_dir},
+        }
     if not config.get("experiment"):
         raise WorkdirError(f"{path} does not say which data it was trained on; give --data")
     # Own arrays without a run's settings are observed as the model observes them.

@@ -5,6 +5,7 @@ images that are preprocessed in the same way.
 """
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -52,9 +53,13 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
     if not name:
         raise SettingsError("name the other images: --against=fashion_mnist or --against=FILE.npy")
     if name in datasets:
-        folders = {"data_dir": settings.against_dir, "tfds_dir": settings.tfds_dir}
-        config = {"experiment": name, "settings": folders}
-        images = registry.load(config, run.path).test_images
+        tfds_dir = settings.tfds_dir or run.tfds_dir
+        folders = {"data_dir": settings.against_dir, "tfds_dir": tfds_dir}
+        try:
+            images = registry.load({"experiment": name, "settings": folders}, run.path).test_images
+        except DataError as error:
+            message = re.sub(r"(?<!\S)data_dir\b", "--against_dir", str(error))
+            raise DataError(message) from error
     elif arrays.file_and_key(name)[0].suffix in (".npy", ".npz"):
         own = run.dataset.train_images
         grey = own.dtype == np.uint8 and run.dataset.observation != "bernoulli"
@@ -120,9 +125,13 @@ def scores(
         found.setdefault("ELBO", np.asarray(result.elbo))
         found[f"L - L^>{k}"] = np.asarray(result.ratio)
     if model.depth == 1:
-        rngs = {"sample": key}
-        terms: Any = model.apply(variables, jnp.asarray(x), settings.elbo_samples, rngs=rngs)
-        found["ELBO"] = np.asarray(bounds.elbo(terms))
+
+        def elbo(x: jax.Array, key: jax.Array) -> jax.Array:
+            rngs = {"sample": key}
+            terms: Any = model.apply(variables, x[None], settings.elbo_samples, rngs=rngs)
+            return bounds.elbo(terms)[0]
+
+        found["ELBO"] = np.asarray(evaluation.map_images(elbo, 50, jnp.asarray(x), keys))
     return found
 
 
@@ -176,7 +185,8 @@ def outliers(settings: OutlierSettings, *workdirs: str) -> None:
             f"{run.dataset.name} has one test image; a standard error needs at least two"
         )
     path, array = arrays.file_and_key(settings.against)
-    names = (run.dataset.name, f"{path.stem}-{array}" if array else path.stem)
+    other = f"{path.stem}-{array}" if array else path.stem
+    names = (run.dataset.name, other.replace("/", "-"))
     with run.precision():
         inside = scores(run, x, settings, names[0])
         outside = scores(run, other_x, settings, names[1])

@@ -59,7 +59,9 @@ def representations(
     sizes = sorted({min(pair[0].shape[1], most) for pair in found.values()}, reverse=True)
     found["pixels"] = (train_x, test_x)
     mean = train_x.mean(0)
-    _, directions = np.linalg.eigh(np.cov(train_x.T))  # from the smallest variance up
+    _, directions = np.linalg.eigh(
+        np.atleast_2d(np.cov(train_x.T))
+    )  # from the smallest variance up
     for size in sizes:
         chosen = directions[:, ::-1][:, :size]
         found[f"PCA {size}"] = ((train_x - mean) @ chosen, (test_x - mean) @ chosen)

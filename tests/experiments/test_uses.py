@@ -30,7 +30,7 @@ import lvae_jax
 from experiments import certify, finished, impute, outliers, probe
 from experiments.errors import SettingsError, WorkdirError
 from lvae_jax import LadderVAE, evaluation, latents
-from lvae_jax.data import DataError, digits
+from lvae_jax.data import DataError, digits, mnist
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +50,21 @@ def results(folder, name):
 
 
 # The folder and its data
+
+
+@pytest.mark.parametrize("name", ["~", "~no-such-user"])
+def test_a_folder_whose_name_begins_with_a_tilde_is_read(name, folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert finished.read_model("probe", [name]).model == lvae_jax.load(folder)[0]
+
+
+def test_a_model_with_a_condition_is_refused_in_one_line(tmp_path):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False, condition_dim=2)
+    lvae_jax.save(tmp_path, model, {"params": random_params(model)})
+    with pytest.raises(WorkdirError, match="takes a condition, which probe cannot give; use lvae"):
+        finished.read_model("probe", [str(tmp_path)])
 
 
 def test_a_run_names_its_data_itself(folder, tmp_path, monkeypatch):
@@ -344,6 +359,16 @@ def test_labelled_images_are_balanced_and_drawn_anew():
     assert probe.labelled(labels, 0, rng).tolist() == list(range(102))
 
 
+def test_images_of_one_value_have_one_principal_component():
+    model = LadderVAE(1, (2,), (3,), batch_norm=False, observation="gaussian")
+    variables = {"params": random_params(model)}
+    run = finished.Finished(Path(), model, variables, {"settings": {}}, digits.load())
+    x = np.random.default_rng(0).random((20, 1), np.float32)
+    found, _ = probe.representations(run, x, x[:5])
+    for part, values in zip(found["PCA 1"], (x, x[:5]), strict=True):
+        np.testing.assert_array_equal(np.abs(part), np.abs(values - x.mean(0)))
+
+
 def test_labels_are_given_to_a_model_that_was_trained_without(tmp_path, capsys):
     model = LadderVAE(4, (2,), (3,), batch_norm=False)
     lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
@@ -501,6 +526,57 @@ def test_other_images_are_the_first_of_a_file_in_its_order(folder, tmp_path, mon
         np.testing.assert_array_equal(x, expected[:5].reshape(5, 64) / 255)
     with pytest.raises(DataError, match=r"holds a, b; name one array, as in both\.npz:a"):
         outliers.other_images(run, outliers.OutlierSettings(against="~/both.npz"))
+
+
+def test_the_scores_of_an_image_do_not_depend_on_the_other_images(tmp_path):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False)
+    variables = {"params": random_params(model)}
+    run = finished.Finished(tmp_path, model, variables, {"settings": {}}, digits.load())
+    x = np.random.default_rng(0).integers(0, 2, (60, 4)).astype(np.float32)
+    settings = outliers.OutlierSettings(samples=4, elbo_samples=2)
+    of_all, of_some = (outliers.scores(run, rows, settings, "x") for rows in (x, x[:3]))
+    assert list(of_all) == ["L_4", "ELBO"]
+    for name, values in of_all.items():
+        # Of two programs: six linear layers in all, with products over at most 4 numbers.
+        assert_close(of_some[name], values[:3], 2 * 6 * 3, np.abs(values[:3]).max() + 10)
+
+
+def test_an_array_whose_name_has_a_slash_gives_files_without(tmp_path):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False)
+    lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
+    images = np.random.default_rng(0).integers(0, 2, (20, 4)).astype(bool)
+    np.savez(tmp_path / "sets.npz", **{"a/b": images})
+    own = f"{tmp_path}/sets.npz:a/b"
+    settings = outliers.OutlierSettings(data="arrays", train=own, against=own)
+    few = dataclasses.replace(settings, samples=2, elbo_samples=2)
+    outliers.outliers(few, str(tmp_path / "model"))
+    assert results(tmp_path / "model", "outliers-sets-a-b")["against"] == own
+
+
+@pytest.mark.parametrize("place", ["of_the_run", "of_the_flag"])
+def test_another_data_set_is_read_from_the_runs_folder_or_the_flags(place, folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run / "model")
+    for name in ("of_the_run", "of_the_flag"):
+        (tmp_path / name / mnist.SOURCE.name / mnist.SOURCE.version).mkdir(parents=True)
+    other = {"tfds_dir": str(tmp_path / "of_the_run")}
+    config = {"experiment": "digits", "settings": {}, "other_settings": other}
+    (run / "config.json").write_text(json.dumps(config))
+    flags = {"tfds_dir": str(tmp_path / place)} if place == "of_the_flag" else {}
+    trained = finished.read(finished.UseSettings(), "outliers", [str(run)])
+    message = f"{place}/lvae_mnist/.* holds an incomplete data set"
+    with pytest.raises(DataError, match=message):
+        outliers.other_images(trained, outliers.OutlierSettings(against="mnist", **flags))
+    with pytest.raises(DataError, match=message):
+        finished.read(finished.UseSettings(data="mnist", **flags), "probe", [str(run)])
+
+
+def test_messages_about_the_other_data_set_name_its_own_flag(folder, tmp_path):
+    run = finished.read(finished.UseSettings(data="digits"), "outliers", [str(folder)])
+    missing, empty = tmp_path / "missing", str(tmp_path)
+    settings = outliers.OutlierSettings(against="mnist", against_dir=str(missing), tfds_dir=empty)
+    with pytest.raises(DataError, match=f"--against_dir={missing} is not a folder"):
+        outliers.other_images(run, settings)
 
 
 def test_other_images_of_a_gaussian_run_are_grey_values_even_if_black(tmp_path, capsys):
