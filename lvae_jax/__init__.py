@@ -32,7 +32,10 @@ with contextlib.suppress(ValueError):  # registered before: lvae_jax is being re
     for _type in (
         Bernoulli,
         Gaussian,
+        evaluation.Bidirectional,
+        evaluation.ConditionalLogLikelihood,
         evaluation.ElboResult,
+        evaluation.Imputation,
         evaluation.LikelihoodRatio,
         evaluation.LogLikelihood,
         latents.Latents,

@@ -90,8 +90,8 @@ def bidirectional(
       The images, and the bounds of each. Only their means over images bound the mean log p(x).
 
     Raises:
-      ValueError: keys are not one per image, temperatures is less than 2, chains or leapfrog_steps
-        are less than 1, or the observation is neither Bernoulli nor Gaussian.
+      ValueError: keys or conditions are not one per image, temperatures is less than 2, chains or
+        leapfrog_steps are less than 1, or the observation is neither Bernoulli nor Gaussian.
 
     Example:
       >>> from lvae_jax import LadderVAE

@@ -98,6 +98,19 @@ def check_batch_size(batch_size: int) -> None:
         raise ValueError(f"batch_size={batch_size}; give at least 1")
 
 
+def check_images(images: Any, condition: Any, batch_size: int) -> None:
+    """Refuses no images, a batch size that is not positive, and a condition without all rows.
+
+    Raises:
+      ValueError: one of these was given.
+    """
+    if images.shape[0] < 1 or batch_size < 1:
+        raise ValueError(
+            f"{images.shape[0]} images, batch_size={batch_size}; give at least 1 of each"
+        )
+    check_rows(condition, images)
+
+
 def check_rows(condition: Any, images: Any) -> None:
     """Refuses a condition without a row for every image, because JAX would repeat its last row.
 

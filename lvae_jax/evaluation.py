@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from lvae_jax import bounds, compilation
 from lvae_jax.annealing import Bidirectional, bidirectional
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import check_rows, per_image, warns_of_values
+from lvae_jax.checks import check_images, per_image, warns_of_values
 from lvae_jax.imputation import (
     ConditionalLogLikelihood,
     Conditioning,
@@ -88,8 +88,8 @@ def reestimate_batch_stats(
       {"params", "batch_stats"}; {"params"} for a model without batch norm.
 
     Raises:
-      ValueError: there are no images, batch_size is less than 1, or the model has batch norm other
-        than `networks.BatchNorm`.
+      ValueError: there are no images, or not as many conditions, batch_size is less than 1, or the
+        model has batch norm other than `networks.BatchNorm`.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -104,11 +104,7 @@ def reestimate_batch_stats(
       >>> sorted(variables)
       ['batch_stats', 'params']
     """
-    if images.shape[0] < 1 or batch_size < 1:
-        raise ValueError(
-            f"{images.shape[0]} images, batch_size={batch_size}; give at least 1 of each"
-        )
-    check_rows(condition, images)
+    check_images(images, condition, batch_size)
     images, condition = jax.tree.map(whole, (images, condition))
     batch_size = min(batch_size, images.shape[0])
     batches = images.shape[0] // batch_size
@@ -249,7 +245,8 @@ def elbo(
       Means over the images, and the active units.
 
     Raises:
-      ValueError: num_samples is odd, batch_size is less than 1, or there are no images.
+      ValueError: num_samples is odd, batch_size is less than 1, there are no images, or not as many
+        conditions.
 
     Warns:
       UserWarning: the batch statistics are those of `init`; only outside `jit` is that known.
@@ -265,11 +262,7 @@ def elbo(
       >>> result.elbo.shape, [kl.shape for kl in result.kl_per_unit]
       ((), [(2,)])
     """
-    if images.shape[0] < 1 or batch_size < 1:
-        raise ValueError(
-            f"{images.shape[0]} images, batch_size={batch_size}; give at least 1 of each"
-        )
-    check_rows(condition, images)
+    check_images(images, condition, batch_size)
     key = threefry(key)
 
     def of_image(index: Int[Array, ""], image: Array, condition: Any) -> tuple[Any, ...]:

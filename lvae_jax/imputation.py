@@ -283,8 +283,8 @@ def impute(
       The imputation. If the effective sample size stays small, the draws repeat a few latents.
 
     Raises:
-      ValueError: x is not of the model's shape, the shapes do not fit together, or the observation
-        is neither Bernoulli nor Gaussian.
+      ValueError: x or the condition is not of the model's shape, the shapes do not fit together, or
+        the observation is neither Bernoulli nor Gaussian.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -355,8 +355,8 @@ def conditional_log_likelihood(
       The estimates of every image.
 
     Raises:
-      ValueError: x is not of the model's shape, the shapes do not fit together, or the observation
-        is neither Bernoulli nor Gaussian.
+      ValueError: x or the condition is not of the model's shape, the shapes do not fit together, or
+        the observation is neither Bernoulli nor Gaussian.
 
     Example:
       See `impute`.

@@ -58,8 +58,8 @@ def encode(
       each image if a key is given, else from the variance of the means.
 
     Raises:
-      ValueError: x does not have the model's shape, or has integers that may be grey values; or
-        batch_size is less than 1.
+      ValueError: x or the condition does not have the model's shape, or x has integers that may be
+        grey values; or batch_size is less than 1.
 
     Example:
       >>> from lvae_jax import LadderVAE

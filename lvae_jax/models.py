@@ -490,10 +490,12 @@ class HierarchicalVAE(nn.Module):
           The terms of every bound, with this z.
 
         Raises:
-          ValueError: z has the wrong number of layers, examples or units; also see `__call__`.
+          ValueError: z has the wrong number of layers, examples or units, or not equally many
+            samples of every layer; also see `__call__`.
         """
-        expected = [(x.shape[0], units) for units in self.latent_sizes]
-        if [layer.shape[1:] for layer in z] != expected:
+        samples = z[0].shape[:1] if len(z) else ()
+        expected = [(*samples, x.shape[0], units) for units in self.latent_sizes]
+        if [layer.shape for layer in z] != expected:
             raise ValueError(
                 f"z has shapes {', '.join(str(layer.shape) for layer in z)}; give [samples, "
                 f"{x.shape[0]}, units] for each of the units {self.latent_sizes}, bottom to top"

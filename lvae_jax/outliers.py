@@ -73,8 +73,8 @@ def likelihood_ratio(
       [batch] each.
 
     Raises:
-      ValueError: there is no such k, fewer than two samples, a batch_size of less than 1, or x is
-        not of the model's shape.
+      ValueError: there is no such k, fewer than two samples, a batch_size of less than 1, or x or
+        the condition does not have the model's shape.
 
     Example:
       >>> from lvae_jax import LadderVAE
@@ -84,6 +84,8 @@ def likelihood_ratio(
       >>> likelihood_ratio(model, variables, x, key, above=1).ratio.shape
       (5,)
     """
+    if model.depth == 1:
+        raise ValueError("a model of one layer has no layers above another; its ELBO is all it has")
     if not 1 <= above < model.depth:
         raise ValueError(f"above={above}; a model of {model.depth} layers takes 1 to L - 1")
     if num_samples < 2:

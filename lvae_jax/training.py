@@ -94,7 +94,7 @@ def make_optimizer(
       A transformation whose updates are added to the parameters.
 
     Raises:
-      ValueError: a limit is not positive.
+      ValueError: a limit is not positive, or `ema_decay` is not in [0, 1).
 
     Example:
       >>> optimizer = make_optimizer(learning_rate=0.1)
@@ -575,7 +575,7 @@ def train_replicas(
     counted = {"state": state.step, "key": given[1], "beta": beta, "update_scale": update_scale}
     counted |= {} if batches is None else {"batches": batches}
     counts = {name: jnp.shape(array)[:1] for name, array in counted.items()}
-    if len(set(counts.values())) > 1:
+    if len(set(counts.values())) > 1 or () in counts.values():
         named = ", ".join(f"{name} {n[0] if n else 'none'}" for name, n in counts.items())
         raise ValueError(f"numbers of replicas: {named}; give equally many of each")
     split = auto_axes(*MESH_AXES)

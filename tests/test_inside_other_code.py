@@ -447,7 +447,8 @@ def test_exported_programs_are_serialised_with_what_they_return():
 @pytest.mark.parametrize(
     "kind",
     [
-        Bernoulli, Gaussian, evaluation.ElboResult, evaluation.LikelihoodRatio,
+        Bernoulli, Gaussian, evaluation.Bidirectional, evaluation.ConditionalLogLikelihood,
+        evaluation.ElboResult, evaluation.Imputation, evaluation.LikelihoodRatio,
         evaluation.LogLikelihood, latents.Latents,
     ],
 )  # fmt: skip

@@ -453,6 +453,7 @@ def test_densities_at_the_samples_drawn_are_the_terms_of_the_draw(variant):
         ([(6, 5, 3)], "(6, 5, 3)"),
         ([(6, 5, 2), (6, 5, 3)], "(6, 5, 2), (6, 5, 3)"),
         ([(6, 1, 3), (6, 1, 2)], "(6, 1, 3), (6, 1, 2)"),
+        ([(6, 5, 3), (1, 5, 2)], "(6, 5, 3), (1, 5, 2)"),
     ],
 )
 def test_densities_refuse_a_z_of_other_shapes(shapes_of_z, given):

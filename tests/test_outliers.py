@@ -112,3 +112,6 @@ def test_layers_and_samples_that_do_not_exist_are_refused():
             evaluation.likelihood_ratio(model, variables, x, key, above=above)
     with pytest.raises(ValueError, match="num_samples=1"):
         evaluation.likelihood_ratio(model, variables, x, key, above=1, num_samples=1)
+    one = LadderVAE(4, (3,), (4,), batch_norm=False, observation="gaussian")
+    with pytest.raises(ValueError, match="a model of one layer has no layers above another"):
+        evaluation.likelihood_ratio(one, variables, x, key, above=1)

@@ -890,6 +890,7 @@ def test_a_number_of_steps_that_an_epoch_does_not_have_is_refused(steps):
         (3, 4, 3, 3, None, "state 3, key 4, beta 3, update_scale 3;"),
         (None, 3, 3, 3, None, "state none, key 3, beta 3, update_scale 3;"),
         (3, 3, 3, 3, 2, "state 3, key 3, beta 3, update_scale 3, batches 2;"),
+        (None, None, (), (), None, "state none, key none, beta none, update_scale none;"),
     ],
 )
 def test_replicas_of_different_numbers_are_refused(states, keys, betas, scales, batches, named):
@@ -903,7 +904,7 @@ def test_replicas_of_different_numbers_are_refused(states, keys, betas, scales, 
             binarisation.binarise,
             state,
             jnp.asarray(IMAGES),
-            jax.random.split(ROOT, keys),
+            ROOT if keys is None else jax.random.split(ROOT, keys),
             jnp.ones(betas),
             jnp.ones(scales),
             batch_size=4,

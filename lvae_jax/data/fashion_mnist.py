@@ -4,12 +4,15 @@ Its four files have the format and the names of MNIST's; checksums tell them apa
 """
 
 import os
-from typing import Literal
+from typing import Literal, get_args
 
-from lvae_jax.data.dataset import Dataset
+from lvae_jax.data.dataset import DataError, Dataset
 from lvae_jax.data.idx import files, read_splits
 from lvae_jax.data.prepared import load_arrays
 from lvae_jax.data.source import Source
+
+Observed = Literal["bernoulli", "discretized_logistic"]
+"""Observations of the images."""
 
 SOURCE = Source(
     name="lvae_fashion_mnist",
@@ -30,7 +33,7 @@ SOURCE = Source(
 def load(
     data_dir: str | os.PathLike[str] | None = None,
     tfds_dir: str | os.PathLike[str] | None = None,
-    observation: Literal["bernoulli", "discretized_logistic"] = "bernoulli",
+    observation: Observed = "bernoulli",
 ) -> Dataset:
     """Loads Fashion-MNIST; the first time, it is downloaded (31 MB) and prepared.
 
@@ -47,9 +50,14 @@ def load(
       The data set, in the order of the original files.
 
     Raises:
-      DataError: A file is neither given nor can be downloaded, a file is not the original, or
-        `tfds_dir` cannot be written to.
+      DataError: A file is neither given nor can be downloaded, a file is not the original,
+        `tfds_dir` cannot be written to, or the observation is another.
     """
+    if observation not in get_args(Observed):
+        raise DataError(
+            f"fashion_mnist: observation is {observation!r}; it must be one of "
+            f"{', '.join(get_args(Observed))}"
+        )
     return Dataset(
         name="fashion_mnist",
         **load_arrays(SOURCE, data_dir, tfds_dir),

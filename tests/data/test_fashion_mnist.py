@@ -30,6 +30,13 @@ def test_fashion_mnist_is_the_original_files_in_their_order(data_dir, tmp_path, 
     assert dataset.train_labels[:5].tolist() == [0, 7, 4, 1, 8]
 
 
+def test_other_observations_are_refused():
+    with pytest.raises(DataError) as caught:
+        fashion_mnist.load(observation="gaussian")
+    message = "observation is 'gaussian'; it must be one of bernoulli, discretized_logistic"
+    assert str(caught.value) == f"fashion_mnist: {message}"
+
+
 @pytest.mark.skipif(not DATA, reason="LVAE_JAX_TEST_DATA is not set")
 def test_the_real_files_hold_as_many_images_of_every_class(real_tfds_dir):
     folder = real_tfds_dir(fashion_mnist)
