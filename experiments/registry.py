@@ -18,7 +18,7 @@ from experiments.errors import WorkdirError
 from experiments.settings import SOURCE, Command, Settings, setting
 
 
-class Experiment(NamedTuple):
+class Entry(NamedTuple):
     """How a data set's command loads data, and its default settings."""
 
     load: Callable[[Any], Any]
@@ -27,17 +27,17 @@ class Experiment(NamedTuple):
 
 
 EXPERIMENTS = {
-    "mnist": Experiment(mnist.load, mnist.DEFAULTS),
-    "binarized_mnist": Experiment(binarized_mnist.load, binarized_mnist.DEFAULTS),
-    "fashion_mnist": Experiment(fashion_mnist.load, fashion_mnist.DEFAULTS),
-    "omniglot": Experiment(omniglot.load, omniglot.DEFAULTS),
-    "norb": Experiment(norb.load, norb.DEFAULTS),
-    "digits": Experiment(digits.load, digits.DEFAULTS),
-    "arrays": Experiment(arrays.load, arrays.DEFAULTS),
+    "mnist": Entry(mnist.load, mnist.DEFAULTS),
+    "binarized_mnist": Entry(binarized_mnist.load, binarized_mnist.DEFAULTS),
+    "fashion_mnist": Entry(fashion_mnist.load, fashion_mnist.DEFAULTS),
+    "omniglot": Entry(omniglot.load, omniglot.DEFAULTS),
+    "norb": Entry(norb.load, norb.DEFAULTS),
+    "digits": Entry(digits.load, digits.DEFAULTS),
+    "arrays": Entry(arrays.load, arrays.DEFAULTS),
 }
 
 
-def experiment(name: str) -> Experiment:
+def experiment(name: str) -> Entry:
     """The experiment with a name, which may come from a config.json.
 
     Raises:

@@ -17,7 +17,7 @@ from lvae_jax.data.dataset import (
     Binarisation,
     DataError,
     Dataset,
-    Observation,
+    ObservationName,
     shown_nonfinite,
     shown_range,
     shown_reason,
@@ -38,7 +38,7 @@ _logger = logging.getLogger(__name__)
 def load(
     train: str | os.PathLike[str],
     test: str | os.PathLike[str] | None = None,
-    observation: Observation = "bernoulli",
+    observation: ObservationName = "bernoulli",
     holdout: float = 0.1,
     seed: int = 0,
     check_scale: bool = True,

@@ -14,7 +14,7 @@ import numpy as np
 from lvae_jax.data.binarisation import as_stored, binarise, binarise_once, flatten
 from lvae_jax.data.dequantisation import dequantise, dequantise_once
 
-Observation = Literal["bernoulli", "gaussian", "discretized_logistic"]
+ObservationName = Literal["bernoulli", "gaussian", "discretized_logistic"]
 Binarisation = Literal["dynamic", "fixed", "none"]
 
 
@@ -79,7 +79,7 @@ class Dataset:
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
-    observation: Observation
+    observation: ObservationName
     binarisation: Binarisation
     dequantisation: float = 0.0
 
@@ -133,7 +133,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for field, value, choices in (
-            ("observation", self.observation, get_args(Observation)),
+            ("observation", self.observation, get_args(ObservationName)),
             ("binarisation", self.binarisation, get_args(Binarisation)),
         ):
             if value not in choices:

@@ -186,7 +186,7 @@ def test_data_that_have_changed_are_refused(finished, tmp_path, monkeypatch):
     before = figures_of(copied)
     dataset = digits.load(SINGLE)
     other = dataclasses.replace(dataset, train_images=dataset.train_images[::-1].copy())
-    changed = registry.Experiment(lambda settings: other, digits.DEFAULTS)
+    changed = registry.Entry(lambda settings: other, digits.DEFAULTS)
     monkeypatch.setitem(registry.EXPERIMENTS, "digits", changed)
     with pytest.raises(DataError) as refusal:
         report(copied)
