@@ -211,6 +211,10 @@ def errors_in_one_line() -> Iterator[None]:
     """Ends the process with one line for every expected error; the status tells its kind."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to flush
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except RunError as error:
         fail(str(error), error.status)
     except KeyboardInterrupt:

@@ -455,7 +455,7 @@ def _differences(was: dict[str, Any], now: dict[str, Any], defaults: Settings) -
 
 
 def results_with(path: Path, settings: Settings, defaults: Settings) -> RunResults | None:
-    """The results of a run with these settings; None if it is not finished.
+    """The results of a run with these settings; None if it is not finished, or not begun.
 
     Args:
       path: the run's folder.
@@ -463,10 +463,10 @@ def results_with(path: Path, settings: Settings, defaults: Settings) -> RunResul
       defaults: those of the experiment, for settings that a run of an older version lacks.
 
     Raises:
-      WorkdirError: the folder holds the results of other settings.
+      WorkdirError: the folder holds a run with other settings.
     """
     results = read_results(path)
-    if results is None:
+    if results is None and not (path / "config.json").exists():
         return None
     was, now = read_config(path)["settings"], settings.changing_results()
     # The run that was continued may have moved together with this one.

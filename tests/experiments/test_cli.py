@@ -1,6 +1,7 @@
 """The command line where it meets consoles, closed streams and files that are no text."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,19 @@ def test_what_a_console_cannot_show_is_replaced(encoding, shown):
         capture_output=True, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stdout) == (0, shown)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_reads_no_further_ends_a_command_quietly(unbuffered):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SHOW.replace("print(", "sys.stdin.read(); print(", 1)],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.close()
+    _, errors = process.communicate()  # closes stdin, upon which it prints
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert b"BrokenPipe" not in errors
 
 
 def test_a_closed_stderr_is_no_error_and_nobody_else_gets_its_descriptor(tmp_path):

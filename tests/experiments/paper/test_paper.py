@@ -662,6 +662,15 @@ def test_results_of_other_settings_are_not_taken_for_these(tiny, changed, named)
     assert str(refusal.value).endswith("Give another --workdir")
 
 
+def test_a_run_of_other_settings_is_not_continued(tiny, tmp_path):
+    name = "digits-lvae-bn-wu-2"
+    shutil.copytree(Path(tiny.workdir) / "runs" / name, tmp_path / "runs" / name)
+    (tmp_path / "runs" / name / "results.json").unlink()
+    table = dataclasses.replace(tiny, only=("table1",), workdir=str(tmp_path))
+    with pytest.raises(WorkdirError, match=f"{name} holds a run with other .*Give another --workd"):
+        paper.main(dataclasses.replace(table, seed=1))
+
+
 def test_claims_wait_for_the_runs_that_they_are_about():
     models = {(name, 1): model(-88.0) for name in ("VAE", "VAE+BN", "VAE+BN+WU")}
     assert claims.of("figure3", models, 5) == []
