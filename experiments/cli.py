@@ -58,7 +58,9 @@ def start(command: Callable[..., None], defaults: Any, takes_paths: bool = False
         for path in given:
             if not PATH.accept(path):
                 fail(f"{path}: give {PATH.expected}")
-        command(kind(**_flag_values(kind)), *map(os.path.expanduser, given))
+        settings = kind(**_flag_values(kind))
+        with _interrupted_at_once():
+            command(settings, *map(os.path.expanduser, given))
 
     _start(call, defaults, takes_paths)
 
@@ -246,8 +248,8 @@ def _with_flags(message: str) -> str:
 def _interrupted_at_once() -> Iterator[None]:
     """SIGINT ends the process at once, without an exception, until a run handles it itself.
 
-    An exception in the middle of an import is not safe: compiled modules abort, and others catch
-    it and continue.
+    An exception is not safe in the middle of an import or of a callback from compiled code: the
+    process may crash, or the exception may be caught and ignored.
     """
 
     def end(*_: object) -> None:

@@ -117,6 +117,37 @@ def test_a_reader_that_reads_no_further_ends_a_command_quietly(unbuffered):
     assert b"BrokenPipe" not in errors
 
 
+STUBBORN = """
+import signal, time
+from experiments import cli, report
+
+# Commands of a script that runs in the background inherit that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def wait(settings, *arguments):
+    print("begun", flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:  # as a callback from compiled code catches it
+            pass
+
+cli.start(wait, report.ReportSettings())
+"""
+
+
+def test_an_interrupted_command_ends_at_once_whatever_catches_exceptions():
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (130, b"error: interrupted\n")
+
+
 def test_a_closed_stderr_is_no_error_and_nobody_else_gets_its_descriptor(tmp_path):
     code = (
         "import os, sys\n"
