@@ -4,7 +4,6 @@ The model is loaded by `lvae_jax.load`, so a folder made by `lvae_jax.save` work
 """
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,7 +21,7 @@ from experiments.run.evaluation import standard_error
 from experiments.run.setup import at_precision
 from experiments.settings import MOST_SEEDS, Settings, choice, setting, whole
 from experiments.show.figures import write_png
-from experiments.store.files import read_json, write_json, writing
+from experiments.store.files import check_writable, read_json, write_json, writing
 from lvae_jax import observations
 from lvae_jax.data import Dataset
 from lvae_jax.models import HierarchicalVAE
@@ -117,10 +116,7 @@ def read_model(command: str, workdirs: Sequence[str]) -> Trained:
     if len(workdirs) != 1:
         raise SettingsError(f"give one run's folder: python -m experiments.{command} RUN")
     path = Path(workdirs[0])
-    if path.is_dir() and not os.access(path, os.W_OK):
-        raise WorkdirError(
-            f"{path} cannot be written to, and the results belong there; give a copy of it"
-        )
+    check_writable(path)
     compilation_cache.enable("")
     devices.find_devices()
     try:

@@ -22,6 +22,7 @@ from experiments.show import numbers, uses
 from lvae_jax import bounds, evaluation
 from lvae_jax.data import DataError, arrays
 from lvae_jax.data.dataset import shown_range
+from lvae_jax.data.source import UNKNOWN
 from lvae_jax.keys import image_keys
 
 RESAMPLES = 100
@@ -83,8 +84,14 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
     if len(images) < 2:
         raise DataError(f"{name} has one image; a standard error over images needs at least two")
     images = images[: settings.images]
-    labels = np.full(len(images), -1, np.int32)
+    labels = np.full(len(images), UNKNOWN, np.int32)
     if run.dataset.observation != "bernoulli":
+        dtype = run.dataset.train_images.dtype
+        if images.dtype != dtype:
+            raise DataError(
+                f"{name} holds {images.dtype} but {run.dataset.name} {dtype}, which may be on "
+                f"another scale; save it as {dtype}"
+            )
         return run.as_test_images(images, labels, name).test_x()
     if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):
         raise DataError(

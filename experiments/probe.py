@@ -1,6 +1,7 @@
 """Measures what each layer knows about the class: `python -m experiments.probe RUN`.
 
-Trains classifiers on the frozen latents of every layer, on pixels and on principal components.
+Trains classifiers on the frozen latents of every layer, on pixels and on principal components, of
+the images whose label is known.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from experiments.progress import Progress
 from experiments.settings import setting, whole
 from experiments.show import numbers, uses
 from lvae_jax import latents
+from lvae_jax.data.source import UNKNOWN
 
 LABELS = (100, 1000, 0)
 """Numbers of labelled training images; 0 means all."""
@@ -163,19 +165,21 @@ def probe(settings: ProbeSettings, *workdirs: str) -> None:
       SettingsError: the chosen training images are all of one class.
     """
     run = finished.read(settings, "probe", workdirs)
-    rows = slice(settings.subset or None)
-    labels = (run.dataset.train_labels[rows], run.dataset.test_labels)
-    if len(np.unique(run.dataset.train_labels)) < 2:
+    train_labels, test_labels = run.dataset.train_labels, run.dataset.test_labels
+    rows, test_rows = (np.flatnonzero(labels != UNKNOWN) for labels in (train_labels, test_labels))
+    if len(np.unique(train_labels[rows])) < 2 or not len(test_rows):
         raise WorkdirError(
             f"{run.dataset.name} has no labels of at least two classes to probe; own arrays take "
-            "--train_labels and --test_labels"
+            f"--train_labels and --test_labels, where {UNKNOWN} means unknown"
         )
+    rows = rows[rows < (settings.subset or len(train_labels))]
+    labels = train_labels[rows], test_labels[test_rows]
     if len(np.unique(labels[0])) < 2:
         raise SettingsError(
             f"--subset={settings.subset}: the first training images are all of one class; give "
             "more, of at least two classes"
         )
-    train_x, test_x = run.train_x()[rows], run.dataset.test_x()
+    train_x, test_x = run.train_x()[rows], run.dataset.test_x()[test_rows]
     with run.precision():
         features, active = representations(run, train_x, test_x)
 

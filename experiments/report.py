@@ -35,13 +35,15 @@ def report(path: Path, layer: int | None = None, **changed: str) -> None:
         run that does not name it.
 
     Raises:
-      WorkdirError: the folder holds no run, or no finished epoch.
+      WorkdirError: the folder holds no run, or no finished epoch, or cannot be written to.
       DataError: the data set is not available, or is another one.
     """
     from experiments.run import devices
     from experiments.show import page
+    from experiments.store.files import check_writable
     from experiments.store.workdir import read_run
 
+    check_writable(path)
     devices.find_devices()
     run = read_run(path)
     experiment = changed.pop("experiment", run.config.get("experiment"))

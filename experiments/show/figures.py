@@ -269,15 +269,21 @@ def principal_components(z: Sequence[np.ndarray], labels: np.ndarray) -> Figure:
 
     Args:
       z: per layer, [images, units]: one sample per image.
-      labels: [images]; up to ten different labels are coloured, and written at their median.
+      labels: [images]; up to ten different labels are coloured, and written at their median. Images
+        whose label is unknown, -1, are grey then.
 
     Returns:
       The figure.
     """
-    names = np.unique(labels)
+    names = np.unique(labels[labels != -1])
     coloured = 1 < len(names) <= 10
     # The written labels are for readers who cannot tell ten hues apart.
     hues = (*COLOURS[:6], "#999999", "#882255", "#F0E442", "#000000")
+    groups = [(labels == name, hue) for name, hue in zip(names, hues, strict=False)]
+    if not coloured:
+        groups = [(np.full(labels.shape, True), COLOURS[0])]
+    elif (labels == -1).any():
+        groups.insert(0, (labels == -1, "#cccccc"))
     columns = min(3, len(z))
     rows = -(-len(z) // columns)
     with rc_context(STYLE | {"axes.grid": False}):
@@ -285,10 +291,8 @@ def principal_components(z: Sequence[np.ndarray], labels: np.ndarray) -> Figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for i, (panel, layer) in enumerate(zip(panels, z, strict=False)):
             components, explained = _two_components(layer)
-            for j, name in enumerate(names if coloured else [None]):
-                chosen = components[labels == name] if coloured else components
-                colour = hues[j] if coloured else COLOURS[0]
-                panel.scatter(*chosen.T, s=4, color=colour, alpha=0.6, linewidths=0)
+            for chosen, colour in groups:
+                panel.scatter(*components[chosen].T, s=4, color=colour, alpha=0.6, linewidths=0)
             for name in names if coloured else ():
                 middle = np.median(components[labels == name], axis=0)
                 text = panel.text(*middle, str(name), ha="center", va="center", fontsize=9)
@@ -338,15 +342,17 @@ def labelled_rows(picture: np.ndarray, names: Sequence[str]) -> Figure:
     """
     height, width = picture.shape[:2]
     row = (height - 1) / len(names)
-    # Inches: the names stand left of the picture, whose rows are at most 0.6 high.
+    # Inches: the names stand left of the picture, whose rows are at most 0.6 high, and high enough
+    # for their names, for which low ones are stretched.
     beside, across = 1.4, min(5.0, 0.6 * width / row)
-    size = (beside + 5.05, across * height / width + 0.1)
+    down = max(across * height / width, 0.2 * len(names))
+    size = (beside + 5.05, down + 0.1)
     with rc_context(STYLE | {"axes.grid": False, "figure.constrained_layout.use": False}):
         figure = Figure(figsize=size)
         axes = figure.add_axes(
             (beside / size[0], 0.05 / size[1], across / size[0], 1 - 0.1 / size[1])
         )
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
         axes.set_yticks([row * (i + 0.5) for i in range(len(names))], names)
         axes.set_xticks([])
         axes.tick_params(length=0)

@@ -13,7 +13,7 @@ from experiments.errors import WorkdirError
 from experiments.results import USED_KL, Run, RunResults
 from experiments.settings import as_typed
 from experiments.show import drawing, numbers, uses
-from experiments.store.files import read_json
+from experiments.store.files import read_json, write_text
 
 NAME = "report.html"
 
@@ -272,4 +272,4 @@ def write(run: Run, command: str | None) -> None:
         if (folder / f"{name}.png").exists()
     }
     probe = _read_probe(run.path / "probe.json", images.pop("probe", None))
-    (run.path / NAME).write_text(render(run, command, images, probe), encoding="utf-8")
+    write_text(run.path / NAME, render(run, command, images, probe))

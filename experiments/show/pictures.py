@@ -44,7 +44,7 @@ def _cut_into_parts(pictures: np.ndarray) -> np.ndarray:
 
 
 def grid(pictures: np.ndarray, columns: int, low: float, high: float) -> np.ndarray:
-    """Arranges pictures in a grid, row by row, one pixel apart.
+    """Arranges pictures in a grid, row by row, one white pixel apart.
 
     Args:
       pictures: [n, height, width], or [n, height, width, 3]. NaN is drawn as black.
@@ -60,7 +60,7 @@ def grid(pictures: np.ndarray, columns: int, low: float, high: float) -> np.ndar
     pictures = scaled.astype(np.uint8)
     n, height, width, *colours = pictures.shape
     rows = math.ceil(n / columns)
-    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, *colours), 128, np.uint8)
+    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, *colours), 255, np.uint8)
     for i, picture in enumerate(pictures):
         top, left = i // columns * (height + 1) + 1, i % columns * (width + 1) + 1
         canvas[top : top + height, left : left + width] = picture

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,18 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise WorkdirError(f"cannot write to {path} ({reason}); {what_to_do(error)}") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that takes no files, before anything is computed for it.
+
+    Raises:
+      WorkdirError: it cannot be written to.
+    """
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise WorkdirError(
+            f"{folder} cannot be written to, and the results belong there; give a copy of it"
+        )
 
 
 def write_text(path: Path, text: str) -> None:

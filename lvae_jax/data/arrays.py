@@ -22,7 +22,7 @@ from lvae_jax.data.dataset import (
     shown_range,
     shown_reason,
 )
-from lvae_jax.data.source import user_path
+from lvae_jax.data.source import UNKNOWN, user_path
 
 _NPY, _NPZ, _PICKLE = b"\x93NUMPY", b"PK", b"\x80"
 
@@ -322,8 +322,8 @@ def _from_text(path: Path) -> str:
     options = f", delimiter={delimiter!r}" if delimiter else ""
     if not all(map(_is_number, numbers)):
         options += ", skiprows=1"
-    npy = path.with_suffix(".npy").name
-    return f", as in numpy.save({npy!r}, numpy.loadtxt({path.name!r}{options}))"
+    npy = str(path.with_suffix(".npy"))
+    return f", as in numpy.save({npy!r}, numpy.loadtxt({str(path)!r}{options}))"
 
 
 def _is_number(word: str) -> bool:
@@ -365,7 +365,7 @@ def _read_images(given: str | os.PathLike[str]) -> np.ndarray:
 def _read_labels(given: str | os.PathLike[str] | None, images: np.ndarray) -> np.ndarray:
     """The labels of a file, int32 [n]; -1 for all images if there is no file."""
     if given is None:
-        return np.full(len(images), -1, np.int32)
+        return np.full(len(images), UNKNOWN, np.int32)
     labels = load_array(given)
     if labels.shape != (len(images),):
         raise DataError(
@@ -436,11 +436,11 @@ def _member(path: Path, key: str) -> str:
 
 
 def _never_unpickled(path: Path) -> str:
-    npy = path.with_suffix(".npy").name
+    npy = str(path.with_suffix(".npy"))
     return (
         f"{path} is a pickle, as PyTorch writes, not an .npy or .npz file; a pickle can run code "
         "when it is opened, so it is never loaded: if you trust it, convert it, as in "
-        f"numpy.save({npy!r}, torch.load({path.name!r}).numpy(force=True))"
+        f"numpy.save({npy!r}, torch.load({str(path)!r}).numpy(force=True))"
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from lvae_jax.data.dataset import Dataset
 from lvae_jax.data.prepared import load_arrays
-from lvae_jax.data.source import File, Source, Splits, open_content
+from lvae_jax.data.source import UNKNOWN, File, Source, Splits, open_content
 
 
 def read_amat(path: Path) -> np.ndarray:
@@ -31,7 +31,7 @@ def read_amat(path: Path) -> np.ndarray:
 def _read(paths: Mapping[str, Path]) -> Splits:
     train, valid, test = (read_amat(paths[file.name]) for file in SOURCE.files)
     images = {"train": np.concatenate([train, valid]), "test": test}
-    return {split: (array, np.full(len(array), -1)) for split, array in images.items()}
+    return {split: (array, np.full(len(array), UNKNOWN)) for split, array in images.items()}
 
 
 SOURCE = Source(

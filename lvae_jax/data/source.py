@@ -17,7 +17,10 @@ import numpy as np
 from lvae_jax.data.dataset import DataError
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
-"""Images [n, *image_shape] and integer labels [n], -1 where unknown, for "train" and "test"."""
+"""Images [n, *image_shape] and integer labels [n], `UNKNOWN` or not, for "train" and "test"."""
+
+UNKNOWN = -1
+"""The label of an image whose label is not known."""
 
 
 class File(NamedTuple):

@@ -309,24 +309,24 @@ def test_a_missing_test_file_is_named(save, tmp_path):
     ],
     ids=["empty", "hdf", "text", "header", "spaces", "numbered columns", "control characters"],
 )
-def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown, how, monkeypatch):
+def test_a_file_that_is_not_numpys_is_named(tmp_path, content, shown, how):
     path = tmp_path / "a.csv"
     path.write_bytes(content)
+    how = how.replace("'a.", f"'{tmp_path}/a.")
     assert failure(path) == (
         f"{path} starts with the bytes {shown}, so it is not an .npy or .npz file; write it with "
         f"numpy.save or numpy.savez{how}"
     )
     if how:
-        monkeypatch.chdir(tmp_path)
         exec(how.removeprefix(", as in "), {"numpy": np})
-        assert np.isfinite(np.load("a.npy")).all()
+        assert np.isfinite(np.load(tmp_path / "a.npy")).all()
 
 
 @pytest.mark.parametrize("value", [b"0,", b"0.5,", b"1e-5,"])
 def test_a_long_row_of_numbers_is_not_taken_for_a_header(tmp_path, value):
     path = tmp_path / "a.csv"
     path.write_bytes(value * 12_288 + b"1\n")
-    assert failure(path).endswith("numpy.loadtxt('a.csv', delimiter=','))")
+    assert failure(path).endswith(f"numpy.loadtxt('{path}', delimiter=','))")
 
 
 def test_what_numpy_refuses_in_two_lines_is_one(tmp_path):
@@ -341,7 +341,7 @@ def test_a_pytorch_file_is_named_with_what_converts_it(tmp_path):
     message = (
         f"{path} is a pickle, as PyTorch writes, not an .npy or .npz file; a pickle can run code "
         "when it is opened, so it is never loaded: if you trust it, convert it, as in "
-        "numpy.save('t.npy', torch.load('t.pt').numpy(force=True))"
+        f"numpy.save('{tmp_path}/t.npy', torch.load('{path}').numpy(force=True))"
     )
     with zipfile.ZipFile(path, "w") as file:  # the layout of torch.save
         file.writestr("t/data.pkl", b"\x80\x02.")

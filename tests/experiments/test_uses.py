@@ -29,6 +29,7 @@ from tolerances import (
 import lvae_jax
 from experiments import certify, finished, impute, outliers, probe
 from experiments.errors import SettingsError, WorkdirError
+from experiments.report import report
 from lvae_jax import LadderVAE, evaluation, latents
 from lvae_jax.data import DataError, digits, mnist
 
@@ -100,11 +101,12 @@ def test_a_config_of_somebody_else_above_a_model_is_not_read(folder, tmp_path):
 
 def test_a_folder_that_takes_no_results_is_refused_before_they_are_computed(folder, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with pytest.raises(WorkdirError) as refusal:
-        finished.read_model("certify", [str(folder)])
-    assert str(refusal.value) == (
-        f"{folder} cannot be written to, and the results belong there; give a copy of it"
-    )
+    for begin in (lambda: finished.read_model("certify", [str(folder)]), lambda: report(folder)):
+        with pytest.raises(WorkdirError) as refusal:
+            begin()
+        assert str(refusal.value) == (
+            f"{folder} cannot be written to, and the results belong there; give a copy of it"
+        )
 
 
 def test_own_arrays_are_observed_as_the_model_observes_them(tmp_path):
@@ -406,6 +408,27 @@ def test_images_without_labels_cannot_be_probed(folder, monkeypatch):
         probe.probe(probe.ProbeSettings(data="digits"), str(folder))
 
 
+def test_images_whose_label_is_unknown_are_not_probed(tmp_path):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False)
+    lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
+    labels = np.arange(60) % 2
+    np.save(tmp_path / "images.npy", np.eye(4)[labels])
+    labels[::3] = -1
+    np.save(tmp_path / "labels.npy", labels)
+    files = [str(tmp_path / name) for name in ("images.npy", "labels.npy")]
+    own = {"train": files[0], "test": files[0], "train_labels": files[1], "test_labels": files[1]}
+    probe.probe(probe.ProbeSettings(data="arrays", **own), str(tmp_path / "model"))
+    found = results(tmp_path / "model", "probe")
+    assert (found["train_images"], found["test_images"]) == (40, 40)
+    pixels = next(one for one in found["representations"] if one["name"] == "pixels")
+    assert pixels["errors"]["40"]["knn"]["mean"] == 0  # the pixels are the class
+    np.save(files[1], np.where(labels == 1, 1, -1))
+    with pytest.raises(
+        WorkdirError, match=r"no labels of at least two classes .* -1 means unknown"
+    ):
+        probe.probe(probe.ProbeSettings(data="arrays", **own), str(tmp_path / "model"))
+
+
 def test_images_of_one_class_cannot_be_probed(folder):
     with pytest.raises(SettingsError, match="--subset=1: the first training images are all of one"):
         probe.probe(probe.ProbeSettings(data="digits", subset=1), str(folder))
@@ -553,6 +576,20 @@ def test_an_array_whose_name_has_a_slash_gives_files_without(tmp_path):
     assert results(tmp_path / "model", "outliers-sets-a-b")["against"] == own
 
 
+def test_other_images_of_another_dtype_than_the_runs_are_named(tmp_path):
+    model = LadderVAE(4, (2,), (3,), batch_norm=False, observation="gaussian")
+    lvae_jax.save(tmp_path / "model", model, {"params": random_params(model)})
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(20, 4)))
+    np.save(tmp_path / "grey.npy", np.arange(80, dtype=np.uint8).reshape(20, 4) + 120)
+    own = finished.UseSettings(data="arrays", train=str(tmp_path / "own.npy"))
+    run = finished.read(own, "outliers", [str(tmp_path / "model")])
+    against = outliers.OutlierSettings(against=str(tmp_path / "grey.npy"))
+    with pytest.raises(
+        DataError, match=r"grey\.npy holds uint8 but own float32.*save it as float32"
+    ):
+        outliers.other_images(run, against)
+
+
 @pytest.mark.parametrize("place", ["of_the_run", "of_the_flag"])
 def test_another_data_set_is_read_from_the_runs_folder_or_the_flags(place, folder, tmp_path):
     run = tmp_path / "run"
@@ -698,6 +735,17 @@ def test_masks_are_as_asked():
     bottom = ~impute.observed_entries("bottom", shape, 3, 0).reshape(3, *shape)
     assert bottom[:, 2:].all()
     assert not bottom[:, :2].any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((1, 6, 5), 1), ((3, 6, 5), 1), ((6, 5, 3), 0), ((6, 5, 1), 0), ((3, 3, 3), 0), ((1, 7), 1)],
+)
+def test_the_lower_half_of_an_image_is_that_of_its_height(shape, axis):
+    observed = impute.observed_entries("bottom", shape, 2, 0).reshape(2, *shape)
+    upper, lower = np.split(observed, [shape[axis] // 2], axis=axis + 1)
+    assert upper.all()
+    assert not lower.any()
     share = ~impute.observed_entries("0.25", (100, 100), 20, 0)
     assert abs(share.mean() - 0.25) < threshold() * np.sqrt(0.25 * 0.75 / share.size)
     assert not np.array_equal(share[0], share[1])

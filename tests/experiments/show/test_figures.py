@@ -1,5 +1,6 @@
 """Figures of runs: what is drawn is what was given, and can be told apart without colours."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -368,6 +369,12 @@ def test_a_label_has_a_colour_of_its_own_and_is_written_in_the_middle_of_its_ima
         assert_components(middle, np.median(expected[labels == i], axis=0), z)
         colours.add(tuple(dots.get_facecolor()[0]))
     assert len(colours) == 3
+    labels[:20] = -1  # unknown
+    (panel,) = figures.principal_components([z], labels).axes
+    unknown, *known = panel.collections
+    assert_components(unknown.get_offsets() * signs, expected[:20], z)
+    assert sum(len(dots.get_offsets()) for dots in known) == 40
+    assert [text.get_text() for text in panel.texts] == ["4", "5", "6"]
 
 
 def test_ten_labels_have_ten_colours_and_more_than_ten_have_one():
@@ -427,6 +434,16 @@ def test_rows_of_few_images_are_not_enlarged(columns, width, height):
     # Images lie one pixel apart, a fiftieth of their width.
     np.testing.assert_allclose(drawn, [width, height], rtol=0.03)
     assert figure.get_size_inches()[0] > 6
+
+
+def test_rows_of_vectors_are_as_high_as_their_names():
+    picture = pictures.grid(np.zeros((10 * 9, 1, 5)), 10, 0.0, 1.0)
+    figure = figures.labelled_rows(picture, ["name"] * 9)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    names = [label.get_window_extent() for label in axes.get_yticklabels()]
+    for upper, lower in itertools.pairwise(sorted(names, key=lambda box: -box.y0)):
+        assert upper.y0 >= lower.y1
 
 
 def test_a_figure_is_written_as_a_png_of_its_size(tmp_path):

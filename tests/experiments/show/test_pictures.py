@@ -52,15 +52,15 @@ def test_the_parts_of_a_long_picture_lie_side_by_side():
     np.testing.assert_array_equal(pictures.as_pictures(x, (9,)), [np.transpose(expected)])
 
 
-def test_a_grid_lays_pictures_out_row_by_row_a_grey_pixel_apart():
-    black, white = np.zeros((1, 2)), np.ones((1, 2))
-    drawn = pictures.grid(np.stack([white, black, white]), columns=2, low=0.0, high=1.0)
-    g = 128
+def test_a_grid_lays_pictures_out_row_by_row_a_white_pixel_apart():
+    black, grey = np.zeros((1, 2)), np.full((1, 2), 0.4)
+    drawn = pictures.grid(np.stack([grey, black, grey]), columns=2, low=0.0, high=1.0)
+    g = 255
     expected = [
         [g, g, g, g, g, g, g],
-        [g, 255, 255, g, 0, 0, g],
+        [g, 102, 102, g, 0, 0, g],
         [g, g, g, g, g, g, g],
-        [g, 255, 255, g, g, g, g],
+        [g, 102, 102, g, g, g, g],
         [g, g, g, g, g, g, g],
     ]
     np.testing.assert_array_equal(drawn, expected)
