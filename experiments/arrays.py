@@ -24,7 +24,9 @@ class ArraysSettings(Settings):
     train: str = operational("", SOURCE, "images to train on: FILE.npy, or FILE.npz:KEY")
     test: str = operational("", SOURCE, "images to test on; the default is a part of --train")
     train_labels: str = operational(
-        "", SOURCE, "labels of the images of --train, whole numbers, for figures and for probe"
+        "",
+        SOURCE,
+        "labels of the images of --train, whole numbers, for figures and for probe; -1: unknown",
     )
     test_labels: str = operational("", SOURCE, "labels of the images of --test")
     observation: Literal["bernoulli", "gaussian", "discretized_logistic"] = setting(

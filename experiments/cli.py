@@ -72,11 +72,13 @@ def _start(command: Callable[..., None], defaults: Any, takes_paths: bool) -> No
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
     logging.get_absl_handler().setFormatter(_Formatter())
 
-    def call(argv: list[str]) -> None:
-        with errors_in_one_line():
-            command(*argv[1:])
-
-    app.run(call, flags_parser=lambda argv: parse(argv, takes_paths))
+    with errors_in_one_line():
+        try:
+            app.run(
+                lambda argv: command(*argv[1:]), flags_parser=lambda argv: parse(argv, takes_paths)
+            )
+        finally:
+            sys.stdout.flush()
 
 
 class _Formatter(standard_logging.Formatter):
@@ -213,7 +215,6 @@ def errors_in_one_line() -> Iterator[None]:
     """Ends the process with one line for every expected error; the status tells its kind."""
     try:
         yield
-        sys.stdout.flush()
     except BrokenPipeError:  # nobody reads on, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to flush
         raise SystemExit(128 + signal.SIGPIPE) from None
@@ -251,6 +252,9 @@ def _interrupted_at_once() -> Iterator[None]:
     An exception is not safe in the middle of an import or of a callback from compiled code: the
     process may crash, or the exception may be caught and ignored.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script
+        yield
+        return
 
     def end(*_: object) -> None:
         print("error: interrupted", file=sys.stderr, flush=True)

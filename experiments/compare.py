@@ -13,6 +13,7 @@ from experiments.errors import SettingsError, WorkdirError
 from experiments.results import USED_KL, Run
 from experiments.settings import PATH, setting
 from experiments.show import figures, numbers
+from experiments.store.files import write_text
 
 NOTE = (
     "± is the standard deviation over seeds for a run with several of them. For one seed it is the "
@@ -112,7 +113,7 @@ def compare(settings: CompareSettings, *workdirs: str) -> None:
     print(text, end="")
     folder = Path(settings.output)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    write_text(folder / "table.md", text)
     by_name = dict(zip(names(runs), runs, strict=True))
     curves = figures.learning_curves({name: run.epochs for name, run in by_name.items()})
     figures.write_png(folder / "learning_curves.png", curves)

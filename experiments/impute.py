@@ -58,10 +58,8 @@ def observed_entries(missing: str, shape: tuple[int, ...], images: int, seed: in
     """
     if missing == "bottom":
         axis = _height_axis(shape)
-        lower = np.arange(shape[axis]) >= shape[axis] // 2
-        gone = np.broadcast_to(
-            np.expand_dims(lower, tuple(range(1, len(shape) - axis))), (images, *shape)
-        )
+        lower = np.indices(shape)[axis] >= shape[axis] // 2
+        gone = np.broadcast_to(lower, (images, *shape))
     elif missing.endswith(".npy"):
         given = arrays.load_array(missing)
         if given.shape not in (shape, (images, *shape)):
@@ -92,8 +90,7 @@ def observed_entries(missing: str, shape: tuple[int, ...], images: int, seed: in
 def _height_axis(shape: tuple[int, ...]) -> int:
     """The axis of an image's height: the second one where the first one holds colours."""
     channels_first = len(shape) == 3 and shape[0] in (1, 3) and shape[-1] not in (1, 3)
-    longer = [axis for axis in range(channels_first, len(shape)) if shape[axis] > 1]
-    return next(iter(longer), 0)
+    return next((axis for axis in range(channels_first, len(shape)) if shape[axis] > 1), 0)
 
 
 def _drawn(share: float, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -89,8 +89,8 @@ def other_images(run: Finished, settings: OutlierSettings) -> np.ndarray:
         dtype = run.dataset.train_images.dtype
         if images.dtype != dtype:
             raise DataError(
-                f"{name} holds {images.dtype} but {run.dataset.name} {dtype}, which may be on "
-                f"another scale; save it as {dtype}"
+                f"{name} holds {images.dtype} but {run.dataset.name} {dtype}; give a file of "
+                f"{dtype} on the scale of {run.dataset.name}"
             )
         return run.as_test_images(images, labels, name).test_x()
     if images.dtype == np.float32 and not (images.min() >= 0 and images.max() <= 1):

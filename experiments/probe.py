@@ -61,9 +61,8 @@ def representations(
     sizes = sorted({min(pair[0].shape[1], most) for pair in found.values()}, reverse=True)
     found["pixels"] = (train_x, test_x)
     mean = train_x.mean(0)
-    _, directions = np.linalg.eigh(
-        np.atleast_2d(np.cov(train_x.T))
-    )  # from the smallest variance up
+    # From the smallest variance up.
+    _, directions = np.linalg.eigh(np.atleast_2d(np.cov(train_x.T)))
     for size in sizes:
         chosen = directions[:, ::-1][:, :size]
         found[f"PCA {size}"] = ((train_x - mean) @ chosen, (test_x - mean) @ chosen)
@@ -176,8 +175,8 @@ def probe(settings: ProbeSettings, *workdirs: str) -> None:
     labels = train_labels[rows], test_labels[test_rows]
     if len(np.unique(labels[0])) < 2:
         raise SettingsError(
-            f"--subset={settings.subset}: the first training images are all of one class; give "
-            "more, of at least two classes"
+            f"--subset={settings.subset}: the first training images have labels of fewer than two "
+            "classes; give more images"
         )
     train_x, test_x = run.train_x()[rows], run.dataset.test_x()[test_rows]
     with run.precision():

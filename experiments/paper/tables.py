@@ -26,6 +26,7 @@ from experiments.results import EpochRecord, RunResults
 from experiments.settings import as_flag
 from experiments.show import figures
 from experiments.show.numbers import log_likelihood, markdown, number
+from experiments.store.files import write_text
 
 Found = Sequence[tuple[PlannedRun, RunResults | None]]
 """Runs with their results; None for an unfinished run."""
@@ -40,7 +41,7 @@ def write_tables(paper: PaperSettings) -> None:
     kept = [(planned, results) for planned, results in every if results or planned.name in chosen]
     texts = {"results.csv": results_csv(paper, kept)}
     for name, text in (texts | markdown_tables(paper)).items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
 
 
 def markdown_tables(paper: PaperSettings) -> dict[str, str]:

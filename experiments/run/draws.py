@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 from experiments.results import Draws
 from experiments.run.setup import Experiment
 from lvae_jax.bounds import Terms
+from lvae_jax.data.source import UNKNOWN
 from lvae_jax.models import HierarchicalVAE
 
 RECONSTRUCTED = 40
@@ -108,12 +109,13 @@ def draw_images(
 
 
 def one_of_each(labels: np.ndarray, count: int = 10) -> np.ndarray:
-    """Indices of up to `count` images: the first of each label, then the first others.
+    """Indices of up to `count` images: the first of each known label, then the first others.
 
     Example:
       >>> one_of_each(np.array([7, 7, 2, 5, 2]), 4).tolist()
       [2, 3, 0, 1]
     """
-    _, firsts = np.unique(labels, return_index=True)
+    known = np.flatnonzero(labels != UNKNOWN)
+    firsts = known[np.unique(labels[known], return_index=True)[1]]
     others = np.setdiff1d(np.arange(len(labels)), firsts)
     return np.concatenate([firsts, others])[:count]

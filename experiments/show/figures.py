@@ -21,6 +21,8 @@ from PIL import Image
 
 from experiments.results import USED_KL, EpochRecord, Replicated
 from experiments.show.numbers import with_deviation
+from experiments.store.files import replacing
+from lvae_jax.data.source import UNKNOWN
 
 Epochs = Sequence[EpochRecord]
 
@@ -270,20 +272,21 @@ def principal_components(z: Sequence[np.ndarray], labels: np.ndarray) -> Figure:
     Args:
       z: per layer, [images, units]: one sample per image.
       labels: [images]; up to ten different labels are coloured, and written at their median. Images
-        whose label is unknown, -1, are grey then.
+        whose label is `UNKNOWN` are grey then.
 
     Returns:
       The figure.
     """
-    names = np.unique(labels[labels != -1])
+    known = labels != UNKNOWN
+    names = np.unique(labels[known])
     coloured = 1 < len(names) <= 10
     # The written labels are for readers who cannot tell ten hues apart.
     hues = (*COLOURS[:6], "#999999", "#882255", "#F0E442", "#000000")
     groups = [(labels == name, hue) for name, hue in zip(names, hues, strict=False)]
     if not coloured:
         groups = [(np.full(labels.shape, True), COLOURS[0])]
-    elif (labels == -1).any():
-        groups.insert(0, (labels == -1, "#cccccc"))
+    elif not known.all():
+        groups.insert(0, (~known, "#cccccc"))
     columns = min(3, len(z))
     rows = -(-len(z) // columns)
     with rc_context(STYLE | {"axes.grid": False}):
@@ -439,4 +442,5 @@ def write_png(path: Path, figure: Figure) -> None:
     """Writes the figure with a palette of 256 colours: a third of the size, no visible loss."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = drawn(figure).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    picture.save(path, optimize=True)
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG", optimize=True)

@@ -36,7 +36,8 @@ CAPTIONS = {
     "principal_components": (
         "Principal components of every layer",
         "A posterior sample of each layer for test images, on its two principal components, "
-        "coloured by label where there are labels. The paper's Figure 6.",
+        "coloured by label where there are labels, grey where the label is unknown. The paper's "
+        "Figure 6.",
     ),
     "samples": ("Samples", "Means of p(x | z₁) for draws from the prior."),
     "reconstructions": (

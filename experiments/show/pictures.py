@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from experiments.store.files import replacing
+
 LONGEST = 8  # times as long as wide
 
 
@@ -77,4 +79,6 @@ def write_png(path: Path, picture: np.ndarray, least_width: int = 600) -> None:
     """Writes a picture; small ones are enlarged by a whole factor, so that pixels stay square."""
     factor = max(1, math.ceil(least_width / picture.shape[1]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture.repeat(factor, axis=0).repeat(factor, axis=1)).save(path)
+    enlarged = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    with replacing(path) as temporary:
+        Image.fromarray(enlarged).save(temporary, "PNG")

@@ -38,12 +38,19 @@ def check_writable(folder: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write to, which then replaces `path`, so that no part of a file is left there."""
+    temporary = path.with_name(path.name + ".tmp")
+    yield temporary
+    temporary.replace(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file completely or not at all; it is on disk when this returns."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
     sync(path.parent)
 
 

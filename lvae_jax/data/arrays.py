@@ -60,7 +60,7 @@ def load(
       seed: Decides which images are held out.
       check_scale: Refuse training and test images whose ranges of values are far apart.
       train_labels: The file of the training images' labels, whole numbers [n], which no training
-        uses: they are for figures and classifiers. None: all are -1, unknown.
+        uses: they are for figures and classifiers; -1 is unknown. None: all are unknown.
       test_labels: Those of the test images, where `test` is given.
 
     Returns:

@@ -126,14 +126,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def wait(settings, *arguments):
     print("begun", flush=True)
-    while True:
-        try:
-            time.sleep(60)
-        except BaseException:  # as a callback from compiled code catches it
-            pass
+    try:
+        time.sleep(300)
+    except BaseException:  # as a callback from compiled code catches it
+        pass
 
 cli.start(wait, report.ReportSettings())
 """
+
+
+def test_help_that_nobody_reads_ends_quietly():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as unread:
+        result = subprocess.run(
+            [sys.executable, "-m", "experiments.digits", "--help"],
+            cwd=ROOT, stdout=unread, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_an_interrupted_command_ends_at_once_whatever_catches_exceptions():

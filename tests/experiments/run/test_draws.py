@@ -54,6 +54,7 @@ def test_a_run_draws_its_test_images_in_whole_rows_and_one_of_each_label(layer, 
         ([2, 0, 2, 1, 0, 1], [1, 3, 0, 2, 4, 5]),  # fewer images than ten: all of them
         ([3] * 12, list(range(10))),
         ([-1] * 25, list(range(10))),  # unlabelled
+        ([-1, 3, 3, -1, 5, -1], [1, 4, 0, 2, 3, 5]),
         ([*range(12, -1, -1)], [12, 11, 10, 9, 8, 7, 6, 5, 4, 3]),  # more classes than ten
         ([1] * 11 + [0], [11, 0, 1, 2, 3, 4, 5, 6, 7, 8]),
         ([5], [0]),
