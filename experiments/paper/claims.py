@@ -49,8 +49,8 @@ def _no_overfitting(models: Models, depth: int) -> Claim:
         for name in VARIANTS
     }
     numbers = ", ".join(f"{name} {gap:.2f}" for name, gap in gaps.items())
-    claim = "There are no signs of over-fitting (here: train L_1 at most 2 nats above test L_1)."
-    return claim, max(gaps.values()) <= 2, f"train minus test L_1 is {numbers}"
+    claim = "There are no signs of over-fitting (here: train L_1 less than 2 nats above test L_1)."
+    return claim, max(gaps.values()) < 2, f"train minus test L_1 is {numbers}"
 
 
 def _by_depth(models: Models, depth: int, name: str) -> list[float]:

@@ -315,7 +315,7 @@ def test_there_is_no_over_fitting_if_every_model_has_train_and_test_within_2_nat
     }
     (sentence,) = (s for s in claims.of("figure2", models, 5) if "over-fitting" in s)
     assert sentence == (
-        "There are no signs of over-fitting (here: train L_1 at most 2 nats above test L_1). "
+        "There are no signs of over-fitting (here: train L_1 less than 2 nats above test L_1). "
         f"{judged(holds)}: train minus test L_1 is VAE 0.50, VAE+BN {widest:.2f}, "
         "VAE+BN+WU 1.00, LVAE+BN+WU -0.25."
     )
