@@ -1,4 +1,4 @@
-"""Makes sure that what was written is on disk: for `trained`, `data`, and a run's folder."""
+"""Paths that users give, and files that must be on disk: for `trained`, `data`, a run's folder."""
 
 import errno
 import os
@@ -6,6 +6,21 @@ from pathlib import Path
 
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF)
 """Errors of systems that cannot sync; errors of the disk are not among them."""
+
+
+def expanded(path: str | os.PathLike[str], error: type[ValueError]) -> Path:
+    """The path with `~` replaced by the home directory.
+
+    Raises:
+      ValueError: of the type `error`, if the user, or the one named after the ~, has no home
+        directory.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as reason:
+        raise error(
+            f"{os.fspath(path)}: its home directory is not known; give a path without ~"
+        ) from reason
 
 
 def sync(path: Path) -> None:

@@ -18,7 +18,7 @@ import safetensors.numpy
 from flax import traverse_util
 from flax.core import unfreeze
 
-from lvae_jax._files import sync
+from lvae_jax._files import expanded, sync
 from lvae_jax.models import VAE, HierarchicalVAE, LadderVAE
 
 FORMAT = 1
@@ -124,7 +124,7 @@ def save(
     contiguous = {name: np.asarray(weight, order="C") for name, weight in weights.items()}
     encoded = safetensors.numpy.save(contiguous)
     described["sha256"] = _checksum(described, encoded)
-    path = _expanded(folder)
+    path = expanded(folder, ModelFolderError)
     path.mkdir(parents=True, exist_ok=True)
     written = [
         _write_beside(path / "weights.safetensors", encoded),
@@ -133,16 +133,6 @@ def save(
     for temporary in written:
         temporary.replace(temporary.with_suffix(""))
     sync(path)
-
-
-def _expanded(folder: str | os.PathLike[str]) -> Path:
-    """The folder with `~` replaced by the home directory."""
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError as error:
-        raise ModelFolderError(
-            f"{os.fspath(folder)}: its home directory is not known; give a path without ~"
-        ) from error
 
 
 def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE, dict[str, Any]]:
@@ -164,7 +154,7 @@ def load(folder: str | os.PathLike[str], **fields: Any) -> tuple[HierarchicalVAE
     Example:
       See `save`.
     """
-    path = _model_folder(_expanded(folder))
+    path = _model_folder(expanded(folder, ModelFolderError))
     described = _read_json(path / "model.json")
     model_class = _class_of(described, path)
     encoded = _read(path / "weights.safetensors")

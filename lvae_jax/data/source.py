@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lvae_jax._files import expanded
 from lvae_jax.data.dataset import DataError
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -115,12 +116,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     Raises:
       DataError: The user, or the one named after the ~, has no home directory.
     """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise DataError(
-            f"{os.fspath(path)}: its home directory is not known; give a path without ~"
-        ) from error
+    return expanded(path, DataError)
 
 
 @contextlib.contextmanager
