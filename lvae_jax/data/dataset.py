@@ -4,8 +4,8 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,16 @@ Binarisation = Literal["dynamic", "fixed", "none"]
 
 class DataError(ValueError):
     """A data set cannot be loaded or used; the message is one line and says what to do."""
+
+
+def check_choice(name: str, field: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuses a value of a data set's field that is none of the choices.
+
+    Raises:
+      DataError: It is none of them.
+    """
+    if value not in choices:
+        raise DataError(f"{name}: {field} is {value!r}; it must be one of {', '.join(choices)}")
 
 
 def shown_nonfinite(images: np.ndarray) -> str:
@@ -136,10 +146,7 @@ class Dataset:
             ("observation", self.observation, get_args(ObservationName)),
             ("binarisation", self.binarisation, get_args(Binarisation)),
         ):
-            if value not in choices:
-                raise DataError(
-                    f"{self.name}: {field} is {value!r}; it must be one of {', '.join(choices)}"
-                )
+            check_choice(self.name, field, value, choices)
         if self.observation != "bernoulli" and self.binarisation != "none":
             raise DataError(
                 f"{self.name}: binarisation is {self.binarisation!r} with a {self.observation} "

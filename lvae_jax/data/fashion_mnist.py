@@ -6,7 +6,7 @@ Its four files have the format and the names of MNIST's; checksums tell them apa
 import os
 from typing import Literal, get_args
 
-from lvae_jax.data.dataset import DataError, Dataset
+from lvae_jax.data.dataset import Dataset, check_choice
 from lvae_jax.data.idx import files, read_splits
 from lvae_jax.data.prepared import load_arrays
 from lvae_jax.data.source import Source
@@ -53,11 +53,7 @@ def load(
       DataError: A file is neither given nor can be downloaded, a file is not the original,
         `tfds_dir` cannot be written to, or the observation is another.
     """
-    if observation not in get_args(Observed):
-        raise DataError(
-            f"fashion_mnist: observation is {observation!r}; it must be one of "
-            f"{', '.join(get_args(Observed))}"
-        )
+    check_choice("fashion_mnist", "observation", observation, get_args(Observed))
     return Dataset(
         name="fashion_mnist",
         **load_arrays(SOURCE, data_dir, tfds_dir),

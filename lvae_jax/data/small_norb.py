@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from lvae_jax.data.dataset import DataError, Dataset
+from lvae_jax.data.dataset import DataError, Dataset, check_choice
 from lvae_jax.data.matlab import read_matrices
 from lvae_jax.data.prepared import as_arrays, load_arrays
 from lvae_jax.data.source import File, Source, Splits, open_content, user_path
@@ -176,11 +176,8 @@ def load(
       DataError: A file is neither given nor can be downloaded, a file is not the original, or
         `tfds_dir` cannot be written to.
     """
-    if cameras not in get_args(Cameras):
-        raise DataError(
-            f"small_norb: cameras is {cameras!r}; it must be one of {', '.join(get_args(Cameras))}"
-        )
     name = "small_norb"
+    check_choice(name, "cameras", cameras, get_args(Cameras))
     folder = None if data_dir is None else user_path(data_dir)
     first = next(iter(RESIZED))
     if folder is not None and not SOURCE.find(folder) and _find_resized(folder, first).is_file():
