@@ -29,16 +29,15 @@ def main(name: str, load: Callable[[Any], Any], defaults: Settings) -> None:
 
     def train_and_evaluate() -> None:
         settings = from_flags(type(defaults))
-        with _interrupted_at_once():
-            # These take seconds to import, so bad flags are reported first.
-            from experiments import processes
-            from experiments.run import compilation_cache, devices
-            from experiments.run.loop import run
+        # These take seconds to import, so bad flags are reported first.
+        from experiments import processes
+        from experiments.run import compilation_cache, devices
+        from experiments.run.loop import run
 
-            compilation_cache.enable(settings.compilation_cache)
-            devices.start_processes(settings)
-            dataset = processes.first_alone(lambda: load(settings))  # it may have to be prepared
-            run(settings, dataset, Command(name, defaults))
+        compilation_cache.enable(settings.compilation_cache)
+        devices.start_processes(settings)
+        dataset = processes.first_alone(lambda: load(settings))  # it may have to be prepared
+        run(settings, dataset, Command(name, defaults))
 
     define_flags(Presets())
     _start(train_and_evaluate, defaults, takes_paths=False)
@@ -58,9 +57,7 @@ def start(command: Callable[..., None], defaults: Any, takes_paths: bool = False
         for path in given:
             if not PATH.accept(path):
                 fail(f"{path}: give {PATH.expected}")
-        settings = kind(**_flag_values(kind))
-        with _interrupted_at_once():
-            command(settings, *map(os.path.expanduser, given))
+        command(kind(**_flag_values(kind)), *map(os.path.expanduser, given))
 
     _start(call, defaults, takes_paths)
 
@@ -72,7 +69,7 @@ def _start(command: Callable[..., None], defaults: Any, takes_paths: bool) -> No
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of every save
     logging.get_absl_handler().setFormatter(_Formatter())
 
-    with errors_in_one_line():
+    with errors_in_one_line(), _interrupted_at_once():
         try:
             app.run(
                 lambda argv: command(*argv[1:]), flags_parser=lambda argv: parse(argv, takes_paths)
