@@ -7,7 +7,7 @@ position i - 1. x is [batch, data_dim] and z_i is [samples, batch, units].
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -322,6 +322,10 @@ class HierarchicalVAE(nn.Module):
     generative_hidden_sizes: Sizes | None = None
     batch_norm_epsilon: float = normalization.EPSILON
     variance_bias: float = 0.0
+
+    if TYPE_CHECKING:
+        # Flax's own type, a union of results with and without variables, fits no function's input.
+        def apply(self, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
 
     def __post_init__(self) -> None:
         """Converts sizes to integers and tuples of them, and checks the fields.
