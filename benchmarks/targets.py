@@ -109,14 +109,10 @@ def measure(plan: Plan) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     notes = []
     for name in plan.targets:
-        target = TARGETS[name]
-        if importlib.util.find_spec(target.compiler) is None:
-            notes.append(
-                f"{name} is left out, since its compiler is not installed "
-                f'(pip install "lvae-jax[{target.extra}]")'
-            )
-            continue
-        rows += _in_a_process(name, plan)
+        if missing := missing_compiler(TARGETS[name]):
+            notes.append(f"{name} is left out, since {missing}")
+        else:
+            rows += _in_a_process(name, plan)
     caption = (
         f"Kernels of one pass through a program's loop; batch {plan.batch_size}, products in "
         "float32. Bytes are per device."
@@ -124,14 +120,19 @@ def measure(plan: Plan) -> dict[str, Any]:
     return {"tables": {caption: [_cells(row) for row in rows]}, "notes": notes}
 
 
+def missing_compiler(target: Target) -> str | None:
+    """Says that a target's compiler is not installed, and what to install; None if it is."""
+    if importlib.util.find_spec(target.compiler) is not None:
+        return None
+    return f'its compiler is not installed (pip install "lvae-jax[{target.extra}]")'
+
+
 def _in_a_process(name: str, plan: Plan) -> list[dict[str, Any]]:
     """The rows of one target, compiled in a process that uses no accelerator of this machine."""
-    quiet = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
     result = subprocess.run(
         [sys.executable, "-m", "benchmarks.targets", name, json.dumps(plan)],
         capture_output=True,
         text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **quiet},
     )
     if result.returncode:
         last = result.stderr.strip().splitlines()[-1:]
@@ -334,10 +335,20 @@ def plan_of(text: str) -> Plan:
 
 def main() -> None:
     """Prints the rows of one target as JSON."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.targets", description=main.__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("plan", type=plan_of, nargs="?", default=FULL)
     given = parser.parse_args()
+    if missing := missing_compiler(TARGETS[given.target]):
+        parser.error(f"{given.target}: {missing}")
+    jax.config.update("jax_platforms", "cpu")  # compiles for absent devices, and uses none
+    os.environ |= {
+        # Another process, such as `benchmarks.run`, may hold libtpu's lock.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        # Otherwise libtpu asks its cloud what it runs on.
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    }
     print(json.dumps(compile_all(given.target, TARGETS[given.target], given.plan)))
 
 

@@ -143,6 +143,17 @@ def test_a_target_without_its_compiler_is_left_out_with_what_installs_it(
     assert 'pip install "lvae-jax[tpu-target]"' in said
 
 
+def test_a_target_alone_without_its_compiler_is_refused_with_what_installs_it(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["benchmarks.targets", "v5e:4x4"])
+    with pytest.raises(SystemExit) as ended:
+        targets.main()
+    assert ended.value.code == 2
+    assert 'v5e:4x4: its compiler is not installed (pip install "lvae-jax[tpu-target]")' in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_target_that_fails_ends_the_command_with_its_last_line(monkeypatch):
     def failing(command, **_):
         return subprocess.CompletedProcess(command, 1, "", "a traceback\nRuntimeError: too large\n")
