@@ -3,7 +3,7 @@
 Pure functions hold the mathematics (`distributions`, `bounds`, `normalization`), Flax modules
 compose them (`networks`, `models`), `training` and `evaluation` drive a model over a data set, and
 `save` and `load` keep a trained one.
-`lvae_jax.data` loads data sets and needs the extra `lvae-jax[experiments]`.
+`lvae_jax.data` loads data sets; some of them need the extra `lvae-jax[experiments]`.
 """
 
 import contextlib
