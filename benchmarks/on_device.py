@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks import likelihood
 from benchmarks.run import machine
 from benchmarks.sizes import PAPER, Sizes
-from benchmarks.timing import in_turn, seconds, spread
+from benchmarks.timing import first_line, in_turn, seconds, spread
 from benchmarks.training_step import random_images
 from experiments.paper import plan as paper_plan
 from experiments.run.setup import at_precision
@@ -126,7 +126,7 @@ def parts(plan: Plan) -> dict[str, Part]:
     return found
 
 
-def _tests(plan: Plan) -> dict[str, Any]:
+def _tests(plan: Plan) -> dict[str, Any] | None:
     """Runs the numeric tests on the device, with products in float32."""
     folder = Path(__file__).parent.parent / "tests"
     files = [str(folder / name) for name in TESTS]
@@ -137,7 +137,7 @@ def _tests(plan: Plan) -> dict[str, Any]:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60 * plan.minutes,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {"passed": False, "said": [f"stopped after {plan.minutes:g} minutes"]}
+        return None
     return {"passed": done.returncode == 0, "said": done.stdout.splitlines()[-30:]}
 
 
@@ -173,7 +173,7 @@ def steps(plan: Plan) -> dict[str, Any]:
         try:
             taken, ready = seconds(lambda: program.compile(described["options"]))
         except jax.errors.JaxRuntimeError as error:
-            return {**described, "refused": str(error).splitlines()[0]}, None
+            return {**described, "refused": first_line(error)}, None
         return {**described, "compile_seconds": taken}, ready
 
     with ThreadPoolExecutor() as beside:  # compiles some while others are still traced
@@ -256,6 +256,8 @@ def _run(
 def measure(plan: Plan, chosen: Mapping[str, Part]) -> list[str]:
     """Starts each part that has no result yet, or has failed, once.
 
+    Tests that fail on a device would fail again: they are not repeated, but said every time.
+
     Returns:
       The names of the parts that were stopped or failed.
     """
@@ -263,15 +265,17 @@ def measure(plan: Plan, chosen: Mapping[str, Part]) -> list[str]:
 
     def is_done(name: str) -> bool:
         path = plan.results / f"{name}.json"
-        if path.exists() and not json.loads(path.read_text()).get("status"):
-            return True
-        print(f"{name} ...", flush=True)
-        result = chosen[name]()
-        if result is None:
-            return False
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
-        partial.replace(path)  # so the file is complete if it exists
+        result = json.loads(path.read_text()) if path.exists() else None
+        if result is None or result.get("status"):
+            print(f"{name} ...", flush=True)
+            result = chosen[name]()
+            if result is None:
+                return False
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
+            partial.replace(path)  # so the file is complete if it exists
+        if not result.get("passed", True):
+            print(f"{name} failed on this device: see {path}", flush=True)
         return not result.get("status")
 
     with ThreadPoolExecutor(plan.at_once) as beside:
@@ -303,9 +307,16 @@ def main() -> None:
         flags=tuple(flags),
         at_once=given.at_once,
     )
-    chosen = {name: part for name, part in parts(plan).items() if name.startswith(given.only)}
-    left = measure(plan, chosen)
-    print(f"stopped or failed: {', '.join(left)}" if left else "all parts are done")
+    found = parts(plan)
+    chosen = {name: part for name, part in found.items() if name.startswith(given.only)}
+    if not chosen:
+        parser.error(f"--only={given.only}: give the beginning of one of {', '.join(found)}")
+    if given.at_once < 1:
+        parser.error(f"--at_once={given.at_once}: give at least 1")
+    if left := measure(plan, chosen):
+        print(f"stopped or failed: {', '.join(left)}")
+        raise SystemExit(1)
+    print("all parts are done")
 
 
 if __name__ == "__main__":

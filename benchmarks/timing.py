@@ -72,3 +72,8 @@ def markdown(rows: Sequence[Row]) -> str:
     """A Markdown table with aligned columns; a row may lack some of them."""
     header = list(dict.fromkeys(heading for row in rows for heading in row))
     return numbers.markdown(header, *([shown(row.get(h, "")) for h in header] for row in rows))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error) or repr(error)).splitlines()[0]

@@ -10,7 +10,7 @@ import optax
 
 from benchmarks import optional, plain_jax, products
 from benchmarks.sizes import PAPER, Sizes
-from benchmarks.timing import Row, in_turn, ratio, seconds, spread
+from benchmarks.timing import Row, first_line, in_turn, ratio, seconds, spread
 from lvae_jax import LadderVAE, compilation, evaluation, training
 from lvae_jax.data import binarise
 
@@ -123,7 +123,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         try:
             contenders["torch.compile"] = make_pytorch(sizes, images, batch_size, compiled=True)
         except Exception as error:  # of any kind, for example without a C++ compiler
-            notes.append(f"torch.compile cannot run here: {str(error).splitlines()[0]}")
+            notes.append(f"torch.compile cannot run here: {first_line(error)}")
     times = step_times(contenders, sizes, batch_size, plan.steps, plan.rounds)
     rows: list[Row] = []
     for name, values in times.items():

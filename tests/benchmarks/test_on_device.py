@@ -1,8 +1,10 @@
 """The day of an accelerator, rehearsed on the CPU at a tiny scale."""
 
+import contextlib
 import json
 import signal
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -47,20 +49,55 @@ def test_a_part_with_a_result_is_not_repeated_and_one_that_had_to_stop_is(plan):
     assert json.loads((plan.results / "long.json").read_text())["found"] == 2
 
 
-def test_a_part_that_failed_is_repeated_and_said(plan, monkeypatch, capsys):
+def test_a_part_that_failed_is_repeated_and_said(plan, capsys):
     results = [{"status": 2}, {"status": 0}]
     chosen = {"mistyped": lambda: results.pop(0), "tests": lambda: {"passed": False}}
     assert on_device.measure(plan, chosen) == ["mistyped"]
     assert on_device.measure(plan, chosen) == []
     assert results == []
-    assert on_device.measure(plan, chosen) == []  # tests that fail on a device fail again
+    capsys.readouterr()
+    # Tests that fail on a device would fail again.
+    assert on_device.measure(plan, chosen) == []
+    path = plan.results / "tests.json"
+    assert capsys.readouterr().out == f"tests failed on this device: see {path}\n"
 
 
-def test_numeric_tests_that_take_too_long_end_and_say_so(plan, monkeypatch, tmp_path):
+def test_numeric_tests_that_take_too_long_end_and_are_left_for_the_next_start(
+    plan, monkeypatch, tmp_path
+):
     (tmp_path / "test_slow.py").write_text("import time\ntime.sleep(1000)")
     monkeypatch.setattr(on_device, "TESTS", (str(tmp_path / "test_slow.py"),))
-    result = on_device.parts(plan._replace(minutes=0.001))["tests"]()
-    assert result == {"passed": False, "said": ["stopped after 0.001 minutes"]}
+    assert on_device.parts(plan._replace(minutes=0.001))["tests"]() is None
+
+
+def started(monkeypatch, tmp_path, *flags):
+    folders = [f"--results={tmp_path}", f"--tfds_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks.on_device", *folders, *flags])
+    on_device.main()
+
+
+def test_the_status_tells_whether_something_is_left(monkeypatch, tmp_path, capsys):
+    for result, status in (None, 1), ({}, 0):
+        monkeypatch.setattr(on_device, "_likelihood", lambda _, found=result: found)
+        with pytest.raises(SystemExit) if status else contextlib.nullcontext() as ended:
+            started(monkeypatch, tmp_path, "--only=likelihood")
+        assert not status or ended.value.code == status
+    said = capsys.readouterr().out.splitlines()
+    assert said[1::2] == ["stopped or failed: likelihood", "all parts are done"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "advice"),
+    [
+        ("--only=step5", "give the beginning of one of tests, steps, likelihood, table1"),
+        ("--at_once=0", "give at least 1"),
+    ],
+)
+def test_a_choice_without_parts_is_refused(monkeypatch, tmp_path, capsys, flag, advice):
+    with pytest.raises(SystemExit) as ended:
+        started(monkeypatch, tmp_path, flag)
+    assert ended.value.code == 2
+    assert f"{flag}: {advice}" in capsys.readouterr().err
 
 
 def test_parts_share_the_device_where_the_plan_says_so(plan):
