@@ -38,7 +38,7 @@ QUICK = Plan(layers=((256, 64, 64), (256, 512, 128)), rounds=3, flops=3e8)
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """GFLOP/s of y = x W, dW = x^T g and dx = g W^T, by layer.
+    """GFLOP/s of y = x W, dW = x^T g and dx = g W^T on the CPU, by layer.
 
     The libraries do not take turns: after a product PyTorch's threads spin for a while on cores
     that XLA would need.
@@ -50,7 +50,8 @@ def measure(plan: Plan) -> dict[str, Any]:
         times = max(1, int(plan.flops // flops))
         for name, (a, b) in operands(layer).items():
             row: Row = {"rows x inputs x outputs": f"{n}x{inputs}x{outputs}", "product": name}
-            contenders = {"XLA": by_xla(a, b, times)}
+            with jax.default_device(jax.devices("cpu")[0]):
+                contenders = {"XLA": by_xla(a, b, times)}
             if optional.pytorch() is not None:
                 contenders["PyTorch"] = by_pytorch(a, b, times)
             for library, function in contenders.items():
@@ -58,7 +59,7 @@ def measure(plan: Plan) -> dict[str, Any]:
                 row[library] = spread([1e-9 * flops * times / value for value in seconds])
             rows.append(row)
     notes = [] if optional.pytorch() is not None else [optional.NO_PYTORCH]
-    return {"tables": {"Products of a linear layer, GFLOP/s.": rows}, "notes": notes}
+    return {"tables": {"Products of a linear layer on the CPU, GFLOP/s.": rows}, "notes": notes}
 
 
 def operands(layer: Layer) -> dict[str, tuple[np.ndarray, np.ndarray]]:

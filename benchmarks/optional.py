@@ -4,6 +4,8 @@ import functools
 import os
 from types import ModuleType
 
+from experiments.run.devices import cores
+
 NO_PYTORCH = 'PyTorch is left out, since it is not installed (pip install "lvae-jax[benchmarks]")'
 
 
@@ -16,7 +18,7 @@ def pytorch() -> ModuleType | None:
         import torch
     except ImportError:
         return None
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     if torch.cuda.is_available():
         # On a GPU, JAX's float32 products run in tf32; make PyTorch do the same.
         torch.set_float32_matmul_precision("high")

@@ -1,12 +1,12 @@
 """`python -m benchmarks.run`: measures the speed of training, likelihood and start-up.
 
 Contenders are timed in turn within one process, so that a drift of the machine's speed affects all
-of them. The tables show medians with their range, and ratios formed round by round.
+of them; only the products of `layer` are timed one library after the other. The tables show medians
+with their range, and ratios formed round by round.
 """
 
 import argparse
 import json
-import os
 import platform
 import sys
 import time
@@ -18,6 +18,7 @@ import jax
 
 from benchmarks import likelihood, linear_layer, startup, targets, training_step
 from benchmarks.timing import markdown
+from experiments.run.devices import cores
 
 SECTIONS: dict[str, Any] = {
     "step": training_step,
@@ -52,21 +53,19 @@ def machine() -> dict[str, Any]:
             versions[package] = None
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "python": platform.python_version(),
         **versions,
     }
 
 
-def run(sections: list[str], quick: bool) -> dict[str, Any]:
-    """Runs sections and prints the tables of each as soon as they are measured.
+def run(sections: list[str], quick: bool, json_file: Path | None = None) -> None:
+    """Runs sections; prints the tables of each, and writes its figures, as soon as it is measured.
 
     Args:
       sections: names in `SECTIONS`.
       quick: small models and few rounds.
-
-    Returns:
-      Every figure, by section.
+      json_file: where to write every figure, by section.
     """
     result: dict[str, Any] = {"machine": machine(), "quick": quick}
     print(", ".join(f"{k} {v}" for k, v in result["machine"].items() if v), flush=True)
@@ -81,7 +80,8 @@ def run(sections: list[str], quick: bool) -> dict[str, Any]:
         for note in result[name]["notes"]:
             print(f"Note: {note}.", flush=True)
         print(f"({name}: {time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
-    return result
+        if json_file:
+            json_file.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def main() -> None:
@@ -91,13 +91,16 @@ def main() -> None:
         "--only", type=sections_of, default=list(SECTIONS), help=f"some of {','.join(SECTIONS)}"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="two layers and few rounds, for a quick check"
+        "--quick", action="store_true", help="small models and few rounds, for a quick check"
     )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     arguments = parser.parse_args()
-    result = run(arguments.only, arguments.quick)
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        try:
+            arguments.json.open("a").close()  # before minutes of measuring
+        except OSError as error:
+            parser.error(f"--json={arguments.json}: {error.strerror}; give a file to be written")
+    run(arguments.only, arguments.quick, arguments.json)
 
 
 if __name__ == "__main__":

@@ -188,6 +188,13 @@ def available_memory(mesh: Mesh) -> int | None:
 def describe() -> str:
     """Number and kind of the devices, for a person."""
     devices = jax.devices()
-    cores = f" ({os.cpu_count()} cores)" if devices[0].platform == "cpu" else ""
+    of_cores = f" ({cores()} cores)" if devices[0].platform == "cpu" else ""
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return f"{len(devices)} x {devices[0].device_kind}{cores}{processes}"
+    return f"{len(devices)} x {devices[0].device_kind}{of_cores}{processes}"
+
+
+def cores() -> int:
+    """The number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,13 +1,14 @@
 """The command, on tiny models and without PyTorch: figures, tables, notes, JSON."""
 
 import json
+import os
 import sys
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import likelihood, linear_layer, optional, run, startup, training_step
+from benchmarks import likelihood, linear_layer, optional, run, startup, timing, training_step
 from benchmarks.sizes import Sizes
 
 TINY = Sizes(12, (4,), (8,))
@@ -103,6 +104,43 @@ def test_sections_are_refused_or_put_in_order(capsys, monkeypatch):
         run.main()
     assert ended.value.code == 2
     assert "'steps'; give some of step,layer,likelihood,startup,targets" in capsys.readouterr().err
+
+
+def test_figures_are_written_after_each_section_and_nothing_is_measured_in_vain(
+    monkeypatch, tmp_path, capsys
+):
+    def fails(_):
+        raise RuntimeError("a section that fails")
+
+    monkeypatch.setattr(likelihood, "measure", lambda _: {"tables": {}, "notes": []})
+    monkeypatch.setattr(startup, "measure", fails)
+    path = tmp_path / "figures.json"
+    command = ["benchmarks.run", "--only=likelihood,startup"]
+    monkeypatch.setattr(sys, "argv", [*command, f"--json={path}"])
+    with pytest.raises(RuntimeError, match="a section that fails"):
+        run.main()
+    assert json.loads(path.read_text())["likelihood"] == {"tables": {}, "notes": []}
+
+    monkeypatch.setattr(sys, "argv", [*command, f"--json={tmp_path}"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert f"--json={tmp_path}: Is a directory; give a file to be written" in said.err
+    assert said.out == ""
+
+
+def test_only_the_cores_that_a_process_may_use_are_counted(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
+    assert run.machine()["cores"] == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert run.machine()["cores"] == os.cpu_count()
+
+
+def test_an_error_without_a_message_has_a_first_line():
+    assert timing.first_line(ValueError("one\ntwo")) == "one"
+    assert timing.first_line(AssertionError()) == "AssertionError()"
 
 
 def test_plans_of_a_quick_look_measure_less():
