@@ -95,7 +95,7 @@ def results_csv(paper: PaperSettings, found: Found) -> str:
     for planned, results in found:
         row: dict[str, Any] = {
             "run": planned.name,
-            "dataset": _dataset(planned, results),
+            "dataset": _dataset(planned, found),
             "variant": planned.variant,
             "depth": planned.settings.depth,
             "epochs": planned.settings.epochs,
@@ -103,7 +103,7 @@ def results_csv(paper: PaperSettings, found: Found) -> str:
             "replicas": planned.settings.replicas,
             "finished": results is not None,
             "scale": paper.scale,
-            "paper_log_likelihood": paper_number(planned, results),
+            "paper_log_likelihood": paper_number(planned, found),
         }
         if results:
             values = results.to_json()
@@ -116,12 +116,12 @@ def results_csv(paper: PaperSettings, found: Found) -> str:
     return text.getvalue()
 
 
-def paper_number(planned: PlannedRun, results: RunResults | None) -> float | None:
+def paper_number(planned: PlannedRun, found: Found) -> float | None:
     """The paper's test log-likelihood for the model of a run; None if it has none."""
-    if _dataset(planned, results) == "mnist" and planned.settings.init_from:
+    if _dataset(planned, found) == "mnist" and planned.settings.init_from:
         (row,) = (row for row, variant in TABLE_1_ROWS.items() if variant == planned.variant)
         return published.TABLE_1[row][0]
-    paper = _published(planned, results)
+    paper = _published(planned, found)
     return paper.log_likelihood if paper else None
 
 
@@ -137,7 +137,7 @@ def table_1(paper: PaperSettings, found: Found) -> str:
         seconds = f"{results.training_seconds:,.0f}" if results else ""
         rows.append([name, source, f"{printed:.2f}", *_bounds(results), seconds])
     layers = first.settings.depth
-    text = f"# Table 1: {first.experiment}\n\n{_note(paper, found)}{markdown(*rows)}"
+    text = f"# Table 1: {first.experiment}\n\n{_note(paper, found, bounds=True)}{markdown(*rows)}"
     text += f"\nOurs has {layers} layers.\n" * (layers != 5)
     text += "\nFine-tuning continues ours without it; its time is that of its own epochs.\n"
     return text + f"\n{published.PARAMETERS_NOTE}\n" * (first.experiment == "mnist")
@@ -167,10 +167,14 @@ def table_2(paper: PaperSettings, found: Found) -> str:
         rows = [["units", *VARIANTS]]
         for depth in sorted({planned.settings.depth for planned, _ in of_data}):
             units = of_data[-1][0].settings.latent_sizes[:depth]
-            cells = {p.variant: _with_paper(p, r) for p, r in of_data if p.settings.depth == depth}
+            cells = {
+                planned.variant: _with_paper(results, paper_number(planned, of_data))
+                for planned, results in of_data
+                if planned.settings.depth == depth
+            }
             rows.append(["-".join(map(str, units)), *(cells.get(v, "") for v in VARIANTS)])
         text += f"## {', '.join(names) or experiment}\n\n{_note(paper, of_data)}"
-        if any(paper_number(planned, results) for planned, results in of_data):
+        if any(paper_number(planned, of_data) for planned, _ in of_data):
             text += f"Brackets hold the paper's numbers{_own_settings(of_data)}.\n\n"
             if experiment == "omniglot":
                 text += f"{published.OMNIGLOT_NOTE}\n\n"
@@ -182,26 +186,34 @@ def table_2(paper: PaperSettings, found: Found) -> str:
 
 def _own_settings(found: Found) -> str:
     """Qualifies the paper's numbers unless the runs have every setting that the paper states."""
-    numbers = [_published(planned, results) for planned, results in found]
+    numbers = [_published(planned, found) for planned, _ in found]
     same = all(number is None or number.same_settings for number in numbers)
     return "" if same else published.OWN_SETTINGS
 
 
-def _published(planned: PlannedRun, results: RunResults | None) -> published.Published | None:
+def _published(planned: PlannedRun, found: Found) -> published.Published | None:
     """The paper's numbers for the model of a run."""
     settings = planned.settings.changing_results()
-    return published.find({"dataset": _dataset(planned, results), "settings": settings})
+    return published.find({"dataset": _dataset(planned, found), "settings": settings})
 
 
-def _dataset(planned: PlannedRun, results: RunResults | None) -> str:
-    """The name of a run's data set; of an unfinished one, as if it read the original files."""
-    usual = {"norb": "small_norb"}.get(planned.experiment, planned.experiment)
-    return results.dataset if results else usual
+def _dataset(planned: PlannedRun, found: Found) -> str:
+    """The name of a run's data set.
+
+    An unfinished run will read the files that the finished ones of its experiment have read; if
+    there are none, the original ones.
+    """
+    names = {
+        other.name: results.dataset
+        for other, results in found
+        if results and other.experiment == planned.experiment
+    }
+    original = {"norb": "small_norb"}.get(planned.experiment, planned.experiment)
+    return names.get(planned.name) or next(iter(names.values()), original)
 
 
-def _with_paper(planned: PlannedRun, results: RunResults | None) -> str:
+def _with_paper(results: RunResults | None, printed: float | None) -> str:
     ours = log_likelihood(results) if results else ""
-    printed = paper_number(planned, results)
     return f"{ours} ({printed})" if printed else ours
 
 
@@ -211,7 +223,7 @@ def figure_3(paper: PaperSettings, found: Found) -> str:
     names = [*_bound_names(found), f"the paper's L_1{own}", f"the paper's L_5000{own}"]
     rows = [["model", "layers", "train L_1", *names]]
     for planned, results in found:
-        printed = _published(planned, results)
+        printed = _published(planned, found)
         rows.append(
             [
                 planned.variant,
@@ -225,14 +237,20 @@ def figure_3(paper: PaperSettings, found: Found) -> str:
             ]
         )
     experiment = found[0][0].experiment
-    text = f"# Figure 3: {experiment}\n\n{_note(paper, found)}{markdown(*rows)}"
+    text = f"# Figure 3: {experiment}\n\n{_note(paper, found, bounds=True)}{markdown(*rows)}"
     best = f"L_5000 {published.BEST_VAE}{own}"
     note = f"\nThe paper's best VAE, whose depth is not stated: {best}.\n"
     return text + note * (experiment == "mnist")
 
 
-def _note(paper: PaperSettings, found: Found) -> str:
-    """The note above a table: what its numbers are, and the command that makes them."""
+def _note(paper: PaperSettings, found: Found, bounds: bool = False) -> str:
+    """The note above a table: what its numbers are, and the command that makes them.
+
+    Args:
+      paper: the plan.
+      found: the runs in the table.
+      bounds: whether it has the columns of `_bounds`, not the log-likelihood alone.
+    """
     settings = found[0][0].settings
     devices = sorted({results.device for _, results in found if results})
     images, seeds = settings.eval_subset, f"seed {settings.seed}"
@@ -248,7 +266,7 @@ def _note(paper: PaperSettings, found: Found) -> str:
         + f"in nats; ± is the {spread}. {settings.epochs:,} epochs, {seeds}"
         + (f", on {', '.join(devices)}" if devices else "")
         + "."
-        + " L_1 is of all test images, its difference from L_K of these." * bool(images)
+        + " L_1 is of all test images, its difference from L_K of these." * bool(images and bounds)
         + f"{scaled(paper)}\n\nMade by `{command(paper)}`.\n\n"
     )
 

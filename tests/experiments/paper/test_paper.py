@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
@@ -788,6 +789,25 @@ def test_table_2_shows_the_papers_numbers_before_a_run_is_made(tmp_path):
     assert published.OMNIGLOT_NOTE in text
     assert published.NORB_NOTE in text
     assert "shortened" not in text
+
+
+def test_unfinished_runs_on_a_stand_in_do_not_get_the_papers_numbers(tmp_path):
+    paper = PaperSettings(on="omniglot", eval_subset=2, workdir=str(tmp_path))
+    first, *others = plan(paper, "table2")
+    unfinished = [(planned, None) for planned in others]
+    for dataset, has_numbers in ("omniglot", True), ("omniglot-standin", False):
+        results = records.run_results(dataset=dataset, eval_images=2, test_log_likelihood=-99.0)
+        found = [(first, results), *unfinished]
+        table = tables.table_2(paper, found)
+        assert f"## {dataset}\n" in table
+        assert "-99.00" in table
+        assert "L_1" not in table
+        rows = csv.DictReader(io.StringIO(tables.results_csv(paper, found)))
+        assert {(row["dataset"], row["paper_log_likelihood"] != "") for row in rows} == {
+            (dataset, has_numbers)
+        }
+        for text in ("(-102.11)", "Brackets", "Burda et al."):
+            assert (text in table) is has_numbers
 
 
 def test_the_time_left_is_that_of_the_epochs_so_far_times_the_samples(tmp_path):
