@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
-from lvae_jax.checks import check_rows, warns_of_values
+from lvae_jax.checks import check_rows, check_whole, warns_of_values
 from lvae_jax.keys import threefry
 from lvae_jax.mesh import vary_alike, whole
 from lvae_jax.models import HierarchicalVAE, given
@@ -103,11 +103,9 @@ def bidirectional(
       >>> bounds.x.shape, bounds.lower.shape, bounds.upper.shape
       ((5, 4), (5,), (5,))
     """
-    if temperatures < 2 or min(chains, leapfrog_steps) < 1:
-        raise ValueError(
-            f"temperatures={temperatures}, chains={chains}, leapfrog_steps={leapfrog_steps}; "
-            "give at least 2 temperatures, and 1 of each of the others"
-        )
+    check_whole(temperatures=temperatures, chains=chains, leapfrog_steps=leapfrog_steps)
+    if temperatures < 2:
+        raise ValueError(f"temperatures={temperatures}; give at least 2")
     keys = threefry(keys)
     if keys.ndim != 1:
         raise ValueError(

@@ -6,6 +6,7 @@ import math
 import operator
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -88,26 +89,26 @@ def _is_known(array: Any) -> bool:
     return not isinstance(array, jax.core.Tracer) and getattr(array, "is_fully_addressable", True)
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Refuses a batch size that is not positive.
+def check_whole(**numbers: Any) -> None:
+    """Refuses numbers, by the names of their arguments, that are not positive whole ones.
 
     Raises:
-      ValueError: it is less than 1.
+      ValueError: one is less than 1, or a float.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; give at least 1")
+    for name, number in numbers.items():
+        if not isinstance(number, Integral) or number < 1:
+            raise ValueError(f"{name}={number!r}; give a whole number of at least 1")
 
 
 def check_images(images: Any, condition: Any, batch_size: int) -> None:
-    """Refuses no images, a batch size that is not positive, and a condition without all rows.
+    """Refuses no images, a batch size that is not one, and a condition without all rows.
 
     Raises:
       ValueError: one of these was given.
     """
-    if images.shape[0] < 1 or batch_size < 1:
-        raise ValueError(
-            f"{images.shape[0]} images, batch_size={batch_size}; give at least 1 of each"
-        )
+    if images.shape[0] < 1:
+        raise ValueError(f"{images.shape[0]} images; give at least 1")
+    check_whole(batch_size=batch_size)
     check_rows(condition, images)
 
 

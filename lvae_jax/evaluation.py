@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from lvae_jax import bounds, compilation
 from lvae_jax.annealing import Bidirectional, bidirectional
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import check_images, per_image, warns_of_values
+from lvae_jax.checks import check_images, check_whole, per_image, warns_of_values
 from lvae_jax.imputation import (
     ConditionalLogLikelihood,
     Conditioning,
@@ -201,7 +201,11 @@ def map_images(function: Callable[..., Any], batch_size: int, *arrays: Array | N
 
     Returns:
       The results of all images, with a leading axis for them.
+
+    Raises:
+      ValueError: batch_size is less than 1.
     """
+    check_whole(batch_size=batch_size)
     arrays = jax.tree.map(whole, arrays)
     n = len(jax.tree.leaves(arrays)[0])
     batches = -(-n // batch_size)
@@ -394,8 +398,7 @@ def log_likelihood(
     images = x.shape[0]
     if chunk_size is None:
         chunk_size = default_chunk_size(model, images)
-    if num_samples < 1 or chunk_size < 1:
-        raise ValueError(f"num_samples={num_samples}, chunk_size={chunk_size}; give at least 1")
+    check_whole(num_samples=num_samples, chunk_size=chunk_size)
     chunk_size = min(chunk_size, num_samples)
     encoded = model.apply(variables, x, method="encode", **given(condition))
 

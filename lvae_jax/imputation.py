@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import per_image, warns_of_values
+from lvae_jax.checks import check_whole, per_image, warns_of_values
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.mesh import whole
 from lvae_jax.models import HierarchicalVAE, given
@@ -49,10 +49,10 @@ class Conditioning:
     effective_sample_size: float = 100.0
 
     def __post_init__(self) -> None:
-        if min(self.num_samples, self.chains, self.steps) < 1 or self.num_samples % self.chains:
+        check_whole(num_samples=self.num_samples, chains=self.chains, steps=self.steps)
+        if self.num_samples % self.chains:
             raise ValueError(
-                f"num_samples={self.num_samples}, chains={self.chains}, steps={self.steps}; give "
-                "at least 1 of each, and a multiple of chains as num_samples"
+                f"num_samples={self.num_samples}, chains={self.chains}; give a multiple of chains"
             )
         if self.rounds < 0 or not self.effective_sample_size >= 0:
             raise ValueError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import check_batch_size, per_image, warns_of_values
+from lvae_jax.checks import check_whole, per_image, warns_of_values
 from lvae_jax.distributions import Gaussian
 from lvae_jax.evaluation import active_units
 from lvae_jax.models import HierarchicalVAE, given
@@ -70,7 +70,7 @@ def encode(
       >>> [q.mean.shape for q in latents.posterior]
       [(5, 3), (5, 2)]
     """
-    check_batch_size(batch_size)
+    check_whole(batch_size=batch_size)
     x, keys, condition = per_image(x, key, condition, model.data_dim)
 
     def of_image(image: tuple[Array, Any, Any]) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from lvae_jax import distributions, normalization, observations
 from lvae_jax.bounds import PerLayer, Terms
-from lvae_jax.checks import as_examples, as_int, as_tuples
+from lvae_jax.checks import as_examples, as_int, as_tuples, check_whole
 from lvae_jax.distributions import Bernoulli, Gaussian
 from lvae_jax.networks import ACTIVATIONS, Activation, Networks, Replace
 from lvae_jax.observations import BernoulliObservation, GaussianObservation, Head, Observation
@@ -463,8 +463,7 @@ class HierarchicalVAE(nn.Module):
         condition: Condition = None,
     ) -> Terms:
         """The rest of `__call__`, given the result of `encode`."""
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}; give at least 1")
+        check_whole(num_samples=num_samples)
         noise = self._noise(self.make_rng("sample"), (num_samples, x.shape[0]))
 
         def draw(i: int, q: Gaussian) -> Array:
@@ -621,8 +620,7 @@ class HierarchicalVAE(nn.Module):
             raise ValueError(f"layer={layer}; this model has layers 1 to {self.depth}")
         if is_key:
             num_samples = 1 if num_samples is None else num_samples
-            if num_samples < 1:
-                raise ValueError(f"num_samples={num_samples}; give at least 1")
+            check_whole(num_samples=num_samples)
             condition = self._condition_of(condition, num_samples)
             *noise, z = self._noise(z_or_key, (num_samples,))
             return self.generative.ancestral(z, self.depth, noise, condition)

@@ -155,6 +155,9 @@ def loss_and_gradients(
     Returns:
       The loss in nats, the batch's metrics, and a gradient for every parameter.
 
+    Raises:
+      ValueError: x holds no examples.
+
     Example:
       >>> import optax
       >>> from lvae_jax import LadderVAE
@@ -168,6 +171,8 @@ def loss_and_gradients(
       >>> params = jax.jit(model.init)({"params": key, "sample": key}, x)["params"]
       >>> params, opt_state, metrics = step(params, optimizer.init(params), key)
     """
+    if not x.shape[0]:
+        raise ValueError("x holds 0 examples; give at least 1")
     # Under jax_enable_x64 float64 would spread from here to the gradients and the metrics.
     x, beta = jnp.asarray(x, jnp.float32), jnp.asarray(beta, jnp.float32)
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from lvae_jax import bounds, distributions
 from lvae_jax.bounds import Terms
-from lvae_jax.checks import check_batch_size, per_image, warns_of_values
+from lvae_jax.checks import check_whole, per_image, warns_of_values
 from lvae_jax.models import HierarchicalVAE, given
 
 
@@ -90,7 +90,7 @@ def likelihood_ratio(
         raise ValueError(f"above={above}; a model of {model.depth} layers takes 1 to L - 1")
     if num_samples < 2:
         raise ValueError(f"num_samples={num_samples}; give at least 2, for a standard error")
-    check_batch_size(batch_size)
+    check_whole(batch_size=batch_size)
 
     images = per_image(x, key, condition, model.data_dim)
 

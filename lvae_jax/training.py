@@ -11,6 +11,7 @@ gradients are those of the whole batch.
 
 import functools
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -240,8 +241,6 @@ def train_step(
       >>> int(state.step), metrics.kl_per_layer.shape
       (1, (1,))
     """
-    if not x.shape[0]:
-        raise ValueError("x holds 0 examples; give at least 1")
     state = vary_alike(state, x, key, beta, update_scale, condition)
     value, metrics, gradients = _loss_and_gradients(
         model, unstacked(state.params), x, key, beta, objective, condition
@@ -371,8 +370,10 @@ def epoch_batches(
 
 def _steps_per_epoch(images: int, batch_size: int) -> int:
     """The number of full batches."""
-    if not 1 <= batch_size <= images:
-        raise ValueError(f"batch_size={batch_size}, {images} images; give from 1 to {images}")
+    if not isinstance(batch_size, Integral) or not 1 <= batch_size <= images:
+        raise ValueError(
+            f"batch_size={batch_size}, {images} images; give a whole number from 1 to {images}"
+        )
     return images // batch_size
 
 
@@ -461,8 +462,10 @@ def train_epoch(
             f"batches of shape {batches.shape}; give epoch_batches', {per_epoch, batch_size}"
         )
     steps = per_epoch if steps is None else steps
-    if not 1 <= steps <= per_epoch:
-        raise ValueError(f"steps={steps}; an epoch has {per_epoch}, give from 1 to that")
+    if not isinstance(steps, Integral) or not 1 <= steps <= per_epoch:
+        raise ValueError(
+            f"steps={steps}; an epoch has {per_epoch}, give a whole number from 1 to that"
+        )
     position = state.step % per_epoch
     end = state.step - position + per_epoch
     rows = batches.at[position + jnp.arange(steps)].get(mode="clip", wrap_negative_indices=False)

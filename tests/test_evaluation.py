@@ -271,11 +271,19 @@ def test_log_likelihood_chooses_its_chunk_size_where_none_is_given():
     assert_same_estimates(one, other, largest_size(model, variables, x))
 
 
-@pytest.mark.parametrize(("num_samples", "chunk_size"), [(0, 100), (-1, 1), (10, 0)])
-def test_log_likelihood_needs_a_sample(num_samples, chunk_size):
+@pytest.mark.parametrize(
+    ("num_samples", "chunk_size", "named"),
+    [
+        (0, 100, "num_samples=0"),
+        (-1, 1, "num_samples=-1"),
+        (5e3, 1, "num_samples=5000.0"),
+        (10, 0, "chunk_size=0"),
+        (10, 2.5, "chunk_size=2.5"),
+    ],
+)
+def test_log_likelihood_needs_a_sample(num_samples, chunk_size, named):
     model, variables, x, key, *_ = looped()
-    message = f"num_samples={num_samples}, chunk_size={chunk_size}; give at least 1"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{named}; give a whole number of at least 1"):
         evaluation.log_likelihood(model, variables, x, key, num_samples, chunk_size)
 
 
@@ -702,13 +710,19 @@ def test_an_x_of_another_shape_is_refused(x, message):
 
 def test_sizes_that_make_no_batch_are_refused():
     variables, key = small_variables(), jax.random.key(0)
-    for images, batch_size in ((X, 0), (X[:0], 2)):
+    for images, batch_size, message in (
+        (X, 0, "batch_size=0; give a whole number of at least 1"),
+        (X, 2.0, "batch_size=2.0; give a whole number of at least 1"),
+        (X[:0], 2, "0 images; give at least 1"),
+    ):
         for function, given in (
             (evaluation.elbo, variables),
             (evaluation.reestimate_batch_stats, variables["params"]),
         ):
-            with pytest.raises(ValueError, match=r"images, batch_size=\d; give at least 1 of each"):
+            with pytest.raises(ValueError, match=f"^{message}"):
                 function(SMALL, given, identity, images, key, batch_size=batch_size)
+    with pytest.raises(ValueError, match="batch_size=0; give a whole number of at least 1"):
+        evaluation.map_images(lambda image: image, 0, X)
 
 
 def test_initial_batch_statistics_are_warned_of():

@@ -332,5 +332,5 @@ def test_shapes_and_efforts_that_do_not_fit_are_refused():
         with pytest.raises(ValueError, match=r"rounds=.*, effective_sample_size=.*; give at least"):
             Conditioning(**wrong)
     for field in ("num_samples", "chains", "steps"):
-        with pytest.raises(ValueError, match=f"{field}=0.*give at least 1 of each"):
+        with pytest.raises(ValueError, match=f"{field}=0; give a whole number of at least 1"):
             Conditioning(**{field: 0})

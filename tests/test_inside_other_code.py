@@ -403,15 +403,19 @@ def test_parameters_of_64_bits_are_trained_and_evaluated_as_those_of_32_bits():
 
 
 def test_a_batch_of_more_images_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="batch_size=9, 8 images; give from 1 to 8"):
+    with pytest.raises(ValueError, match="batch_size=9, 8 images; give a whole number from 1 to 8"):
         training.train_epoch(MODEL, OPTIMIZER, identity, state(), IMAGES, KEY, batch_size=9)
 
 
 def test_no_examples_have_no_bounds_and_make_no_step():
     terms = MODEL.apply(variables(), X[:0], num_samples=2, rngs={"sample": KEY})
     assert bounds.elbo(terms).shape == bounds.importance_weighted(terms).shape == (0,)
-    with pytest.raises(ValueError, match="x holds 0 examples; give at least 1"):
-        step(X[:0])
+    for of_batch in (
+        step,
+        lambda x: objective.loss_and_gradients(MODEL, variables()["params"], x, KEY),
+    ):
+        with pytest.raises(ValueError, match="x holds 0 examples; give at least 1"):
+            of_batch(X[:0])
 
 
 def test_an_exported_estimate_takes_any_number_of_examples():

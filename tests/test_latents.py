@@ -104,5 +104,5 @@ def test_an_image_is_encoded_alike_in_any_batch():
 @pytest.mark.parametrize("batch_size", [0, -1])
 def test_batches_of_no_image_are_refused(batch_size):
     *_, model, variables = linear(LadderVAE)
-    with pytest.raises(ValueError, match=f"batch_size={batch_size}; give at least 1"):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size}; give a whole number"):
         latents.encode(model, variables, jnp.float32(lg.X), batch_size=batch_size)

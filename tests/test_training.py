@@ -842,7 +842,9 @@ def test_the_batches_of_an_epoch_can_be_computed_before_it():
     with pytest.raises(ValueError, match=r"batches of shape \(2, 4\); give .*, \(3, 4\)"):
         train_epoch(start(), batches=batches[:2])
     given = (MODEL, ADAM, binarisation.binarise, start(), jnp.asarray(IMAGES), ROOT)
-    with pytest.raises(ValueError, match="batch_size=0, 14 images; give from 1 to 14"):
+    with pytest.raises(
+        ValueError, match="batch_size=0, 14 images; give a whole number from 1 to 14"
+    ):
         training.train_epoch(*given, batch_size=0, batches=batches)
 
 
@@ -878,7 +880,9 @@ def test_the_rows_of_batches_are_the_same_with_64_bits():
 
 @pytest.mark.parametrize("steps", [-1, 0, 4])
 def test_a_number_of_steps_that_an_epoch_does_not_have_is_refused(steps):
-    with pytest.raises(ValueError, match=f"steps={steps}; an epoch has 3, give from 1 to that"):
+    with pytest.raises(
+        ValueError, match=f"steps={steps}; an epoch has 3, give a whole number from 1 to that"
+    ):
         train_epoch(start(), steps=steps)
 
 
