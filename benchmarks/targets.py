@@ -333,6 +333,18 @@ def plan_of(text: str) -> Plan:
     return Plan(Sizes(*sizes), *rest)
 
 
+def use_no_accelerator() -> None:
+    """Sets this process up to compile for absent devices, and to leave this machine's alone."""
+    jax.config.update("jax_platforms", "cpu")
+    os.environ |= {
+        # Another process, such as `benchmarks.run`, may hold libtpu's lock.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        # Otherwise libtpu asks its cloud what it runs on.
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    }
+
+
 def main() -> None:
     """Prints the rows of one target as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.targets", description=main.__doc__)
@@ -341,14 +353,7 @@ def main() -> None:
     given = parser.parse_args()
     if missing := missing_compiler(TARGETS[given.target]):
         parser.error(f"{given.target}: {missing}")
-    jax.config.update("jax_platforms", "cpu")  # compiles for absent devices, and uses none
-    os.environ |= {
-        # Another process, such as `benchmarks.run`, may hold libtpu's lock.
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        # Otherwise libtpu asks its cloud what it runs on.
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    }
+    use_no_accelerator()
     print(json.dumps(compile_all(given.target, TARGETS[given.target], given.plan)))
 
 

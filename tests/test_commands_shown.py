@@ -92,14 +92,14 @@ def parse_benchmark(command: str, arguments: list[str], together: bool) -> None:
     handed_on: list[str] = []
 
     def measure(plan, chosen):
-        if not chosen:
-            cli.fail("no part has a name that begins so")
         handed_on.extend(plan.flags)
         return []
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [command, *arguments])
         patch.setattr(benchmarks_run, "run", lambda *_: {})
+        patch.setattr(targets, "missing_compiler", lambda _: None)
+        patch.setattr(targets, "use_no_accelerator", lambda: None)
         patch.setattr(targets, "compile_all", lambda *_: [])
         patch.setattr(on_device, "measure", measure)
         importlib.import_module(command).main()
