@@ -101,7 +101,7 @@ def check_whole(**numbers: Any) -> None:
 
 
 def check_images(images: Any, condition: Any, batch_size: int) -> None:
-    """Refuses no images, a batch size that is not one, and a condition without all rows.
+    """Refuses no images, a batch size below 1, and a condition without all rows.
 
     Raises:
       ValueError: one of these was given.
