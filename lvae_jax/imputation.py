@@ -52,7 +52,8 @@ class Conditioning:
         check_whole(num_samples=self.num_samples, chains=self.chains, steps=self.steps)
         if self.num_samples % self.chains:
             raise ValueError(
-                f"num_samples={self.num_samples}, chains={self.chains}; give a multiple of chains"
+                f"num_samples={self.num_samples}, chains={self.chains}; give a multiple of chains "
+                "as num_samples"
             )
         if self.rounds < 0 or not self.effective_sample_size >= 0:
             raise ValueError(
